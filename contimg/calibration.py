@@ -1,0 +1,74 @@
+"""Solve a calibrator group and choose what a group is calibrated with: what the scripts of these stages call."""
+
+from pathlib import Path
+
+import numpy as np
+
+from contimg import caltables, preparation, skymodel
+from contimg import measurement_set as mset
+from contimg.calibrators import Candidate, find_candidates, read_calibrators
+from contimg.config import Config
+from contimg.errors import CalibrationError
+from contimg.geometry import meridian_vector, track
+from contimg.paths import Paths
+from contimg.skymodel import calibrator_model, predict, read_catalogue
+
+
+def candidates_for(config: Config, mid_mjd: float, app_dec_deg: float) -> list[Candidate]:
+    """Calibrators in the beam of one group, best first."""
+    catalogue = read_catalogue(config.catalogues.sky)
+    table = read_calibrators(config.catalogues.calibrators, catalogue, config.calibration)
+    return find_candidates(table, mid_mjd, app_dec_deg, config.calibration)[0]
+
+
+def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfile: Path | None) -> dict:
+    """Model into MODEL_DATA, solutions into the group's tables. Returns the result for `{group}.solve.json`."""
+    options = config.calibration
+    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    found = candidates_for(config, float(rows.time_mjd.mean()), app_dec_deg)
+    if not found:
+        raise CalibrationError(
+            f"group {group}: no calibrator of {options.min_flux_jy:g} Jy or more with a known flux at a beam response over "
+            f"{options.min_beam:g}. See calibration.min_flux_jy, min_beam, allow and deny."
+        )
+    calibrator = found[0]
+    catalogue = read_catalogue(config.catalogues.sky)
+    sources = calibrator_model(calibrator.source, catalogue, options.sky_radius_deg, options.sky_min_mjy / 1e3)
+    axes = track(*observation.phase_centre_deg, rows.time_mjd).axes
+    pointing = meridian_vector(np.radians(app_dec_deg))
+    model = predict(
+        sources, rows.time_mjd, axes, pointing, observation.positions_m, rows.ant_1, rows.ant_2, observation.freq_hz
+    )
+    amplitude = preparation.write_model(ms, model)
+    names = observation.antenna_names
+    refants = [names[a] for a in _reference_antennas(ms, observation, rows, options.refant)]
+    paths = Paths.of(config)
+    kinds = ("K", "B", "G") if options.do_k else ("B", "G")
+    outputs = {kind: paths.caltable(group, kind) for kind in kinds}
+    quality = caltables.solve(ms, outputs, refants, options, logfile)
+    return {
+        "calibrator": calibrator.name,
+        "flux_jy": float(calibrator.source.flux_jy(skymodel.CATALOGUE_HZ)),
+        "flux_scale": calibrator.flux_origin + (" (variable source)" if calibrator.variable else ""),
+        "mean_beam": calibrator.mean_beam,
+        "field_sources": len(sources) - 1,
+        "other_candidates": [c.name for c in found[1:]],
+        "model_amplitude_jy": amplitude,
+        "refant": refants[0],
+        "mid_mjd": float(rows.time_mjd.mean()),
+        "app_dec_deg": app_dec_deg,
+        "tables": {kind: str(path) for kind, path in outputs.items()},
+        "quality": quality,
+    }
+
+
+def _reference_antennas(ms: Path, observation, rows, wanted: str) -> list[int]:
+    flags = mset.read_grid(ms, "FLAG", rows.shape[0])
+    antennas = np.unique(np.concatenate([rows.ant_1, rows.ant_2]))
+    flagged = np.array([flags[:, (rows.ant_1 == a) ^ (rows.ant_2 == a)].mean() for a in antennas])
+    index = None
+    if wanted != "auto":
+        if wanted not in observation.antenna_names:
+            raise CalibrationError(f"{ms}: calibration.refant {wanted!r} is no antenna of this observation")
+        index = observation.antenna_names.index(wanted)
+    return caltables.choose_reference_antenna(observation.positions_m, antennas, flagged, index)

@@ -1,0 +1,216 @@
+"""The configuration: one frozen model, documented field by field, built once and handed to the stages.
+
+`config/config.yaml` states every default with a comment; `config/config.schema.json` is generated from these
+models (`python -m contimg.config`), and a test fails when the three drift apart.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from contimg.errors import ConfigError
+
+DEFAULT_CONFIG = Path("config/config.yaml")
+
+_FLUX_UNITS_JY = {"jy": 1.0, "mjy": 1e-3, "ujy": 1e-6}
+
+
+def parse_flux_jy(value: Any) -> float:
+    """Flux density in Jy from a number (Jy) or a text such as ``0.1mJy``, ``50 uJy``, ``1e-4 Jy``."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z]+)\s*", str(value))
+    if not match or match.group(2).lower() not in _FLUX_UNITS_JY:
+        raise ValueError(f"{value!r} is not a flux density; write a number in Jy, or a text such as '0.1mJy'")
+    return float(match.group(1)) * _FLUX_UNITS_JY[match.group(2).lower()]
+
+
+FluxJy = Annotated[float, BeforeValidator(parse_flux_jy)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PathsConfig(_Section):
+    """Where data come from and go to; relative paths are relative to the working directory."""
+
+    incoming: Path = Field(Path("data/incoming"), description="raw *_sb??.hdf5 files; never written by the workflow")
+    staging: str = Field("auto", description="folder for subband Measurement Sets, or auto: see conversion.staging")
+    products: Path = Field(Path("data/products"), description="Measurement Sets, tables, images, results, plots, logs")
+    state: Path = Field(Path("data/state"), description="SQLite databases, locks, run snapshots")
+
+
+class CataloguesConfig(_Section):
+    """Catalogues as CSV, positions ICRS."""
+
+    stations: Path = Field(Path("config/catalogues/dsa110_stations.csv"), description="stations of the array (WGS84)")
+    calibrators: Path = Field(Path("config/catalogues/vla_calibrators.csv"), description="VLA calibrator list")
+    sky: Path = Field(
+        Path("config/catalogues/nvss_ra344_dec16.csv"), description="sky at 1.4 GHz: name, ra_deg, dec_deg, flux_jy"
+    )
+
+
+class IngestConfig(_Section):
+    """How files become groups, and which groups a run takes."""
+
+    expected_subbands: int = Field(16, ge=1, le=99, description="a group is complete with the set 0..N-1")
+    min_subbands: int = Field(16, ge=1, description="start with fewer after collecting_timeout_s; the rest is flagged")
+    tolerance_s: float = Field(120, gt=0, lt=309, description="file names this close to the first are one group")
+    chunk_minutes: float = Field(5, gt=0, description="length of a group; caps the span of the clustering")
+    collecting_timeout_s: float = Field(3600, gt=0, description="an incomplete group fails this long after its start")
+    max_retries: int = Field(3, ge=0, description="attempts after the first before a group is failed")
+    order: Literal["oldest", "newest"] = Field("oldest", description="which groups go first")
+    start: str | None = Field(None, description="only groups at or after this UTC time (ISO)")
+    end: str | None = Field(None, description="only groups before this UTC time (ISO)")
+    groups: tuple[str, ...] = Field((), description="only these group ids; empty: all")
+
+
+class ConversionConfig(_Section):
+    """UVH5 to Measurement Set."""
+
+    writer: Literal["auto", "parallel-subband"] = Field("auto", description="auto: parallel-subband")
+    workers: int = Field(16, ge=1, description="subbands converted at once; bounded by the cores of the job")
+    staging: Literal["auto", "tmpfs", "disk"] = Field("auto", description="auto: tmpfs when it has room, else disk")
+    telescope_name: str = Field("OVRO_MMA", description="name in the Measurement Set; CASA must know it")
+
+
+class FlaggingConfig(_Section):
+    """Flags before calibration."""
+
+    strategy: Literal["mad", "none"] = Field("mad", description="statistical RFI detection, or none of it")
+    channel_sigma: float = Field(6.0, gt=3, description="array-averaged power of a time and channel, above its neighbours")
+    sample_sigma: float = Field(7.0, gt=4, description="amplitude of one visibility, above its baseline's")
+    max_channel_fraction: float = Field(0.5, gt=0, le=1, description="flag a channel with more than this flagged")
+    max_time_fraction: float = Field(0.5, gt=0, le=1, description="flag an integration with more than this flagged")
+    dead_coherence: float = Field(
+        0.1, ge=0, lt=1, description="an antenna with less than this share of the array's median coherent power is dead"
+    )
+
+
+class CalibrationConfig(_Section):
+    """Calibrator choice, sky model, solutions, validity."""
+
+    do_k: bool = Field(False, description="solve delays (K) before the bandpass")
+    sky_min_mjy: float = Field(10, ge=0, description="faintest catalogue source in the model, mJy at 1.4 GHz")
+    sky_radius_deg: float = Field(0.2, ge=0, description="catalogue sources this close to the calibrator are in the model")
+    min_flux_jy: FluxJy = Field(1.0, description="faintest calibrator, flux at 1.4 GHz")
+    min_beam: float = Field(0.5, gt=0, lt=1, description="smallest mean beam response at a calibrator")
+    allow: tuple[str, ...] = Field((), description="only these calibrators (names of the list); empty: all")
+    deny: tuple[str, ...] = Field((), description="never these calibrators")
+    flux_override: dict[str, FluxJy] = Field({}, description="flux at 1.4 GHz by calibrator name, before any catalogue")
+    uvrange: str | None = Field(None, description="CASA uvrange of the solve, for example '>0.1klambda'")
+    refant: str = Field("auto", description="station name, or auto: healthy and central")
+    min_snr: float = Field(3.0, gt=0, description="solutions below are flagged")
+    max_flagged: float = Field(0.5, gt=0, le=1, description="a set with more of its solutions flagged is not used")
+    validity_h: float = Field(24, gt=0, description="a set is valid this long before and after its mid time")
+    dec_tolerance_deg: float = Field(1.0, gt=0, description="a set is valid for pointings this close in declination")
+
+
+class ImagingConfig(_Section):
+    """Imaging."""
+
+    mode: Literal["full"] = Field("full", description="full")
+    backend: Literal["wgridder", "tclean"] = Field("wgridder", description="wgridder (ducc0 + radler) or tclean (CASA)")
+    imsize: int = Field(4800, ge=128, description="pixels on a side; even, with small prime factors")
+    cell_arcsec: float = Field(3.0, gt=0, description="pixel size; a fifth of the restoring beam or less")
+    robust: float = Field(0.0, ge=-2, le=2, description="Briggs robust parameter")
+    niter: int = Field(50000, ge=0, description="most clean components")
+    threshold: FluxJy | None = Field(None, description="stop at this residual peak ('0.5mJy'); null: threshold_sigma")
+    threshold_sigma: float = Field(1.5, gt=0, description="stop at this many sigma inside the automatic mask")
+    mask_sigma: float = Field(5.0, gt=0, description="peaks above this many sigma enter the automatic mask")
+    beam_limit: float = Field(0.2, gt=0, lt=1, description="the primary-beam corrected image is blank below")
+    skip_fits: bool = Field(False, description="write the CASA images only")
+
+
+class Config(_Section):
+    """Everything a run is told."""
+
+    paths: PathsConfig = PathsConfig()
+    catalogues: CataloguesConfig = CataloguesConfig()
+    ingest: IngestConfig = IngestConfig()
+    conversion: ConversionConfig = ConversionConfig()
+    flagging: FlaggingConfig = FlaggingConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    imaging: ImagingConfig = ImagingConfig()
+
+    def digest(self) -> str:
+        """Short hash of what decides the science: all but `paths` and the choice of groups."""
+        science = self.model_dump(mode="json", exclude={"paths", "ingest"})
+        return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """The configuration from a (merged) mapping; raises ConfigError naming every key that is wrong."""
+    try:
+        config = Config.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ConfigError("configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml.") from None
+    if config.ingest.min_subbands > config.ingest.expected_subbands:
+        raise ConfigError("configuration: ingest.min_subbands is larger than ingest.expected_subbands")
+    return config
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `top` over it, key by key down to the leaves."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def load(files: Iterable[Path] = ()) -> Config:
+    """The default file, if the working directory has it, then `files` over it in turn."""
+    values: dict[str, Any] = {}
+    for path in ([DEFAULT_CONFIG] if DEFAULT_CONFIG.exists() else []) + [Path(f) for f in files]:
+        try:
+            loaded = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+        if not isinstance(loaded, Mapping):
+            raise ConfigError(f"{path}: expected sections with keys, found {type(loaded).__name__}")
+        values = merge(values, loaded)
+    return from_mapping(values)
+
+
+def json_schema() -> str:
+    """JSON schema of the configuration, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def default_yaml() -> str:
+    """The default configuration with a comment on every key."""
+    lines = [
+        "# yaml-language-server: $schema=config.schema.json",
+        "# Every key with its default. Written by `python -m contimg.config` from contimg/config.py, which checks it.",
+        "# Do not edit: put what you want otherwise into a file of your own (`make run CONFIG=my.yaml`).",
+    ]
+    for name, section in Config.model_fields.items():
+        lines += ["", f"# {section.annotation.__doc__}", f"{name}:"]
+        for key, entry in section.annotation.model_fields.items():
+            value = getattr(section.default, key)
+            text = yaml.safe_dump(_plain(value), default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+            lines.append(f"  {key}: {text}  # {entry.description}")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML knows it."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+GENERATED = {Path("config/config.schema.json"): json_schema, Path("config/config.yaml"): default_yaml}
+
+if __name__ == "__main__":
+    for path, text in GENERATED.items():
+        path.write_text(text())

@@ -1,0 +1,37 @@
+"""Every error that a stage raises on purpose. The message says who, what was expected, what was found, what to do."""
+
+
+class ContimgError(Exception):
+    """Base class: an error whose message is enough for an operator; no traceback is needed to act on it."""
+
+
+class ConfigError(ContimgError):
+    """The configuration cannot be used."""
+
+
+class InputError(ContimgError):
+    """The raw data of one group cannot be used; trying again with the same files cannot help."""
+
+
+class SubbandError(InputError):
+    """One subband file is unreadable, truncated or not of this telescope."""
+
+
+class ValidationError(ContimgError):
+    """A Measurement Set or a product is not what its stage promised."""
+
+
+class CalibrationError(ContimgError):
+    """No usable solutions, or no valid set to apply."""
+
+
+class ImagingError(ContimgError):
+    """The image could not be made."""
+
+
+class StateError(ContimgError):
+    """A move that the state machine of the queue does not have."""
+
+
+class LockError(ContimgError):
+    """Another run holds the lock."""

@@ -1,0 +1,268 @@
+"""Flags before calibration: what is not data, dead antennas, radio interference.
+
+Detection works on powers averaged over all baselines. Interference is seen by many of them at once, so one time and
+channel is judged with the sensitivity of the whole array, and noise is not clipped: cutting the tail of
+noise-dominated amplitudes would bias fluxes by per cents (FACTS: flagging). Only samples far beyond any noise are
+cut one by one. Arrays are (time, baseline, channel, polarisation).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numba import njit, prange
+from scipy.ndimage import median_filter
+
+from contimg.config import FlaggingConfig
+
+_RAYLEIGH_MEDIAN = 1.1774100225  # median of |x + iy| for unit rms of x and of y
+_SECOND_DIFFERENCE = np.sqrt(6.0)  # rms of v[k-1] - 2 v[k] + v[k+1] per rms of v
+_CHANNELS_AROUND = 11
+_COHERENCE_CELL = (2, 2e6)  # integrations, Hz: short enough for sources at the edge of the beam
+
+
+@dataclass
+class Flagging:
+    """Flags and what was found on the way."""
+
+    flags: np.ndarray  # (ntime, nbaseline, nchan, npol)
+    fractions: dict[str, float] = field(default_factory=dict)  # by reason, of all cross-correlations, each counted once
+    dead_antennas: list[int] = field(default_factory=list)
+    coherence: dict[int, float] = field(default_factory=dict)  # by antenna, relative to the array's median
+    rfi_channels: list[int] = field(default_factory=list)
+    rfi_integrations: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@njit(parallel=True, cache=True)
+def baseline_noise(data, flags):
+    """Robust rms (nbaseline, npol) of one component, from second differences along the channels."""
+    ntime, nbaseline, nchan, npol = data.shape
+    noise = np.zeros((nbaseline, npol))
+    for b in prange(nbaseline):
+        sample = np.empty(ntime * max(nchan - 2, 0))
+        for p in range(npol):
+            count = 0
+            for t in range(ntime):
+                for c in range(1, nchan - 1):
+                    if not (flags[t, b, c - 1, p] or flags[t, b, c, p] or flags[t, b, c + 1, p]):
+                        sample[count] = abs(data[t, b, c - 1, p] - 2 * data[t, b, c, p] + data[t, b, c + 1, p])
+                        count += 1
+            if count:
+                noise[b, p] = np.median(sample[:count]) / (_RAYLEIGH_MEDIAN * _SECOND_DIFFERENCE)
+    return noise
+
+
+@njit(parallel=True, cache=True)
+def _array_power(data, flags, noise, use):
+    """Mean over baselines of |V|^2 / noise^2, and the number of baselines, (ntime, nchan, npol)."""
+    ntime, nbaseline, nchan, npol = data.shape
+    power = np.zeros((ntime, nchan, npol))
+    count = np.zeros((ntime, nchan, npol))
+    for t in prange(ntime):
+        for b in range(nbaseline):
+            if not use[b]:
+                continue
+            for c in range(nchan):
+                for p in range(npol):
+                    if not flags[t, b, c, p] and noise[b, p] > 0:
+                        v = data[t, b, c, p]
+                        power[t, c, p] += (v.real**2 + v.imag**2) / noise[b, p] ** 2
+                        count[t, c, p] += 1
+        for c in range(nchan):
+            for p in range(npol):
+                power[t, c, p] = power[t, c, p] / count[t, c, p] if count[t, c, p] else np.nan
+    return power, count
+
+
+@njit(parallel=True, cache=True)
+def _clip_samples(data, flags, noise, sigma):
+    """Flag samples beyond 1.3 x the baseline's median amplitude + sigma x its noise, in place; returns their number."""
+    ntime, nbaseline, nchan, npol = data.shape
+    found = np.zeros(nbaseline, np.int64)
+    for b in prange(nbaseline):
+        sample = np.empty(ntime * nchan)
+        for p in range(npol):
+            count = 0
+            for t in range(ntime):
+                for c in range(nchan):
+                    if not flags[t, b, c, p]:
+                        sample[count] = abs(data[t, b, c, p])
+                        count += 1
+            if count == 0:
+                continue
+            limit = 1.3 * np.median(sample[:count]) + sigma * noise[b, p]
+            for t in range(ntime):
+                for c in range(nchan):
+                    if not flags[t, b, c, p] and abs(data[t, b, c, p]) > limit:
+                        flags[t, b, c, p] = True
+                        found[b] += 1
+    return found.sum()
+
+
+@njit(parallel=True, cache=True)
+def _coherent_power(data, flags, noise, times, channels):
+    """Per baseline: mean over cells of |mean of V / noise|^2 less what noise alone gives, and its standard error."""
+    ntime, nbaseline, nchan, npol = data.shape
+    excess = np.full(nbaseline, np.nan)
+    error = np.full(nbaseline, np.nan)
+    for b in prange(nbaseline):
+        total, variance, cells = 0.0, 0.0, 0
+        for p in range(npol):
+            if not noise[b, p] > 0:
+                continue
+            for t0 in range(0, ntime, times):
+                for c0 in range(0, nchan, channels):
+                    mean, n = 0j, 0
+                    for t in range(t0, min(t0 + times, ntime)):
+                        for c in range(c0, min(c0 + channels, nchan)):
+                            if not flags[t, b, c, p]:
+                                mean += data[t, b, c, p]
+                                n += 1
+                    if n:
+                        mean /= n * noise[b, p]
+                        total += mean.real**2 + mean.imag**2 - 2.0 / n
+                        variance += (2.0 / n) ** 2
+                        cells += 1
+        if cells:
+            excess[b] = total / cells
+            error[b] = np.sqrt(variance) / cells
+    return excess, error
+
+
+def _excess(values: np.ndarray, floor: np.ndarray | float) -> np.ndarray:
+    """Residuals in units of their robust scatter, which is at least `floor`."""
+    finite = values[np.isfinite(values)]
+    scatter = 1.4826 * np.median(np.abs(finite - np.median(finite))) if finite.size else 0.0
+    return np.where(np.isfinite(values), values, 0) / np.maximum(scatter, floor)
+
+
+def _smooth_drift(level: np.ndarray) -> np.ndarray:
+    """Quadratic through ln(level) against time, outliers clipped: how power follows sources through the beam."""
+    x = np.linspace(-1, 1, len(level))
+    y = np.log(np.where(level > 0, level, np.nan))
+    good = np.isfinite(y)
+    good &= np.abs(y - np.nanmedian(y)) < 2
+    for _ in range(6):
+        if good.sum() < 4:
+            return np.full(len(level), np.nanmedian(level))
+        fit = np.polyval(np.polyfit(x[good], y[good], 2), x)
+        residual = np.abs(y - fit)
+        good = np.isfinite(y) & (residual <= 3 * max(1.4826 * np.median(residual[good]), 1e-3))
+    return np.exp(fit)
+
+
+def rfi_times_channels(power: np.ndarray, count: np.ndarray, options: FlaggingConfig) -> tuple[np.ndarray, list, list]:
+    """Interference in array-averaged power (ntime, nchan, npol).
+
+    Returns flags (ntime, nchan), the channels and the integrations that are flagged as a whole. Bands and drifts are
+    smooth: a persistent carrier stands out against the neighbouring channels, a burst against the drift of the
+    total power, an intermittent carrier against both.
+    """
+    ntime, nchan, npol = power.shape
+    bad = np.zeros((ntime, nchan), bool)
+    channels, integrations = np.zeros(nchan, bool), np.zeros(ntime, bool)
+    sigma = options.channel_sigma
+    for p in range(npol):
+        one = np.where(count[..., p] > 0, power[..., p], np.nan)
+        if not np.isfinite(one).any():
+            continue
+        baselines = max(1.0, float(np.median(count[..., p][count[..., p] > 0])))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spectrum = _nanmedian(one, 0)
+            around = _neighbours(spectrum[None])[0]
+            channels |= _excess(spectrum / around - 1, 1.25 / np.sqrt(baselines * ntime)) > sigma
+            shape = np.where(channels, np.nan, spectrum)
+            level = _nanmedian(one / shape, 1)
+            step = level / _smooth_drift(level) - 1
+            integrations |= (step > 0.1) & (_excess(step, 1.25 / np.sqrt(baselines * nchan)) > sigma)
+            flat = one / around / level[:, None]
+            flat[integrations] = np.nan
+            flat[:, channels] = np.nan
+            bad |= _excess(flat / _neighbours(flat) - 1, 1 / np.sqrt(baselines)) > sigma
+    bad[:, channels] = True
+    bad[integrations] = True
+    channels |= bad[~integrations].mean(axis=0) > options.max_channel_fraction if not integrations.all() else False
+    integrations |= bad[:, ~channels].mean(axis=1) > options.max_time_fraction if not channels.all() else False
+    bad[:, channels] = True
+    bad[integrations] = True
+    return bad, np.flatnonzero(channels).tolist(), np.flatnonzero(integrations).tolist()
+
+
+def _nanmedian(values: np.ndarray, axis: int) -> np.ndarray:
+    """Median of what is finite; NaN where nothing is."""
+    some = np.isfinite(values).any(axis=axis, keepdims=True)
+    result = np.nanmedian(np.where(some, values, 0), axis=axis)
+    return np.where(some.squeeze(axis), result, np.nan)
+
+
+def _neighbours(values: np.ndarray) -> np.ndarray:
+    """Running median along the channels (last axis), holes filled with the row's median first."""
+    filled = np.where(np.isfinite(values), values, _nanmedian(values, 1)[:, None])
+    return median_filter(filled, size=(1, _CHANNELS_AROUND), mode="reflect")
+
+
+def dead_antennas(data, flags, noise, ant_1, ant_2, channel_width_hz, threshold) -> tuple[list[int], dict[int, float], str]:
+    """Antennas that take part in noise but not in the sky: (numbers, relative coherence by antenna, note).
+
+    The power of visibilities averaged over small cells, less that of noise, does not depend on the phases of the
+    gains, so it needs no calibration; relative to the noise it does not depend on their amplitudes either.
+    """
+    times, width_hz = _COHERENCE_CELL
+    channels = max(1, int(width_hz / channel_width_hz))
+    excess, error = _coherent_power(data, flags, noise, times, channels)
+    antennas = np.unique(np.concatenate([ant_1, ant_2]))
+    per_antenna = {}
+    for antenna in antennas:
+        mine = ((ant_1 == antenna) ^ (ant_2 == antenna)) & np.isfinite(excess)
+        if mine.any():
+            per_antenna[int(antenna)] = float(np.median(excess[mine]))
+    if not per_antenna:
+        return [], {}, "no unflagged cross-correlation: dead antennas unknown"
+    typical = float(np.median(list(per_antenna.values())))
+    scatter = float(np.nanmedian(error)) / np.sqrt(len(antennas))
+    relative = {a: value / typical for a, value in per_antenna.items()} if typical > 0 else {}
+    if typical < 10 * scatter:
+        return [], relative, f"sky too faint ({typical / scatter:.1f} sigma per antenna) to tell a dead antenna"
+    return [a for a, r in relative.items() if r < threshold], relative, ""
+
+
+def flag(data, flags, ant_1, ant_2, channel_width_hz: float, options: FlaggingConfig) -> Flagging:
+    """All flags of a group.
+
+    data, flags       (ntime, nbaseline, nchan, npol); `flags` marks what conversion found to be no data
+    ant_1, ant_2      (nbaseline,) antenna indices
+    channel_width_hz  for the size of the cells in which the sky is coherent
+
+    Autocorrelations are flagged; fractions count cross-correlations only.
+    """
+    cross = ant_1 != ant_2
+    result = Flagging(flags=flags | (data == 0))
+    before = 0.0
+
+    def note(reason: str) -> None:
+        nonlocal before
+        after = float(result.flags[:, cross].mean())
+        result.fractions[reason] = after - before
+        before = after
+
+    note("no_data")
+    noise = baseline_noise(data, result.flags)
+    if options.strategy == "mad":
+        power, count = _array_power(data, result.flags, noise, cross)
+        bad, result.rfi_channels, result.rfi_integrations = rfi_times_channels(power, count, options)
+        result.flags |= bad[:, None, :, None]
+        note("rfi_times_channels")
+        _clip_samples(data, result.flags, noise, options.sample_sigma)
+        note("rfi_samples")
+        noise = baseline_noise(data, result.flags)
+    dead, coherence, remark = dead_antennas(
+        data, result.flags, noise, ant_1, ant_2, channel_width_hz, options.dead_coherence
+    )
+    result.dead_antennas, result.coherence = dead, coherence
+    if remark:
+        result.notes.append(remark)
+    if dead:
+        result.flags[:, np.isin(ant_1, dead) | np.isin(ant_2, dead)] = True
+    note("dead_antennas")
+    result.flags[:, ~cross] = True
+    return result

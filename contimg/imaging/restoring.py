@@ -1,0 +1,44 @@
+"""The restoring beam, and what it makes of a model: the same for every imager."""
+
+import numpy as np
+from scipy import fft, ndimage, optimize
+
+from contimg.errors import ImagingError
+from contimg.imaging import Beam
+
+_MAIN_LOBE = 0.35  # the beam is fitted to the psf above this level
+
+
+def fit_restoring_beam(psf: np.ndarray, cell_arcsec: float) -> Beam:
+    """Elliptical Gaussian of unit height fitted to the main lobe of the psf, least squares over its pixels."""
+    centre = np.array(psf.shape) // 2
+    labels, _ = ndimage.label(psf > _MAIN_LOBE)
+    lobe = np.argwhere(labels == labels[tuple(centre)])
+    east = -(lobe[:, 0] - centre[0]) * cell_arcsec
+    north = (lobe[:, 1] - centre[1]) * cell_arcsec
+    height = psf[lobe[:, 0], lobe[:, 1]]
+    if len(lobe) < 7:
+        raise ImagingError(f"the psf's main lobe has {len(lobe)} pixels of {cell_arcsec} arcsec: use smaller cells")
+    design = np.stack([east**2, 2 * east * north, north**2], axis=1)
+    start, *_ = np.linalg.lstsq(design, -np.log(height), rcond=None)
+    fit = optimize.least_squares(lambda q: np.exp(-design @ q) - height, start)
+    (a, b, c), ln2 = fit.x, np.log(2)
+    eigenvalues, vectors = np.linalg.eigh([[a, b], [b, c]])
+    if eigenvalues[0] <= 0:
+        raise ImagingError("the psf's main lobe is no Gaussian: too few antennas or channels are left")
+    major_axis = vectors[:, 0]
+    pa = np.degrees(np.arctan2(major_axis[0], major_axis[1]))
+    return Beam(2 * np.sqrt(ln2 / eigenvalues[0]), 2 * np.sqrt(ln2 / eigenvalues[1]), (pa + 90) % 180 - 90)
+
+
+def restore(model: np.ndarray, residual: np.ndarray, beam: Beam, cell_arcsec: float, threads: int) -> np.ndarray:
+    """Model (Jy/pixel) convolved with the restoring beam, plus the residual: Jy/beam."""
+    nx, ny = model.shape
+    pa = np.radians(beam.pa_deg)
+    kx, ky = fft.fftfreq(nx, cell_arcsec)[:, None], fft.rfftfreq(ny, cell_arcsec)[None]
+    kx = -kx  # x grows to the west, the Gaussian is in east and north
+    along, across = kx * np.sin(pa) + ky * np.cos(pa), kx * np.cos(pa) - ky * np.sin(pa)
+    exponent = (np.pi**2 / (4 * np.log(2))) * ((along * beam.major_arcsec) ** 2 + (across * beam.minor_arcsec) ** 2)
+    area = np.pi * beam.major_arcsec * beam.minor_arcsec / (4 * np.log(2)) / cell_arcsec**2
+    transform = fft.rfft2(model, workers=threads) * (area * np.exp(-exponent)).astype(np.float32)
+    return residual + fft.irfft2(transform, s=model.shape, workers=threads).astype(np.float32)

@@ -1,0 +1,45 @@
+"""The last stage: a group's results into the databases. Products first, the queue's own rows after."""
+
+from pathlib import Path
+
+from contimg import db, ingest, products
+from contimg.config import Config
+from contimg.errors import ValidationError
+from contimg.paths import Paths
+from contimg.stage import read_json
+
+STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa")
+_IMAGE_TYPES = {"image.fits": "image", "pbcor.fits": "pbcor", "pb.fits": "pb"}
+_CASA_TYPES = {"image": "image", "image.pbcor": "pbcor", "pb": "pb"}
+
+
+def results_of(paths: Paths, group: str) -> dict[str, dict]:
+    """Results of the stages that a group has been through, by stage."""
+    return {s: read_json(paths.result(group, s)) for s in (*STAGES, "index") if paths.result(group, s).exists()}
+
+
+def index_group(group: str, config: Config) -> dict:
+    """Upsert everything known about a finished group; returns the result for `{group}.index.json`."""
+    paths = Paths.of(config)
+    results = results_of(paths, group)
+    imaged = results["image"]
+    # With skip_fits the CASA images stand for the FITS files; the residual is a CASA image in either case.
+    types = _CASA_TYPES if config.imaging.skip_fits else _IMAGE_TYPES
+    images = [(kind, imaged["images"][suffix]) for suffix, kind in types.items()]
+    images.append(("residual", imaged["images"]["residual"]))
+    artifacts = {name: Path(path) for name, path in results["qa"]["artifacts"].items()}
+    absent = [path for path in [*(p for _, p in images), *map(str, artifacts.values())] if not Path(path).exists()]
+    if absent:
+        raise ValidationError(f"group {group}: {absent} are not there; not indexed. Image it again.")
+    ms = {
+        "path": str(paths.ms(group)), "start_mjd": imaged["start_mjd"], "end_mjd": imaged["end_mjd"],
+        "mid_mjd": results["convert"]["mid_mjd"], "processed_at": db.now(), "status": "ok", "stage": "index",
+        "stage_updated_at": db.now(), "cal_applied": results["caltables"]["set_name"],
+        "imagename": dict(images)["pbcor"],
+    }  # fmt: skip
+    seconds = {stage: values["seconds"] for stage, values in results.items() if stage != "index"}
+    with db.writing(paths.products_db, products.Base) as session:
+        products.record_group(session, group, ms, images, imaged, artifacts)
+    with db.writing(paths.ingest_db, ingest.Base) as session:
+        ingest.record_performance(session, group, results["convert"], seconds)
+    return {"images": len(images), "artifacts": len(artifacts), "stage_seconds": seconds}

@@ -1,0 +1,280 @@
+"""Measurement Sets with python-casacore: one spectral window, one field, rows in order of time and baseline.
+
+The only module that knows columns, data managers and subtables. Arrays are (row, channel, polarisation), or with
+`grid` (time, baseline, channel, polarisation).
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import casacore.tables as ct
+import numpy as np
+
+from contimg.errors import ValidationError
+from contimg.geometry import TEE_ITRF_M
+
+DAY_S = 86400.0
+_TILE_BYTES = 1 << 20
+_STOKES_XX, _STOKES_YY = 9, 12
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the subtables say."""
+
+    phase_centre_deg: tuple[float, float]  # ICRS
+    freq_hz: np.ndarray  # (nchan,) ascending
+    channel_width_hz: float
+    antenna_names: tuple[str, ...]
+    positions_m: np.ndarray  # (nant, 3) ITRF offsets from the Tee centre
+    diameters_m: np.ndarray
+    telescope_name: str
+    time_range_mjd: tuple[float, float]  # start of the first and end of the last integration
+    field_name: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the main table says about its rows; every integration has the same baselines."""
+
+    time_mjd: np.ndarray  # (ntime,) UTC
+    integration_s: float
+    ant_1: np.ndarray  # (nbaseline,), ant_1 <= ant_2
+    ant_2: np.ndarray
+    uvw_m: np.ndarray  # (ntime, nbaseline, 3)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(ntime, nbaseline)."""
+        return self.uvw_m.shape[:2]
+
+
+@contextmanager
+def open_table(path: Path | str, readonly: bool = True) -> Iterator[ct.table]:
+    """A casacore table, closed at the end whatever happens."""
+    try:
+        table = ct.table(str(path), readonly=readonly, ack=False, lockoptions="auto")
+    except RuntimeError as error:
+        raise ValidationError(f"{path}: not readable as a table: {error}") from None
+    try:
+        yield table
+    finally:
+        table.close()
+
+
+def remove(path: Path) -> None:
+    """Remove a table directory, or a file, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; renamed to `path` at the end, removed if anything fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            remove(path)
+        os.replace(partial, path)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def _tiled_column(name: str, shape: list[int], tile: list[int]) -> tuple[dict, dict]:
+    """Description and data manager of a tiled column of fixed cell shape; `shape` and `tile` as (channel, pol), (3,)."""
+    valuetype = {"FLAG": "boolean", "WEIGHT_SPECTRUM": "float", "UVW": "double"}.get(name, "complex")
+    description = {
+        "valueType": valuetype, "ndim": len(shape), "shape": shape, "_c_order": True, "option": 5, "maxlen": 0,
+        "dataManagerType": "TiledColumnStMan", "dataManagerGroup": f"Tiled_{name}", "comment": "", "keywords": {},
+    }  # fmt: skip
+    if name == "UVW":
+        description["keywords"] = {"QuantumUnits": ["m"] * 3, "MEASINFO": {"type": "uvw", "Ref": "ICRS"}}
+    manager = {"TYPE": "TiledColumnStMan", "NAME": f"Tiled_{name}", "SPEC": {"DEFAULTTILESHAPE": tile[::-1]}}
+    return {name: description}, manager
+
+
+def _data_column(name: str, nchan: int, npol: int, chan_tile: int) -> tuple[dict, dict]:
+    """A (channel, polarisation) column whose tiles, of about 1 MiB, span `chan_tile` channels."""
+    bytes_per = {"FLAG": 1 / 8, "WEIGHT_SPECTRUM": 4}.get(name, 8)
+    rows = max(1, int(_TILE_BYTES / (bytes_per * chan_tile * npol)))
+    return _tiled_column(name, [nchan, npol], [rows, chan_tile, npol])
+
+
+def create(path: Path, observation: Observation, rows: Rows, chan_tile: int | None = None) -> None:
+    """A Measurement Set with all rows and subtables, and DATA, FLAG, WEIGHT_SPECTRUM to be filled.
+
+    chan_tile  channels in a tile: a writer that fills the table by subbands writes each tile once
+    """
+    nchan, npol = len(observation.freq_hz), 2
+    chan_tile = chan_tile or nchan
+    columns = [_data_column(name, nchan, npol, chan_tile) for name in ("DATA", "FLAG", "WEIGHT_SPECTRUM")]
+    columns.append(_tiled_column("UVW", [3], [16384, 3]))
+    description = {key: value for column, _ in columns for key, value in column.items()}
+    managers = {f"*{i + 1}": manager for i, (_, manager) in enumerate(columns)}
+    table = ct.default_ms(str(path), description, managers)
+    try:
+        _fill_rows(table, observation, rows, npol)
+        _fill_subtables(table, observation)
+    finally:
+        table.close()
+
+
+def _fill_rows(table: ct.table, observation: Observation, rows: Rows, npol: int) -> None:
+    ntime, nbaseline = rows.shape
+    nrow = ntime * nbaseline
+    table.addrows(nrow)
+    time_s = np.repeat(rows.time_mjd * DAY_S, nbaseline)
+    table.putcol("UVW", rows.uvw_m.reshape(nrow, 3))
+    table.putcol("TIME", time_s)
+    table.putcol("TIME_CENTROID", time_s)
+    table.putcol("ANTENNA1", np.tile(rows.ant_1, ntime).astype(np.int32))
+    table.putcol("ANTENNA2", np.tile(rows.ant_2, ntime).astype(np.int32))
+    table.putcol("INTERVAL", np.full(nrow, rows.integration_s))
+    table.putcol("EXPOSURE", np.full(nrow, rows.integration_s))
+    table.putcol("SCAN_NUMBER", np.ones(nrow, np.int32))
+    table.putcol("SIGMA", np.ones((nrow, npol), np.float32))
+    table.putcol("WEIGHT", np.ones((nrow, npol), np.float32))
+    for name in ("DATA_DESC_ID", "FIELD_ID", "ARRAY_ID", "OBSERVATION_ID", "PROCESSOR_ID", "STATE_ID", "FEED1", "FEED2"):
+        table.putcol(name, np.zeros(nrow, np.int32))
+
+
+def _subtable(table: ct.table, name: str, nrow: int, **columns) -> None:
+    with open_table(table.getkeyword(name).removeprefix("Table: "), readonly=False) as sub:
+        sub.addrows(nrow)
+        for column, value in columns.items():
+            sub.putcol(column, value)
+            if column.endswith("_DIR"):
+                sub.putcolkeyword(column, "MEASINFO", {"type": "direction", "Ref": "ICRS"})
+
+
+def _fill_subtables(table: ct.table, observation: Observation) -> None:
+    nant = len(observation.antenna_names)
+    nchan = len(observation.freq_hz)
+    start_s, end_s = (mjd * DAY_S for mjd in observation.time_range_mjd)
+    direction = np.radians(observation.phase_centre_deg)[None, None]
+    width = np.full((1, nchan), observation.channel_width_hz)
+    zeros = np.zeros(1, np.int32)
+    _subtable(
+        table, "ANTENNA", nant,
+        NAME=list(observation.antenna_names), STATION=[f"DSA-{n}" for n in observation.antenna_names],
+        TYPE=["GROUND-BASED"] * nant, MOUNT=["ALT-AZ"] * nant, POSITION=TEE_ITRF_M + observation.positions_m,
+        OFFSET=np.zeros((nant, 3)), DISH_DIAMETER=observation.diameters_m, FLAG_ROW=np.zeros(nant, bool),
+    )  # fmt: skip
+    _subtable(
+        table, "FEED", nant,
+        ANTENNA_ID=np.arange(nant, dtype=np.int32), FEED_ID=np.zeros(nant, np.int32),
+        SPECTRAL_WINDOW_ID=np.full(nant, -1, np.int32), TIME=np.full(nant, (start_s + end_s) / 2),
+        INTERVAL=np.full(nant, 0.0), NUM_RECEPTORS=np.full(nant, 2, np.int32), BEAM_ID=np.full(nant, -1, np.int32),
+        BEAM_OFFSET=np.zeros((nant, 2, 2)), POLARIZATION_TYPE={"shape": [nant, 2], "array": ["X", "Y"] * nant},
+        POL_RESPONSE=np.tile(np.eye(2, dtype=np.complex64), (nant, 1, 1)), POSITION=np.zeros((nant, 3)),
+        RECEPTOR_ANGLE=np.zeros((nant, 2)),
+    )  # fmt: skip
+    _subtable(
+        table, "FIELD", 1,
+        NAME=[observation.field_name], CODE=[""], TIME=np.array([start_s]), NUM_POLY=zeros, SOURCE_ID=zeros,
+        DELAY_DIR=direction, PHASE_DIR=direction, REFERENCE_DIR=direction, FLAG_ROW=np.zeros(1, bool),
+    )  # fmt: skip
+    _subtable(
+        table, "SPECTRAL_WINDOW", 1,
+        NAME=["full band"], NUM_CHAN=np.array([nchan], np.int32), REF_FREQUENCY=observation.freq_hz[:1],
+        CHAN_FREQ=observation.freq_hz[None], CHAN_WIDTH=width, EFFECTIVE_BW=width, RESOLUTION=width,
+        TOTAL_BANDWIDTH=np.array([nchan * observation.channel_width_hz]), MEAS_FREQ_REF=np.array([5], np.int32),
+        NET_SIDEBAND=np.ones(1, np.int32), IF_CONV_CHAIN=zeros, FREQ_GROUP=zeros, FREQ_GROUP_NAME=[""],
+        FLAG_ROW=np.zeros(1, bool),
+    )  # fmt: skip
+    _subtable(
+        table, "POLARIZATION", 1,
+        NUM_CORR=np.array([2], np.int32), CORR_TYPE=np.array([[_STOKES_XX, _STOKES_YY]], np.int32),
+        CORR_PRODUCT=np.array([[[0, 0], [1, 1]]], np.int32), FLAG_ROW=np.zeros(1, bool),
+    )  # fmt: skip
+    _subtable(table, "DATA_DESCRIPTION", 1, SPECTRAL_WINDOW_ID=zeros, POLARIZATION_ID=zeros, FLAG_ROW=np.zeros(1, bool))
+    _subtable(
+        table, "OBSERVATION", 1,
+        TELESCOPE_NAME=[observation.telescope_name], OBSERVER=["DSA-110"], PROJECT=["drift scan"],
+        TIME_RANGE=np.array([[start_s, end_s]]), RELEASE_DATE=np.array([end_s]), SCHEDULE_TYPE=[""],
+        FLAG_ROW=np.zeros(1, bool),
+    )  # fmt: skip
+    _subtable(
+        table, "STATE", 1,
+        SIG=np.ones(1, bool), REF=np.zeros(1, bool), CAL=np.zeros(1), LOAD=np.zeros(1), SUB_SCAN=zeros,
+        OBS_MODE=["OBSERVE_TARGET#ON_SOURCE"], FLAG_ROW=np.zeros(1, bool),
+    )  # fmt: skip
+    _subtable(
+        table, "PROCESSOR", 1,
+        TYPE=["CORRELATOR"], SUB_TYPE=["DSA-110"], TYPE_ID=zeros, MODE_ID=zeros, FLAG_ROW=np.zeros(1, bool),
+    )  # fmt: skip
+
+
+def ensure_column(path: Path, name: str) -> None:
+    """Add MODEL_DATA or CORRECTED_DATA, stored like DATA, if the Measurement Set has none."""
+    with open_table(path, readonly=False) as table:
+        if name in table.colnames():
+            return
+        nchan, npol = table.getcell("DATA", 0).shape
+        description, manager = _data_column(name, nchan, npol, nchan)
+        table.addcols(description, manager)
+        # CASA's imaging tasks want the channel selection keyword on MODEL_DATA.
+        table.putcolkeyword(name, "CHANNEL_SELECTION", np.array([[0, nchan]], np.int32))
+
+
+def read_observation(path: Path) -> Observation:
+    """What the subtables say."""
+    with open_table(f"{path}::SPECTRAL_WINDOW") as spw, open_table(f"{path}::ANTENNA") as antenna:
+        if spw.nrows() != 1:
+            raise ValidationError(f"{path}: expected 1 spectral window, found {spw.nrows()}")
+        freq_hz, width = spw.getcol("CHAN_FREQ")[0], float(spw.getcol("CHAN_WIDTH")[0, 0])
+        names, positions = tuple(antenna.getcol("NAME")), antenna.getcol("POSITION")
+        diameters = antenna.getcol("DISH_DIAMETER")
+    with open_table(f"{path}::FIELD") as field, open_table(f"{path}::OBSERVATION") as observation:
+        if field.nrows() != 1:
+            raise ValidationError(f"{path}: expected 1 field, found {field.nrows()}")
+        phase, reference = field.getcol("PHASE_DIR")[0, 0], field.getcol("REFERENCE_DIR")[0, 0]
+        if not np.array_equal(phase, reference):
+            raise ValidationError(f"{path}: PHASE_DIR {phase} and REFERENCE_DIR {reference} differ")
+        start_s, end_s = observation.getcol("TIME_RANGE")[0]
+        return Observation(
+            phase_centre_deg=(float(np.degrees(phase[0]) % 360), float(np.degrees(phase[1]))),
+            freq_hz=freq_hz, channel_width_hz=width, antenna_names=names, positions_m=positions - TEE_ITRF_M,
+            diameters_m=diameters, telescope_name=observation.getcol("TELESCOPE_NAME")[0],
+            time_range_mjd=(start_s / DAY_S, end_s / DAY_S), field_name=field.getcol("NAME")[0],
+        )  # fmt: skip
+
+
+def read_rows(path: Path) -> Rows:
+    """What the main table says about its rows; raises ValidationError unless they are times x baselines."""
+    with open_table(path) as table:
+        time_s, ant_1, ant_2 = (table.getcol(c) for c in ("TIME", "ANTENNA1", "ANTENNA2"))
+        uvw, interval = table.getcol("UVW"), float(table.getcell("INTERVAL", 0))
+    ntime = len(np.unique(time_s))
+    if len(time_s) % ntime:
+        raise ValidationError(f"{path}: {len(time_s)} rows are no multiple of {ntime} integrations")
+    grid = [a.reshape(ntime, -1) for a in (time_s, ant_1, ant_2)]
+    if np.ptp(grid[0], axis=1).any() or np.ptp(grid[1], axis=0).any() or np.ptp(grid[2], axis=0).any():
+        raise ValidationError(f"{path}: rows are not in order of time and baseline")
+    return Rows(grid[0][:, 0] / DAY_S, interval, grid[1][0], grid[2][0], uvw.reshape(ntime, -1, 3))
+
+
+def read_grid(path: Path, column: str, ntime: int) -> np.ndarray:
+    """A column as (time, baseline, ...)."""
+    with open_table(path) as table:
+        values = table.getcol(column)
+    return values.reshape(ntime, -1, *values.shape[1:])
+
+
+def write_columns(path: Path, **columns: np.ndarray) -> None:
+    """Write whole columns, given by rows or by (time, baseline)."""
+    with open_table(path, readonly=False) as table:
+        nrow = table.nrows()
+        for name, values in columns.items():
+            cell = table.getcell(name, 0).shape
+            table.putcol(name, np.ascontiguousarray(values).reshape(nrow, *cell))

@@ -1,0 +1,103 @@
+"""Every file name of the project, in one place.
+
+Each method works with a real group id and with Snakemake's ``{group}`` alike, so rules and library agree.
+"""
+
+import getpass
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from contimg.config import Config
+
+RAW_PATTERN = "*_sb??.hdf5"
+CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
+CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
+FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
+TMPFS = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Names of everything that is read and written under the configured folders."""
+
+    incoming: Path
+    products: Path
+    state: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "Paths":
+        """The names under the configured folders."""
+        return cls(config.paths.incoming, config.paths.products, config.paths.state)
+
+    # -- products ------------------------------------------------------------------------------------------
+    def ms(self, group: str) -> Path:
+        """Full-band Measurement Set."""
+        return self.products / "ms" / f"{group}.ms"
+
+    def caltable(self, group: str, kind: str) -> Path:
+        """Calibration table of one kind: K, B or G."""
+        return self.products / "caltables" / f"{group}.{CALTABLE_SUFFIXES[kind]}"
+
+    def image(self, group: str, suffix: str) -> Path:
+        """Image product, by the suffixes of CASA_IMAGES and FITS_IMAGES."""
+        return self.products / "images" / f"{group}.{suffix}"
+
+    def result(self, group: str, stage: str) -> Path:
+        """JSON result of a finished stage."""
+        return self.products / "results" / f"{group}.{stage}.json"
+
+    def qa(self, group: str, name: str) -> Path:
+        """QA plot."""
+        return self.products / "qa" / group / f"{name}.png"
+
+    def log(self, group: str, stage: str) -> Path:
+        """Log of a stage."""
+        return self.products / "logs" / stage / f"{group}.log"
+
+    def error(self, group: str) -> Path:
+        """What the last failed attempt at a group said (JSON); removed when a stage of the group succeeds."""
+        return self.products / "logs" / "errors" / f"{group}.json"
+
+    # -- state ---------------------------------------------------------------------------------------------
+    @property
+    def ingest_db(self) -> Path:
+        """Queue of groups."""
+        return self.state / "ingest.sqlite3"
+
+    @property
+    def registry_db(self) -> Path:
+        """Calibration sets."""
+        return self.state / "cal_registry.sqlite3"
+
+    @property
+    def products_db(self) -> Path:
+        """Index of Measurement Sets, images and QA artefacts."""
+        return self.state / "products.sqlite3"
+
+    @property
+    def run_lock(self) -> Path:
+        """Held by a Snakemake run for as long as it lives."""
+        return self.state / "locks" / "run.lock"
+
+    def group_lock(self, group: str) -> Path:
+        """Held by the stage that changes a group's products."""
+        return self.state / "locks" / f"{group}.lock"
+
+    def run_snapshot(self, run_id: str) -> Path:
+        """What a run saw when it was planned."""
+        return self.state / "runs" / f"{run_id}.json"
+
+    # -- staging -------------------------------------------------------------------------------------------
+    def staging_roots(self) -> dict[str, Path]:
+        """The folder for temporary subband Measurement Sets, by kind of staging."""
+        # The state folder's name keeps two projects of one user apart in a shared tmpfs.
+        tag = hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:8]
+        return {"tmpfs": TMPFS / f"contimg-{getpass.getuser()}-{tag}", "disk": self.state / "staging"}
+
+
+def subband_ms(staging: Path, group: str, subband: int | str) -> Path:
+    """Measurement Set of one subband in staging; `subband` is a number or a Snakemake wildcard."""
+    label = f"{subband:02d}" if isinstance(subband, int) else subband
+    return staging / group / f"sb{label}.ms"
+

@@ -1,0 +1,181 @@
+"""What a run would do with each group, and why not: read-only, from one look at the folder and the databases."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import select
+
+from contimg import db
+from contimg.config import Config
+from contimg.errors import InputError
+from contimg.groups import FileGroup, cluster, timestamp_s
+from contimg.paths import RAW_PATTERN, Paths
+from contimg.registry import CalSet, active_sets, choose, validity
+from contimg.uvh5 import read_pointing
+
+
+@dataclass(frozen=True)
+class GroupStatus:
+    """A group as the queue, or without one the folder, knows it."""
+
+    group: FileGroup
+    state: str = "collecting"
+    retry_count: int = 0
+    error: str | None = None
+    stage: str | None = None
+    calibrators: tuple[str, ...] = ()  # as recorded
+    mid_mjd: float | None = None
+    app_dec_deg: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done with a group."""
+
+    group: FileGroup
+    action: str  # run, done, waiting, collecting, failed, excluded
+    reason: str
+    missing: tuple[int, ...] = ()
+    calibrators: tuple[str, ...] = ()  # best first; empty: a target
+    depends_on: str | None = None  # the calibrator group of this run whose tables it will get
+    mid_mjd: float | None = None
+    app_dec_deg: float | None = None
+    error: str | None = field(default=None)
+
+
+def known_groups(paths: Paths) -> dict[str, GroupStatus]:
+    """What the queue says of every group; empty without a database."""
+    from contimg.ingest import Group, SubbandFile
+
+    with db.reading(paths.ingest_db) as session:
+        if session is None:
+            return {}
+        files: dict[str, dict[int, Path]] = {}
+        for file in session.scalars(select(SubbandFile).where(SubbandFile.reason.is_(None))):
+            files.setdefault(file.group_id, {})[file.subband_idx] = Path(file.path)
+        return {
+            row.group_id: GroupStatus(
+                FileGroup(row.group_id, files.get(row.group_id, {})), row.state, row.retry_count, row.error,
+                row.processing_stage, tuple(json.loads(row.calibrators or "[]")), row.mid_mjd, row.app_dec_deg,
+            )
+            for row in session.scalars(select(Group))
+        }  # fmt: skip
+
+
+def scan(config: Config, known: dict[str, GroupStatus]) -> list[FileGroup]:
+    """Groups of the files in the incoming folder and of those the queue remembers."""
+    span_s = min(config.ingest.tolerance_s, config.ingest.chunk_minutes * 60)
+    fixed = {name: status.group.files for name, status in known.items()}
+    return cluster(sorted(config.paths.incoming.glob(RAW_PATTERN)), span_s, fixed)
+
+
+def _pointing(group: FileGroup) -> tuple[float | None, float | None, str | None]:
+    """Mid time and declination from the first file whose header can be read, or why there is none."""
+    problem = "no file"
+    for path in group.files.values():
+        try:
+            return *read_pointing(path), None
+        except InputError as error:
+            problem = str(error)
+    return None, None, problem
+
+
+def make_plans(config: Config, now_s: float, only: Iterable[str] = ()) -> dict[str, Plan]:
+    """The plan of every group, by id. `only`: expand these even when the config's choice excludes them."""
+    paths = Paths.of(config)
+    known = known_groups(paths)
+    plans, pending = {}, []
+    for group in scan(config, known):
+        status = known.get(group.id, GroupStatus(group))
+        missing = group.missing(config.ingest.expected_subbands)
+        common = {"group": group, "missing": missing, "calibrators": status.calibrators, "mid_mjd": status.mid_mjd,
+                  "app_dec_deg": status.app_dec_deg, "error": status.error}  # fmt: skip
+        if status.state == "completed" or paths.result(group.id, "index").exists():
+            plans[group.id] = Plan(action="done", reason="imaged and indexed", **common)
+        elif status.state == "failed" and set(status.group.files.values()) == set(group.files.values()):
+            plans[group.id] = Plan(action="failed", reason=status.error or "failed", **common)
+        elif not _chosen(config, group.id) and group.id not in set(only):
+            plans[group.id] = Plan(action="excluded", reason="outside ingest.start, ingest.end or ingest.groups", **common)
+        elif missing and not _enough(config, group, now_s):
+            late = now_s - timestamp_s(group.id) > config.ingest.collecting_timeout_s
+            numbers = ", ".join(f"{sb:02d}" for sb in missing)
+            reason = f"{len(group.files)} of {config.ingest.expected_subbands} subbands; missing {numbers}"
+            plans[group.id] = Plan(action="failed" if late else "collecting", reason=reason, **common)
+        else:
+            pending.append((status, group, missing))
+    plans |= _plan_pending(config, paths, pending)
+    return dict(sorted(plans.items()))
+
+
+def _chosen(config: Config, group_id: str) -> bool:
+    ingest = config.ingest
+    if ingest.groups and group_id not in ingest.groups:
+        return False
+    return (ingest.start is None or group_id >= ingest.start) and (ingest.end is None or group_id < ingest.end)
+
+
+def _enough(config: Config, group: FileGroup, now_s: float) -> bool:
+    waited = now_s - timestamp_s(group.id) > config.ingest.collecting_timeout_s
+    return len(group.files) >= config.ingest.min_subbands and waited
+
+
+def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan]:
+    """Roles and calibration of the groups that could run."""
+    if not pending:
+        return {}
+    from contimg.calibrators import find_candidates, read_calibrators  # astropy: only when there is work
+    from contimg.skymodel import read_catalogue
+
+    options = config.calibration
+    pointed = []
+    for status, group, missing in pending:
+        problem = None
+        mid, dec = status.mid_mjd, status.app_dec_deg
+        if mid is None or dec is None:
+            mid, dec, problem = _pointing(group)
+        pointed.append((group, missing, mid, dec, problem, status))
+    known = [(i, p) for i, p in enumerate(pointed) if p[2] is not None]
+    table = read_calibrators(config.catalogues.calibrators, read_catalogue(config.catalogues.sky), options)
+    found = find_candidates(table, [p[2] for _, p in known], [p[3] for _, p in known], options)
+    candidates = {i: tuple(c.name for c in names) for (i, _), names in zip(known, found, strict=True)}
+    sets = active_sets(paths.registry_db)
+    solved = {s.name for s in sets}
+    for i, (group, _, mid, dec, _, _) in enumerate(pointed):
+        if candidates.get(i) and group.id not in solved:
+            start, end = validity(mid, options)
+            sets.append(CalSet(group.id, mid, dec, valid_start_mjd=start, valid_end_mjd=end))
+    plans = {}
+    for i, (group, missing, mid, dec, problem, status) in enumerate(pointed):
+        common = {"group": group, "missing": missing, "mid_mjd": mid, "app_dec_deg": dec, "error": status.error,
+                  "calibrators": candidates.get(i, ())}  # fmt: skip
+        if problem is not None:
+            plans[group.id] = Plan(action="run", reason=f"will fail: {problem}", **common)
+            continue
+        choice = choose(sets, mid, dec, options)
+        if choice.chosen is None:
+            plans[group.id] = Plan(action="waiting", reason=f"waits for calibration: {choice.reason}", **common)
+            continue
+        chosen = choice.chosen
+        depends = chosen.name if not chosen.tables else None
+        if chosen.name == group.id:
+            reason = f"calibrates itself on {candidates[i][0]}" if candidates.get(i) else "calibrates itself"
+        else:
+            reason = f"calibrated by {chosen.name}" + ("" if chosen.tables else ", solved in this run")
+        plans[group.id] = Plan(action="run", reason=reason, depends_on=depends, **common)
+    return plans
+
+
+def describe(plan: Plan) -> str:
+    """A plan in plain words."""
+    words = {
+        "run": "to be imaged", "done": "done", "waiting": "waiting", "collecting": "incomplete", "failed": "failed",
+        "excluded": "not asked for",
+    }[plan.action]  # fmt: skip
+    text = f"{words}: {plan.reason}"
+    if plan.missing and plan.action == "run":
+        text += f"; subbands {', '.join(f'{sb:02d}' for sb in plan.missing)} are missing and will be flagged"
+    if plan.action == "run" and plan.error:
+        text += f" (last attempt: {plan.error})"
+    return text

@@ -1,0 +1,155 @@
+"""Validate a Measurement Set, flag it; put the model into it; weigh it. The steps around CASA that change columns."""
+
+from pathlib import Path
+
+import numpy as np
+
+from contimg import flagging
+from contimg import measurement_set as mset
+from contimg.config import FlaggingConfig
+from contimg.errors import ValidationError
+from contimg.geometry import meridian_frame_m, track
+
+_UVW_TOLERANCE_M = 1e-3
+
+
+def relative_weights(ms: Path, ntime: int) -> np.ndarray:
+    """Share of a full integration's samples in each visibility (time, baseline, channel, polarisation).
+
+    WEIGHT_SPECTRUM may have been scaled to Jy^-2 since; SIGMA, which describes DATA and is written once, keeps the mean.
+    """
+    weights = mset.read_grid(ms, "WEIGHT_SPECTRUM", ntime)
+    sigma = mset.read_grid(ms, "SIGMA", ntime)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = weights / weights.mean(axis=2, keepdims=True) / sigma[:, :, None] ** 2
+    return np.where(weights > 0, share, 0).astype(np.float32)
+
+
+def validate(ms: Path) -> dict:
+    """Check what conversion promised; returns each check with its number, raises ValidationError on the first failure."""
+    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    freq_hz = observation.freq_hz
+    step = np.diff(freq_hz)
+    tracking = track(*observation.phase_centre_deg, rows.time_mjd)
+    stations = meridian_frame_m(observation.positions_m)
+    baselines = stations[rows.ant_1] - stations[rows.ant_2]
+    uvw_error = np.abs(np.einsum("tax,bx->tba", tracking.axes, baselines) - rows.uvw_m).max()
+    length_error = np.abs(np.linalg.norm(rows.uvw_m, axis=2) - np.linalg.norm(baselines, axis=1)).max()
+    time_step_s = np.diff(rows.time_mjd) * mset.DAY_S
+    gap_s = float(np.abs(time_step_s - rows.integration_s).max()) if len(time_step_s) else 0.0
+    checks = {
+        "integrations": rows.shape[0],
+        "baselines": rows.shape[1],
+        "channels": len(freq_hz),
+        "channel_step_error_hz": float(np.abs(step - observation.channel_width_hz).max()) if len(step) else 0.0,
+        "baseline_length_error_m": float(length_error),
+        "uvw_error_m": float(uvw_error),
+        "largest_time_gap_s": gap_s,
+    }
+    limits = {
+        "channel_step_error_hz": 1e-3 * observation.channel_width_hz,
+        "baseline_length_error_m": _UVW_TOLERANCE_M,
+        "uvw_error_m": _UVW_TOLERANCE_M,
+        "largest_time_gap_s": 1.0,
+    }
+    for name, limit in limits.items():
+        if not checks[name] <= limit:
+            raise ValidationError(f"{ms}: {name} is {checks[name]:.4g}, expected at most {limit:.4g}. Convert it again.")
+    return checks
+
+
+def prepare(ms: Path, options: FlaggingConfig) -> dict:
+    """Validate and flag in place, starting from the flags that conversion found (weight 0). Returns the result."""
+    checks = validate(ms)
+    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    ntime = rows.shape[0]
+    data = mset.read_grid(ms, "DATA", ntime)
+    if not np.isfinite(data).all():
+        raise ValidationError(f"{ms}: DATA has values that are not finite. Convert it again.")
+    if not data.any():
+        raise ValidationError(f"{ms}: every visibility is zero. The correlator wrote no data: nothing to image.")
+    found = flagging.flag(
+        data, relative_weights(ms, ntime) <= 0, rows.ant_1, rows.ant_2, observation.channel_width_hz, options
+    )
+    cross = rows.ant_1 != rows.ant_2
+    flagged = float(found.flags[:, cross].mean())
+    if flagged == 1:
+        raise ValidationError(f"{ms}: every visibility is flagged ({found.fractions}). Nothing to image.")
+    mset.write_columns(ms, FLAG=found.flags)
+    names = observation.antenna_names
+    per_antenna = {}
+    for antenna in np.unique(np.concatenate([rows.ant_1, rows.ant_2])):
+        mine = cross & ((rows.ant_1 == antenna) | (rows.ant_2 == antenna))
+        per_antenna[names[antenna]] = round(float(found.flags[:, mine].mean()), 4)
+    return {
+        "checks": checks,
+        "strategy": options.strategy,
+        "flagged": flagged,
+        "flagged_by": found.fractions,
+        "flagged_by_antenna": per_antenna,
+        "flagged_by_channel": found.flags[:, cross].mean(axis=(0, 1, 3)).round(4).tolist(),
+        "dead_antennas": [names[a] for a in found.dead_antennas],
+        "coherence_by_antenna": {names[a]: round(r, 3) for a, r in found.coherence.items()},
+        "rfi_channels": found.rfi_channels,
+        "rfi_integrations": found.rfi_integrations,
+        "notes": found.notes,
+    }
+
+
+def write_model(ms: Path, model: np.ndarray) -> float:
+    """MODEL_DATA from (ntime, nbaseline, nchan) for both polarisations; returns its median amplitude in Jy."""
+    amplitude = float(np.median(np.abs(model)))
+    if not amplitude > 0:
+        raise ValidationError(f"{ms}: the sky model is zero: no solution would mean anything. Check the catalogues.")
+    mset.ensure_column(ms, "MODEL_DATA")
+    mset.write_columns(ms, MODEL_DATA=np.repeat(model[..., None], 2, axis=-1))
+    return amplitude
+
+
+def weigh(ms: Path) -> dict:
+    """Check CORRECTED_DATA and write WEIGHT and WEIGHT_SPECTRUM in Jy^-2, from the scatter of the data themselves.
+
+    The noise of a baseline and polarisation comes from second differences along the channels; as products of
+    antennas' noises are what a correlator has, a least-squares fit of ln(noise) per antenna steadies it. Short
+    integrations keep their smaller share. Returns what was found; raises ValidationError when nothing is usable.
+    """
+    rows = mset.read_rows(ms)
+    ntime = rows.shape[0]
+    data, flags = mset.read_grid(ms, "CORRECTED_DATA", ntime), mset.read_grid(ms, "FLAG", ntime)
+    cross = rows.ant_1 != rows.ant_2
+    good = ~flags
+    if not good[:, cross].any():
+        raise ValidationError(f"{ms}: every visibility is flagged after calibration. The set does not fit this group.")
+    if not np.isfinite(data[good]).all():
+        raise ValidationError(f"{ms}: CORRECTED_DATA has unflagged values that are not finite.")
+    amplitude = float(np.median(np.abs(data[good])))
+    if not amplitude > 0:
+        raise ValidationError(f"{ms}: CORRECTED_DATA is zero. The calibration was not applied.")
+    share = relative_weights(ms, ntime)
+    noise = _antenna_noise(flagging.baseline_noise(data, flags), rows.ant_1, rows.ant_2, cross)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        row_weight = np.where(noise > 0, 1 / noise**2, 0)  # (nbaseline, npol)
+    weights = (share * row_weight[None, :, None, :]).astype(np.float32)
+    mset.write_columns(ms, WEIGHT_SPECTRUM=weights, WEIGHT=weights.mean(axis=2))
+    return {
+        "median_amplitude_jy": amplitude,
+        "median_noise_jy": float(np.median(noise[cross][noise[cross] > 0])),
+        "flagged": float(flags[:, cross].mean()),
+    }
+
+
+def _antenna_noise(noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, cross: np.ndarray) -> np.ndarray:
+    """Noise (nbaseline, npol) as products of antennas' noises, fitted to the cross-correlations; 0 where there is none."""
+    fitted = np.zeros_like(noise)
+    for p in range(noise.shape[1]):
+        rows = np.flatnonzero(cross & (noise[:, p] > 0))
+        antennas, index = np.unique(np.concatenate([ant_1[rows], ant_2[rows]]), return_inverse=True)
+        design = np.zeros((len(rows), len(antennas)))
+        design[np.arange(len(rows)), index[: len(rows)]] = 1
+        design[np.arange(len(rows)), index[len(rows) :]] = 1
+        if len(rows) < len(antennas) or len(antennas) < 3:
+            fitted[rows, p] = noise[rows, p]
+            continue
+        solution, *_ = np.linalg.lstsq(design, np.log(noise[rows, p]), rcond=None)
+        fitted[rows, p] = np.exp(design @ solution)
+    return fitted

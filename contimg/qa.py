@@ -1,0 +1,159 @@
+"""Plots of one group."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Ellipse
+
+from contimg import caltables
+from contimg import measurement_set as mset
+from contimg.config import Config
+from contimg.paths import Paths
+
+# Okabe & Ito (2008): told apart with any colour vision.
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
+_THUMBNAIL_PIXELS = 900
+
+
+def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, prepared: Mapping) -> dict[str, str]:
+    """Draw every plot of a group; returns their paths by name."""
+    paths = Paths.of(config)
+    artifacts = {name: paths.qa(group, name) for name in ("image", "thumbnail", "bandpass", "gains")}
+    artifacts["image"].parent.mkdir(parents=True, exist_ok=True)
+    picture = _coarse_image(Path(imaged["images"]["image.pbcor"]), _THUMBNAIL_PIXELS)
+    title = f"{group}  ·  {imaged['freq_hz'] / 1e9:.3f} GHz  ·  calibrated by {chosen['cal_field']} ({chosen['set_name']})"
+    _save(_draw_image(picture, imaged, title), artifacts["image"])
+    _save(_draw_thumbnail(picture, imaged), artifacts["thumbnail"], dpi=40)
+    names = {a: n for a, n in enumerate(_antenna_names(paths.ms(group)))}
+    bandpass = caltables.read(Path(chosen["tables"]["B"]))
+    _save(_draw_bandpass(bandpass, _freq_mhz(paths.ms(group)), names, chosen), artifacts["bandpass"])
+    _save(_draw_gains(caltables.read(Path(chosen["tables"]["G"])), names, chosen), artifacts["gains"])
+    return {name: str(path) for name, path in artifacts.items()}
+
+
+def _save(figure, path: Path, dpi: int = 110) -> None:
+    with mset.replacing(path) as partial:
+        figure.savefig(partial, dpi=dpi, format="png")
+    plt.close(figure)
+
+
+def _antenna_names(ms: Path) -> tuple[str, ...]:
+    return mset.read_observation(ms).antenna_names
+
+
+def _freq_mhz(ms: Path) -> np.ndarray:
+    return mset.read_observation(ms).freq_hz / 1e6
+
+
+def _coarse_image(path: Path, pixels: int) -> np.ndarray:
+    """(y, x) image reduced to about `pixels` on a side; each coarse pixel keeps its largest value, so sources stay."""
+    from casacore import images
+
+    data = images.image(str(path))
+    values = data.getdata().squeeze()
+    values = np.where(data.getmask().squeeze(), np.nan, values)
+    factor = max(1, values.shape[0] // pixels)
+    side = values.shape[0] // factor
+    blocks = values[: side * factor, : side * factor].reshape(side, factor, side, factor)
+    with np.errstate(all="ignore"):
+        return np.where(np.isnan(blocks).all(axis=(1, 3)), np.nan, np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3)))
+
+
+def _show(axes, picture: np.ndarray, imaged: Mapping):
+    half_deg = imaged["imsize"] * imaged["cell_arcsec"] / 3600 / 2
+    rms_mjy = imaged["rms_jy"] * 1e3
+    return axes.imshow(
+        picture * 1e3, origin="lower", extent=(half_deg, -half_deg, -half_deg, half_deg), cmap="inferno",
+        vmin=-2 * rms_mjy, vmax=25 * rms_mjy, interpolation="nearest",
+    )  # fmt: skip
+
+
+def _draw_image(picture: np.ndarray, imaged: Mapping, title: str):
+    figure, axes = plt.subplots(figsize=(9.5, 8.4), layout="constrained")
+    shown = _show(axes, picture, imaged)
+    figure.colorbar(shown, ax=axes, label="Flux density, primary-beam corrected (mJy/beam)", shrink=0.85)
+    ra0, dec0 = imaged["centre_deg"]
+    for source in imaged["sources"]:
+        east = (source["ra_deg"] - ra0 + 180) % 360 - 180
+        position = (east * np.cos(np.radians(source["dec_deg"])), source["dec_deg"] - dec0)
+        axes.plot(*position, "o", ms=11, mfc="none", mew=1, mec="#56B4E9" if source["found"] else "#999999")
+    half_deg = imaged["imsize"] * imaged["cell_arcsec"] / 7200
+    exaggeration = 20
+    beam = Ellipse(
+        (half_deg * 0.88, -half_deg * 0.88), imaged["beam_minor_arcsec"] / 3600 * exaggeration,
+        imaged["beam_major_arcsec"] / 3600 * exaggeration, angle=-imaged["beam_pa_deg"], fc="none", ec="black",
+    )  # fmt: skip
+    axes.add_patch(beam)
+    axes.text(half_deg * 0.88, -half_deg * 0.97, f"beam x {exaggeration}", ha="center", fontsize=8)
+    check = imaged["catalogue"]
+    axes.set_title(
+        f"{title}\nrms {imaged['rms_jy'] * 1e3:.2f} mJy/beam, beam {imaged['beam_major_arcsec']:.0f}\" x "
+        f"{imaged['beam_minor_arcsec']:.0f}\"; {check['found']} of {check['expected']} catalogue sources found (circles)",
+        fontsize=10,
+    )
+    axes.set_xlabel(f"Offset to the east of RA {ra0:.4f} deg (deg, ICRS)")
+    axes.set_ylabel(f"Offset to the north of Dec {dec0:+.4f} deg (deg, ICRS)")
+    return figure
+
+
+def _draw_thumbnail(picture: np.ndarray, imaged: Mapping):
+    figure = plt.figure(figsize=(6, 6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    _show(axes, picture, imaged)
+    axes.set_axis_off()
+    return figure
+
+
+def _draw_bandpass(table: caltables.Solutions, freq_mhz: np.ndarray, names: Mapping[int, str], chosen: Mapping):
+    alive = [a for a in np.unique(table.antenna) if not table.flags[table.antenna == a].all()]
+    columns = min(8, len(alive))
+    lines = -(-len(alive) // columns)
+    figure, grid = plt.subplots(
+        2 * lines, columns, figsize=(1.9 * columns, 2.1 * lines + 0.9), sharex=True, sharey="row", squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    amplitudes = np.abs(np.where(table.flags, np.nan, table.gain))
+    top = np.nanpercentile(amplitudes, 99.5) * 1.15
+    for axes in grid.ravel():
+        axes.set_visible(False)
+    for k, antenna in enumerate(alive):
+        gain = np.where(table.flags, np.nan, table.gain)[table.antenna == antenna][0]
+        upper, lower = grid[2 * (k // columns), k % columns], grid[2 * (k // columns) + 1, k % columns]
+        for p, (name, colour) in enumerate((("XX", _BLUE), ("YY", _ORANGE))):
+            upper.plot(freq_mhz, np.abs(gain[:, p]), ".", ms=2, color=colour, label=name)
+            lower.plot(freq_mhz, np.degrees(np.angle(gain[:, p])), ".", ms=2, color=colour)
+        upper.set(visible=True, ylim=(0, top))
+        upper.set_title(f"station {names[antenna]}", fontsize=8, pad=2)
+        lower.set(visible=True, ylim=(-185, 185), yticks=(-180, 0, 180))
+        for axes in (upper, lower):
+            axes.tick_params(labelsize=7)
+    grid[0, 0].legend(fontsize=7, markerscale=4, frameon=False)
+    figure.supxlabel("Frequency (MHz)", fontsize=10)
+    figure.supylabel("Amplitude (correlator units per Jy)$^{1/2}$ above phase (deg)", fontsize=10)
+    figure.suptitle(f"Bandpass {chosen['set_name']} on {chosen['cal_field']} ({chosen['flux_scale']})", fontsize=11)
+    return figure
+
+
+def _draw_gains(table: caltables.Solutions, names: Mapping[int, str], chosen: Mapping):
+    alive = [a for a in np.unique(table.antenna) if not table.flags[table.antenna == a].all()]
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(11, 6), sharex=True, layout="constrained")
+    for p, (name, colour, marker) in enumerate((("XX", _BLUE, "o"), ("YY", _ORANGE, "s"))):
+        gain = np.array([np.where(table.flags, np.nan, table.gain)[table.antenna == a][0, 0, p] for a in alive])
+        place = np.arange(len(alive)) + (p - 0.5) * 0.2
+        upper.plot(place, np.abs(gain), marker, ms=4, color=colour, label=name)
+        lower.plot(place, np.degrees(np.angle(gain)), marker, ms=4, color=colour)
+    upper.axhline(1, color="0.7", lw=0.8)
+    lower.axhline(0, color="0.7", lw=0.8)
+    upper.set_ylabel("Gain amplitude, after bandpass")
+    lower.set_ylabel("Gain phase, after bandpass (deg)")
+    lower.set_xlabel("Station")
+    lower.set_xticks(range(len(alive)), [names[a] for a in alive], rotation=90, fontsize=7)
+    upper.legend(frameon=False)
+    upper.set_title(f"Gains {chosen['set_name']} on {chosen['cal_field']} ({chosen['flux_scale']})", fontsize=11)
+    return figure

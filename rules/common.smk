@@ -1,0 +1,94 @@
+# What all rules share: the configuration, the plan of this run, helpers for names. File names live in contimg.paths.
+import os
+import sys
+import time
+
+from snakemake.logging import logger
+
+from contimg import paths as names
+from contimg import run as contimg_run
+from contimg.config import from_mapping
+from contimg.errors import ContimgError
+from contimg.planning import make_plans
+
+try:
+    CONFIG = from_mapping(config)
+    PATHS = names.Paths.of(CONFIG)
+    PLANS = make_plans(CONFIG, time.time())
+except ContimgError as error:
+    raise WorkflowError(str(error)) from None
+
+os.environ["CONTIMG_RUN_PID"] = str(os.getpid())  # jobs end when this process does
+STAGING = contimg_run.choose_staging(CONFIG, PLANS, workflow.cores or 1)
+SUBBANDS = range(CONFIG.ingest.expected_subbands)
+
+
+wildcard_constraints:
+    group=r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d",
+
+
+def result(group, stage):
+    return str(PATHS.result(group, stage))
+
+
+def ms_path(group):
+    return str(PATHS.ms(group))
+
+
+def logs(stage):
+    return str(PATHS.log("{group}", stage))
+
+
+def groups_to_run():
+    order = sorted((g for g, plan in PLANS.items() if plan.action == "run"), reverse=CONFIG.ingest.order == "newest")
+    return sorted(order, key=lambda g: not PLANS[g].calibrators)
+
+
+def plan_of(wildcards):
+    if wildcards.group not in PLANS:
+        raise WorkflowError(f"group {wildcards.group} has no files in {PATHS.incoming}; see `contimg plan`")
+    return PLANS[wildcards.group]
+
+
+def raw_files(wildcards):
+    return [str(path) for _, path in sorted(plan_of(wildcards).group.files.items())]
+
+
+def calibration_first(wildcards):
+    """A target chooses its calibration before anything is done with its data; a calibrator group cannot."""
+    own = plan_of(wildcards).depends_on == wildcards.group
+    return [] if own else [result(wildcards.group, "caltables")]
+
+
+def registered_first(wildcards):
+    """The set that this group will get is registered before it chooses, if it is solved in this run."""
+    solver = plan_of(wildcards).depends_on
+    return [result(solver, "register")] if solver else []
+
+
+def say_what_is_left_out():
+    for plan in PLANS.values():
+        if plan.action in ("waiting", "collecting", "failed"):
+            logger.info(f"not in this run: {plan.group.id} {plan.action}: {plan.reason}")
+
+
+if workflow.is_main_process:
+    say_what_is_left_out()
+
+
+onstart:
+    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING)
+    try:
+        contimg_run.current.begin()
+    except ContimgError as error:
+        logger.error(f"{type(error).__name__}: {error}")
+        sys.exit(1)
+
+
+onsuccess:
+    contimg_run.current.end()
+
+
+onerror:
+    if contimg_run.current is not None:
+        contimg_run.current.end()

@@ -1,0 +1,32 @@
+# Raw subband files to one full-band Measurement Set.
+
+
+rule convert:
+    input:
+        files=raw_files,
+        chosen=ancient(calibration_first),
+    output:
+        subbands=temp(directory([str(names.subband_ms(STAGING, "{group}", sb)) for sb in SUBBANDS])),
+        result=result("{group}", "convert"),
+    log:
+        logs("convert"),
+    threads: CONFIG.conversion.workers
+    conda:
+        "../envs/contimg.yaml"
+    script:
+        "../scripts/convert.py"
+
+
+rule concat:
+    input:
+        subbands=rules.convert.output.subbands,
+        converted=rules.convert.output.result,
+    output:
+        ms=directory(ms_path("{group}")),
+        result=result("{group}", "concat"),
+    log:
+        logs("concat"),
+    conda:
+        "../envs/contimg.yaml"
+    script:
+        "../scripts/concat.py"

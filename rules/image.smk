@@ -1,0 +1,38 @@
+# Image, correct for the primary beam, write FITS; plots.
+
+CASA_PRODUCTS = directory([str(PATHS.image("{group}", suffix)) for suffix in names.CASA_IMAGES])
+FITS_PRODUCTS = [] if CONFIG.imaging.skip_fits else [str(PATHS.image("{group}", s)) for s in names.FITS_IMAGES]
+
+
+rule image:
+    input:
+        ms=ms_path("{group}"),
+        converted=result("{group}", "convert"),
+        applied=result("{group}", "apply"),
+        chosen=ancient(result("{group}", "caltables")),
+    output:
+        casa=CASA_PRODUCTS,
+        fits=FITS_PRODUCTS,
+        result=result("{group}", "image"),
+    log:
+        logs("image"),
+    threads: workflow.cores or 1
+    conda:
+        "../envs/contimg.yaml"
+    script:
+        "../scripts/image.py"
+
+
+rule qa:
+    input:
+        imaged=result("{group}", "image"),
+        chosen=ancient(result("{group}", "caltables")),
+        prepared=result("{group}", "prepare"),
+    output:
+        result=result("{group}", "qa"),
+    log:
+        logs("qa"),
+    conda:
+        "../envs/contimg.yaml"
+    script:
+        "../scripts/qa.py"

@@ -1,0 +1,13 @@
+"""CORRECTED_DATA in Jy, with weights in Jy^-2."""
+
+from pathlib import Path
+
+from contimg.caltables import apply
+from contimg.preparation import weigh
+from contimg.stage import read_json, stage
+
+with stage(snakemake) as job:
+    chosen = read_json(snakemake.input.chosen)
+    tables = {kind: Path(path) for kind, path in chosen["tables"].items()}
+    apply(Path(snakemake.input.ms), tables, job.logfile)
+    job.result = {"set_name": chosen["set_name"], **weigh(Path(snakemake.input.ms))}

@@ -1,0 +1,11 @@
+"""The calibrated Measurement Set to images."""
+
+from pathlib import Path
+
+from contimg.imaging.group import image_group
+from contimg.stage import read_json, stage
+
+with stage(snakemake) as job:
+    converted, chosen = read_json(snakemake.input.converted), read_json(snakemake.input.chosen)
+    ms = Path(snakemake.input.ms)
+    job.result = image_group(ms, job.group, job.config, converted, chosen, snakemake.threads, job.logfile)

@@ -1,0 +1,11 @@
+"""Validate and flag the Measurement Set."""
+
+from pathlib import Path
+
+from contimg.caltables import PREPARED_FLAGS, save_flags
+from contimg.preparation import prepare
+from contimg.stage import stage
+
+with stage(snakemake) as job:
+    job.result = prepare(Path(snakemake.input.ms), job.config.flagging)
+    save_flags(Path(snakemake.input.ms), PREPARED_FLAGS)

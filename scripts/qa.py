@@ -1,0 +1,9 @@
+"""Plots of one group."""
+
+from contimg.qa import plot_group
+from contimg.stage import read_json, stage
+
+with stage(snakemake) as job:
+    inputs = snakemake.input
+    imaged, chosen, prepared = (read_json(f) for f in (inputs.imaged, inputs.chosen, inputs.prepared))
+    job.result = {"artifacts": plot_group(job.group, job.config, imaged, chosen, prepared)}

@@ -1,0 +1,8 @@
+"""A calibrator group's tables into the registry."""
+
+from contimg.registry import register_solved
+from contimg.stage import read_json, stage
+
+with stage(snakemake) as job:
+    solved = read_json(snakemake.input.solved)
+    job.result = register_solved(job.paths.registry_db, solved, job.config.calibration)

@@ -1,0 +1,10 @@
+"""Sky model and solutions of a calibrator group."""
+
+from pathlib import Path
+
+from contimg.calibration import solve_group
+from contimg.stage import read_json, stage
+
+with stage(snakemake) as job:
+    app_dec_deg = read_json(snakemake.input.converted)["app_dec_deg"]
+    job.result = solve_group(Path(snakemake.input.ms), job.group, app_dec_deg, job.config, job.logfile)
