@@ -44,7 +44,9 @@ def choose_reference_antenna(
     if not healthy.any():
         raise CalibrationError("no antenna has unflagged data: no reference antenna")
     if wanted is not None and wanted not in antennas[healthy]:
-        raise CalibrationError(f"reference antenna {wanted} has no unflagged data; choose another, or calibration.refant: auto")
+        raise CalibrationError(
+            f"reference antenna {wanted} has no unflagged data; choose another, or calibration.refant: auto"
+        )
     distance = np.linalg.norm(positions_m[antennas] - np.median(positions_m[antennas[healthy]], axis=0), axis=1)
     best = np.round(flagged, 1) * 1e6 + distance
     order = [int(a) for a in antennas[np.argsort(best)] if healthy[np.flatnonzero(antennas == a)[0]]]
@@ -61,7 +63,12 @@ def solve(
     Returns quality numbers by kind. Raises CalibrationError when solutions are missing or mostly flagged.
     """
     tasks = casa.tasks(logfile)
-    common = {"vis": str(ms), "refant": ",".join(refant[:8]), "uvrange": options.uvrange or "", "minsnr": options.min_snr}
+    common = {
+        "vis": str(ms),
+        "refant": ",".join(refant[:8]),
+        "uvrange": options.uvrange or "",
+        "minsnr": options.min_snr,
+    }
     partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
     phases = outputs["G"].with_name(f".{outputs['G'].name}.prebandpass")
     outputs["G"].parent.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,9 @@ class FlaggingConfig(_Section):
     """Flags before calibration."""
 
     strategy: Literal["mad", "none"] = Field("mad", description="statistical RFI detection, or none of it")
-    channel_sigma: float = Field(6.0, gt=3, description="array-averaged power of a time and channel, above its neighbours")
+    channel_sigma: float = Field(
+        6.0, gt=3, description="array-averaged power of a time and channel, above its neighbours"
+    )
     sample_sigma: float = Field(7.0, gt=4, description="amplitude of one visibility, above its baseline's")
     max_channel_fraction: float = Field(0.5, gt=0, le=1, description="flag a channel with more than this flagged")
     max_time_fraction: float = Field(0.5, gt=0, le=1, description="flag an integration with more than this flagged")
@@ -99,7 +101,9 @@ class CalibrationConfig(_Section):
 
     do_k: bool = Field(False, description="solve delays (K) before the bandpass")
     sky_min_mjy: float = Field(10, ge=0, description="faintest catalogue source in the model, mJy at 1.4 GHz")
-    sky_radius_deg: float = Field(0.2, ge=0, description="catalogue sources this close to the calibrator are in the model")
+    sky_radius_deg: float = Field(
+        0.2, ge=0, description="catalogue sources this close to the calibrator are in the model"
+    )
     min_flux_jy: FluxJy = Field(1.0, description="faintest calibrator, flux at 1.4 GHz")
     min_beam: float = Field(0.5, gt=0, lt=1, description="smallest mean beam response at a calibrator")
     allow: tuple[str, ...] = Field((), description="only these calibrators (names of the list); empty: all")
@@ -152,7 +156,9 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise ConfigError("configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml.") from None
+        raise ConfigError(
+            "configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml."
+        ) from None
     if config.ingest.min_subbands > config.ingest.expected_subbands:
         raise ConfigError("configuration: ingest.min_subbands is larger than ingest.expected_subbands")
     return config

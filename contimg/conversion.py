@@ -70,12 +70,16 @@ def channel_blocks(headers: Mapping[int, SubbandHeader], expected_subbands: int)
     place = {sb: (lowest[sb] - lowest[reference]) / step_hz for sb in headers}
     off_grid = [sb for sb, x in place.items() if abs(x - round(x)) > 1e-3]
     if off_grid or len({round(x) for x in place.values()}) < len(place):
-        raise InputError(f"subbands {off_grid or sorted(place)} overlap, or leave the channel grid of subband {reference}")
+        raise InputError(
+            f"subbands {off_grid or sorted(place)} overlap, or leave the channel grid of subband {reference}"
+        )
     slopes = {round(place[sb]) / (sb - reference) for sb in headers if sb != reference}
     if slopes not in ({1.0}, {-1.0}):
         if len(headers) == expected_subbands and not slopes - {float(round(s)) for s in slopes}:
             return lowest
-        raise InputError(f"subband numbers and frequencies do not run together ({place}): cannot place missing subbands")
+        raise InputError(
+            f"subband numbers and frequencies do not run together ({place}): cannot place missing subbands"
+        )
     return {sb: lowest[reference] + slopes.copy().pop() * (sb - reference) * step_hz for sb in range(expected_subbands)}
 
 
@@ -90,7 +94,9 @@ def _check_same_observation(headers: Mapping[int, SubbandHeader]) -> None:
         elif not (np.array_equal(header.ant_1, first.ant_1) and np.array_equal(header.ant_2, first.ant_2)):
             differs = "other baselines, or in another order"
         elif abs(header.app_dec_rad - first.app_dec_rad) > 1e-9:
-            differs = f"declination {np.degrees(header.app_dec_rad):.6f} deg, expected {np.degrees(first.app_dec_rad):.6f}"
+            differs = (
+                f"declination {np.degrees(header.app_dec_rad):.6f} deg, expected {np.degrees(first.app_dec_rad):.6f}"
+            )
         elif not np.array_equal(header.positions_m, first.positions_m):
             differs = "other antenna positions"
         if differs:
@@ -146,7 +152,16 @@ def _convert_one(job: tuple) -> dict[str, float]:
         weights = np.empty(raw.shape, np.float32)
         wavenumber = observation.freq_hz / SPEED_OF_LIGHT_M_S
         _move_to_phase_centre(
-            raw, flags, nsamples, full, np.tile(conjugate, len(path)), path.ravel(), wavenumber, data, out_flags, weights
+            raw,
+            flags,
+            nsamples,
+            full,
+            np.tile(conjugate, len(path)),
+            path.ravel(),
+            wavenumber,
+            data,
+            out_flags,
+            weights,
         )
         clock.append(time.perf_counter())
         mset.create(partial, observation, rows)
@@ -248,7 +263,9 @@ def concat_subbands(subbands: Mapping[int, Path], output: Path) -> dict:
             # SIGMA describes DATA and keeps the share of samples of a row: preparation.relative_weights.
             table.putcol("SIGMA", np.where(weight > 0, 1 / np.sqrt(np.maximum(weight, 1e-30)), 0).astype(np.float32))
         if nonzero == 0:
-            raise InputError(f"{output.name}: every visibility is zero. The correlator wrote no data: nothing to image.")
+            raise InputError(
+                f"{output.name}: every visibility is zero. The correlator wrote no data: nothing to image."
+            )
     return {
         "channels": len(freq_hz),
         "channel_width_hz": width,

@@ -201,7 +201,9 @@ def _neighbours(values: np.ndarray) -> np.ndarray:
     return median_filter(filled, size=(1, _CHANNELS_AROUND), mode="reflect")
 
 
-def dead_antennas(data, flags, noise, ant_1, ant_2, channel_width_hz, threshold) -> tuple[list[int], dict[int, float], str]:
+def dead_antennas(
+    data, flags, noise, ant_1, ant_2, channel_width_hz, threshold
+) -> tuple[list[int], dict[int, float], str]:
     """Antennas that take part in noise but not in the sky: (numbers, relative coherence by antenna, note).
 
     The power of visibilities averaged over small cells, less that of noise, does not depend on the phases of the

@@ -31,7 +31,9 @@ def timestamp_s(timestamp: str) -> float:
     return datetime.fromisoformat(timestamp).replace(tzinfo=UTC).timestamp()
 
 
-def cluster(paths: Iterable[Path], span_s: float, known: Mapping[str, Mapping[int, Path]] | None = None) -> list[FileGroup]:
+def cluster(
+    paths: Iterable[Path], span_s: float, known: Mapping[str, Mapping[int, Path]] | None = None
+) -> list[FileGroup]:
     """Groups of `paths`, oldest first.
 
     span_s  files named at most this long after the anchor belong to it

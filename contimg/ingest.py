@@ -142,7 +142,9 @@ def record_files(session: Session, group: FileGroup, options: IngestConfig, now_
         if len(group.files) >= options.min_subbands:
             move(session, group.id, "pending", error=f"subbands {_numbers(missing)} are missing and will be flagged")
         else:
-            error = f"{len(group.files)} of {options.expected_subbands} subbands after {options.collecting_timeout_s:g} s"
+            error = (
+                f"{len(group.files)} of {options.expected_subbands} subbands after {options.collecting_timeout_s:g} s"
+            )
             move(session, group.id, "failed", error=f"{error}; missing {_numbers(missing)}")
 
 
@@ -208,7 +210,12 @@ def note_pointing(session: Session, group_id: str, mid_mjd: float, app_dec_deg: 
     session.execute(
         update(Group)
         .where(Group.group_id == group_id)
-        .values(mid_mjd=mid_mjd, app_dec_deg=app_dec_deg, has_calibrator=bool(calibrators), calibrators=json.dumps(calibrators))
+        .values(
+            mid_mjd=mid_mjd,
+            app_dec_deg=app_dec_deg,
+            has_calibrator=bool(calibrators),
+            calibrators=json.dumps(calibrators),
+        )
     )
 
 
@@ -238,3 +245,8 @@ def note_waiting(session: Session, group_id: str, waiting: bool, reason: str) ->
         row.processing_stage, row.error = WAITING, reason
     elif row.processing_stage == WAITING:
         row.processing_stage, row.error = None, None
+
+
+def requeue(session: Session, group_id: str) -> None:
+    """An operator asks for a failed or completed group again, with a fresh budget of attempts."""
+    move(session, group_id, "pending", error=None, retry_count=0, processing_stage=None)

@@ -144,7 +144,16 @@ def _fill_rows(table: ct.table, observation: Observation, rows: Rows, npol: int)
     table.putcol("SCAN_NUMBER", np.ones(nrow, np.int32))
     table.putcol("SIGMA", np.ones((nrow, npol), np.float32))
     table.putcol("WEIGHT", np.ones((nrow, npol), np.float32))
-    for name in ("DATA_DESC_ID", "FIELD_ID", "ARRAY_ID", "OBSERVATION_ID", "PROCESSOR_ID", "STATE_ID", "FEED1", "FEED2"):
+    for name in (
+        "DATA_DESC_ID",
+        "FIELD_ID",
+        "ARRAY_ID",
+        "OBSERVATION_ID",
+        "PROCESSOR_ID",
+        "STATE_ID",
+        "FEED1",
+        "FEED2",
+    ):
         table.putcol(name, np.zeros(nrow, np.int32))
 
 

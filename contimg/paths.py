@@ -100,4 +100,3 @@ def subband_ms(staging: Path, group: str, subband: int | str) -> Path:
     """Measurement Set of one subband in staging; `subband` is a number or a Snakemake wildcard."""
     label = f"{subband:02d}" if isinstance(subband, int) else subband
     return staging / group / f"sb{label}.ms"
-

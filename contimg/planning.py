@@ -97,7 +97,9 @@ def make_plans(config: Config, now_s: float, only: Iterable[str] = ()) -> dict[s
         elif status.state == "failed" and set(status.group.files.values()) == set(group.files.values()):
             plans[group.id] = Plan(action="failed", reason=status.error or "failed", **common)
         elif not _chosen(config, group.id) and group.id not in set(only):
-            plans[group.id] = Plan(action="excluded", reason="outside ingest.start, ingest.end or ingest.groups", **common)
+            plans[group.id] = Plan(
+                action="excluded", reason="outside ingest.start, ingest.end or ingest.groups", **common
+            )
         elif missing and not _enough(config, group, now_s):
             late = now_s - timestamp_s(group.id) > config.ingest.collecting_timeout_s
             numbers = ", ".join(f"{sb:02d}" for sb in missing)

@@ -54,7 +54,9 @@ def validate(ms: Path) -> dict:
     }
     for name, limit in limits.items():
         if not checks[name] <= limit:
-            raise ValidationError(f"{ms}: {name} is {checks[name]:.4g}, expected at most {limit:.4g}. Convert it again.")
+            raise ValidationError(
+                f"{ms}: {name} is {checks[name]:.4g}, expected at most {limit:.4g}. Convert it again."
+            )
     return checks
 
 

@@ -59,7 +59,12 @@ class QaArtifact(Base):
 
 
 def record_group(
-    session: Session, group_id: str, ms: Mapping, images: list[tuple[str, str]], image: Mapping, artifacts: Mapping[str, Path]
+    session: Session,
+    group_id: str,
+    ms: Mapping,
+    images: list[tuple[str, str]],
+    image: Mapping,
+    artifacts: Mapping[str, Path],
 ) -> None:
     """Replace everything the index says about a group.
 
@@ -81,5 +86,6 @@ def record_group(
         for kind, path in images
     )  # fmt: skip
     session.add_all(
-        QaArtifact(group_id=group_id, name=name, path=str(path), created_at=db.now()) for name, path in artifacts.items()
+        QaArtifact(group_id=group_id, name=name, path=str(path), created_at=db.now())
+        for name, path in artifacts.items()
     )

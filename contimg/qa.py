@@ -27,10 +27,12 @@ def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, pre
     artifacts = {name: paths.qa(group, name) for name in ("image", "thumbnail", "bandpass", "gains")}
     artifacts["image"].parent.mkdir(parents=True, exist_ok=True)
     picture = _coarse_image(Path(imaged["images"]["image.pbcor"]), _THUMBNAIL_PIXELS)
-    title = f"{group}  ·  {imaged['freq_hz'] / 1e9:.3f} GHz  ·  calibrated by {chosen['cal_field']} ({chosen['set_name']})"
+    title = (
+        f"{group}  ·  {imaged['freq_hz'] / 1e9:.3f} GHz  ·  calibrated by {chosen['cal_field']} ({chosen['set_name']})"
+    )
     _save(_draw_image(picture, imaged, title), artifacts["image"])
     _save(_draw_thumbnail(picture, imaged), artifacts["thumbnail"], dpi=40)
-    names = {a: n for a, n in enumerate(_antenna_names(paths.ms(group)))}
+    names = dict(enumerate(_antenna_names(paths.ms(group))))
     bandpass = caltables.read(Path(chosen["tables"]["B"]))
     _save(_draw_bandpass(bandpass, _freq_mhz(paths.ms(group)), names, chosen), artifacts["bandpass"])
     _save(_draw_gains(caltables.read(Path(chosen["tables"]["G"])), names, chosen), artifacts["gains"])
@@ -62,7 +64,9 @@ def _coarse_image(path: Path, pixels: int) -> np.ndarray:
     side = values.shape[0] // factor
     blocks = values[: side * factor, : side * factor].reshape(side, factor, side, factor)
     with np.errstate(all="ignore"):
-        return np.where(np.isnan(blocks).all(axis=(1, 3)), np.nan, np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3)))
+        return np.where(
+            np.isnan(blocks).all(axis=(1, 3)), np.nan, np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3))
+        )
 
 
 def _show(axes, picture: np.ndarray, imaged: Mapping):
@@ -93,8 +97,8 @@ def _draw_image(picture: np.ndarray, imaged: Mapping, title: str):
     axes.text(half_deg * 0.88, -half_deg * 0.97, f"beam x {exaggeration}", ha="center", fontsize=8)
     check = imaged["catalogue"]
     axes.set_title(
-        f"{title}\nrms {imaged['rms_jy'] * 1e3:.2f} mJy/beam, beam {imaged['beam_major_arcsec']:.0f}\" x "
-        f"{imaged['beam_minor_arcsec']:.0f}\"; {check['found']} of {check['expected']} catalogue sources found (circles)",
+        f'{title}\nrms {imaged["rms_jy"] * 1e3:.2f} mJy/beam, beam {imaged["beam_major_arcsec"]:.0f}" x '
+        f'{imaged["beam_minor_arcsec"]:.0f}"; {check["found"]} of {check["expected"]} catalogue sources found (circles)',
         fontsize=10,
     )
     axes.set_xlabel(f"Offset to the east of RA {ra0:.4f} deg (deg, ICRS)")

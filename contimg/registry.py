@@ -95,7 +95,9 @@ def choose(sets: Iterable[CalSet], mid_mjd: float, app_dec_deg: float, options: 
         if not one.valid_start_mjd <= mid_mjd <= one.valid_end_mjd or abs(hours) > options.validity_h:
             considered.append((one.name, f"{abs(hours):.1f} h away, valid for {options.validity_h:g} h"))
         elif off_deg > options.dec_tolerance_deg:
-            considered.append((one.name, f"{off_deg:.2f} deg off in declination, valid for {options.dec_tolerance_deg:g} deg"))
+            considered.append(
+                (one.name, f"{off_deg:.2f} deg off in declination, valid for {options.dec_tolerance_deg:g} deg")
+            )
         elif valid:
             considered.append((one.name, f"valid, but {abs(hours):.2f} h away: not the nearest"))
         else:
@@ -160,7 +162,9 @@ def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: Calibrat
     sets = active_sets(path)
     gone = {s.name for s in sets if any(not Path(p).is_dir() for _, p in s.tables)}
     choice = choose([s for s in sets if s.name not in gone], mid_mjd, app_dec_deg, options)
-    choice = Choice(choice.chosen, choice.considered + tuple((name, "its tables are not on disk") for name in sorted(gone)))
+    choice = Choice(
+        choice.chosen, choice.considered + tuple((name, "its tables are not on disk") for name in sorted(gone))
+    )
     if choice.chosen is None:
         raise CalibrationError(f"no valid calibration set at MJD {mid_mjd:.4f}, dec {app_dec_deg:.2f}: {choice.reason}")
     chosen = choice.chosen

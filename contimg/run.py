@@ -54,7 +54,9 @@ class Run:
 
     def begin(self) -> None:
         """Take the run lock, clean what dead runs left, bring the queue up to date. Raises LockError if another runs."""
-        self._held.enter_context(lock(self.paths.run_lock, wait=False, what="another run is working on this state folder"))
+        self._held.enter_context(
+            lock(self.paths.run_lock, wait=False, what="another run is working on this state folder")
+        )
         os.environ[RUN_ID] = self.id
         clean_staging(self.paths, self._staging, {g for g, p in self.plans.items() if p.action == "run"})
         finished = {g for g in self.plans if self.paths.result(g, "index").exists()}
@@ -72,8 +74,12 @@ class Run:
                 ingest.note_waiting(session, plan.group.id, plan.action == "waiting", plan.reason)
         with db.writing(self.paths.registry_db, RegistryBase):
             pass
-        snapshot = {g: {"action": p.action, "reason": p.reason, "depends_on": p.depends_on} for g, p in self.plans.items()}
-        write_json(self.paths.run_snapshot(self.id), {"run": self.id, "config": self.config.digest(), "groups": snapshot})
+        snapshot = {
+            g: {"action": p.action, "reason": p.reason, "depends_on": p.depends_on} for g, p in self.plans.items()
+        }
+        write_json(
+            self.paths.run_snapshot(self.id), {"run": self.id, "config": self.config.digest(), "groups": snapshot}
+        )
 
     @_one_at_a_time
     def job_started(self, group: str, rule: str) -> None:

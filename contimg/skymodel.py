@@ -27,7 +27,9 @@ class Source:
     reference_hz: float = CATALOGUE_HZ
 
     @classmethod
-    def power_law(cls, name: str, ra_deg: float, dec_deg: float, flux_jy: float, alpha: float = DEFAULT_ALPHA) -> "Source":
+    def power_law(
+        cls, name: str, ra_deg: float, dec_deg: float, flux_jy: float, alpha: float = DEFAULT_ALPHA
+    ) -> "Source":
         """A source of `flux_jy` at 1.4 GHz with S proportional to nu^alpha."""
         return cls(name, ra_deg, dec_deg, (float(np.log10(flux_jy)), alpha))
 
@@ -78,9 +80,7 @@ def apparent_fluxes(sources: Sequence[Source], mjd: np.ndarray, pointing: np.nda
     return vectors, beam_track(vectors, pointing, freq_hz) * spectra[None]
 
 
-def predict(
-    sources: Sequence[Source], mjd, phase_axes, pointing, positions_m, ant_1, ant_2, freq_hz
-) -> np.ndarray:
+def predict(sources: Sequence[Source], mjd, phase_axes, pointing, positions_m, ant_1, ant_2, freq_hz) -> np.ndarray:
     """Model visibilities (ntime, nbaseline, nchan), complex64, in the Measurement Set's convention.
 
     phase_axes    uvw axes of the phase centre at each integration, (ntime, 3, 3): geometry.Tracking.axes

@@ -62,7 +62,9 @@ def lock(path: Path, wait: bool, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
-            raise LockError(f"{what}: held by process {file.read().strip() or '?'} ({path}). Wait for it, or stop it.") from None
+            raise LockError(
+                f"{what}: held by process {file.read().strip() or '?'} ({path}). Wait for it, or stop it."
+            ) from None
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()} on {platform.node()}\n")
@@ -129,8 +131,12 @@ def stage(smk) -> Iterator[Stage]:
     paths = Paths.of(config)
     group, logfile, output = smk.wildcards.group, Path(smk.log[0]), Path(smk.output.result)
     logfile.parent.mkdir(parents=True, exist_ok=True)
+    terminal = _output_to(logfile)
     logging.basicConfig(
-        filename=logfile, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+        filename=logfile,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
     )
     name = output.name.removesuffix(".json").rpartition(".")[2]
     running = Stage(name, group, config, paths, logfile)
@@ -152,5 +158,14 @@ def stage(smk) -> Iterator[Stage]:
         permanent = isinstance(error, InputError)
         values = {"stage": name, "error": message, "permanent": permanent, "log": str(logfile), "at": db.now()}
         write_json(paths.error(group), values)
-        print(f"group {group}, {name}: {message}", file=sys.stderr)
+        os.write(terminal, f"group {group}, {name}: {message}\n".encode())
         sys.exit(1)
+
+
+def _output_to(logfile: Path) -> int:
+    """What CASA, radler and others print goes to the log; returns a descriptor of the former standard error."""
+    terminal = os.dup(2)
+    with logfile.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    return terminal

@@ -58,7 +58,9 @@ def open_subband(path: Path) -> h5py.File:
         match = re.search(r"eof = (\d+).*stored_eof = (\d+)", str(error))
         if match:
             found, expected = (int(x) / 1e6 for x in match.groups())
-            raise SubbandError(f"{path}: truncated ({found:.1f} of {expected:.1f} MB). Copy it again, or remove it.") from None
+            raise SubbandError(
+                f"{path}: truncated ({found:.1f} of {expected:.1f} MB). Copy it again, or remove it."
+            ) from None
         raise SubbandError(f"{path}: not readable as HDF5 ({error}). Copy it again, or remove it.") from None
 
 

@@ -10,9 +10,11 @@ rule solve:
         result=result("{group}", "solve"),
     log:
         logs("solve"),
-    threads: 2
     conda:
         "../envs/contimg.yaml"
+    threads: 2
+    message:
+        "{wildcards.group}: solve for bandpass and gains"
     script:
         "../scripts/solve.py"
 
@@ -25,10 +27,12 @@ rule register:
     log:
         logs("register"),
     localrule: True
-    resources:
-        index_writer=1,
     conda:
         "../envs/contimg.yaml"
+    resources:
+        index_writer=1,
+    message:
+        "{wildcards.group}: register the calibration set"
     script:
         "../scripts/register.py"
 
@@ -38,14 +42,16 @@ rule select:
         registered=ancient(registered_first),
     output:
         result=result("{group}", "caltables"),
-    params:
-        mid_mjd=lambda wildcards: plan_of(wildcards).mid_mjd,
-        app_dec_deg=lambda wildcards: plan_of(wildcards).app_dec_deg,
     log:
         logs("select"),
     localrule: True
     conda:
         "../envs/contimg.yaml"
+    params:
+        mid_mjd=lambda wildcards: plan_of(wildcards).mid_mjd,
+        app_dec_deg=lambda wildcards: plan_of(wildcards).app_dec_deg,
+    message:
+        "{wildcards.group}: choose a calibration set"
     script:
         "../scripts/select_caltables.py"
 
@@ -59,8 +65,10 @@ rule apply:
         result=result("{group}", "apply"),
     log:
         logs("apply"),
-    threads: 2
     conda:
         "../envs/contimg.yaml"
+    threads: 2
+    message:
+        "{wildcards.group}: apply the calibration"
     script:
         "../scripts/apply_caltables.py"

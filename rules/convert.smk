@@ -10,9 +10,11 @@ rule convert:
         result=result("{group}", "convert"),
     log:
         logs("convert"),
-    threads: CONFIG.conversion.workers
     conda:
         "../envs/contimg.yaml"
+    threads: CONFIG.conversion.workers
+    message:
+        "{wildcards.group}: convert subbands"
     script:
         "../scripts/convert.py"
 
@@ -28,5 +30,7 @@ rule concat:
         logs("concat"),
     conda:
         "../envs/contimg.yaml"
+    message:
+        "{wildcards.group}: concatenate"
     script:
         "../scripts/concat.py"

@@ -16,9 +16,11 @@ rule image:
         result=result("{group}", "image"),
     log:
         logs("image"),
-    threads: workflow.cores or 1
     conda:
         "../envs/contimg.yaml"
+    threads: workflow.cores or 1
+    message:
+        "{wildcards.group}: image"
     script:
         "../scripts/image.py"
 
@@ -34,5 +36,7 @@ rule qa:
         logs("qa"),
     conda:
         "../envs/contimg.yaml"
+    message:
+        "{wildcards.group}: plot"
     script:
         "../scripts/qa.py"

@@ -10,9 +10,11 @@ rule index:
     log:
         logs("index"),
     localrule: True
-    resources:
-        index_writer=1,
     conda:
         "../envs/contimg.yaml"
+    resources:
+        index_writer=1,
+    message:
+        "{wildcards.group}: index"
     script:
         "../scripts/index.py"

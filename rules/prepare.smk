@@ -9,8 +9,10 @@ rule prepare:
         result=result("{group}", "prepare"),
     log:
         logs("prepare"),
-    threads: 2
     conda:
         "../envs/contimg.yaml"
+    threads: 2
+    message:
+        "{wildcards.group}: validate and flag"
     script:
         "../scripts/prepare.py"

@@ -1,9 +1,10 @@
 """Raw subband files to subband Measurement Sets in staging."""
 
+from pathlib import Path
+
 from contimg.conversion import convert_group
 from contimg.stage import log, stage
 from contimg.uvh5 import parse_name
-from pathlib import Path
 
 with stage(snakemake) as job:
     files = {parse_name(Path(f).name)[1]: Path(f) for f in snakemake.input.files}

@@ -33,7 +33,9 @@ def image_group(
         result = backend(options.backend)(request)
         numbers = products.noise_and_peak(result, pb)
         if not numbers["rms_jy"] > 0:
-            raise ImagingError(f"{ms}: the image is blank (residual rms {numbers['rms_jy']} Jy/beam). Nothing to publish.")
+            raise ImagingError(
+                f"{ms}: the image is blank (residual rms {numbers['rms_jy']} Jy/beam). Nothing to publish."
+            )
         catalogue = read_catalogue(config.catalogues.sky)
         check, table = products.compare_catalogue(
             result, pb, grid, numbers["rms_jy"], catalogue, summary["freq_hz"], options

@@ -91,7 +91,15 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
                 result[f"{key}{axis}"] = celestial[f"{key}{axis}"]
     result["CRPIX1"] = result["CRPIX2"] = float(grid.npix // 2 + 1)
     result.update({"RADESYS": "ICRS", "LONPOLE": 180.0, "LATPOLE": grid.centre_deg[1]})
-    result.update({"CTYPE3": "FREQ", "CRVAL3": summary["freq_hz"], "CRPIX3": 1.0, "CDELT3": summary["bandwidth_hz"], "CUNIT3": "Hz"})
+    result.update(
+        {
+            "CTYPE3": "FREQ",
+            "CRVAL3": summary["freq_hz"],
+            "CRPIX3": 1.0,
+            "CDELT3": summary["bandwidth_hz"],
+            "CUNIT3": "Hz",
+        }
+    )
     result.update({"CTYPE4": "STOKES", "CRVAL4": 1.0, "CRPIX4": 1.0, "CDELT4": 1.0})
     result.update({"SPECSYS": "TOPOCENT", "BUNIT": unit, "BTYPE": "Intensity"})
     result.update({"BMAJ": beam.major_arcsec / 3600, "BMIN": beam.minor_arcsec / 3600, "BPA": beam.pa_deg})
@@ -124,7 +132,9 @@ def write_products(
     for suffix in CASA_IMAGES:
         array, unit = arrays[suffix]
         as_fits = work / fits_of.get(suffix, f"{suffix}.scratch.fits")
-        hdu = fits.PrimaryHDU(array.T[None, None].astype(np.float32), header(grid, result.beam, summary, unit, keywords))
+        hdu = fits.PrimaryHDU(
+            array.T[None, None].astype(np.float32), header(grid, result.beam, summary, unit, keywords)
+        )
         hdu.writeto(as_fits, checksum=True, overwrite=True)
         images.image(str(as_fits)).saveas(str(work / suffix), overwrite=True)
         written[suffix] = work / suffix
@@ -143,7 +153,9 @@ def write_products(
     return final
 
 
-def fit_source(image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: float) -> tuple[float, float, float] | None:
+def fit_source(
+    image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: float
+) -> tuple[float, float, float] | None:
     """Peak, and offsets to the east and north (arcsec) from a position, of a restoring beam fitted around it.
 
     None outside the image. The fit uses pixels within 0.75 of the beam's major axis.
@@ -155,7 +167,9 @@ def fit_source(image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: 
     if not (radius <= x0 < image.shape[0] - radius and radius <= y0 < image.shape[1] - radius):
         return None
     stamp = image[x0 - radius : x0 + radius + 1, y0 - radius : y0 + radius + 1].astype(float)
-    dx, dy = np.meshgrid(np.arange(-radius, radius + 1) + x0 - x, np.arange(-radius, radius + 1) + y0 - y, indexing="ij")
+    dx, dy = np.meshgrid(
+        np.arange(-radius, radius + 1) + x0 - x, np.arange(-radius, radius + 1) + y0 - y, indexing="ij"
+    )
     east, north = -dx * cell_arcsec, dy * cell_arcsec
     near = np.exp(-((east**2 + north**2) / (0.5 * beam.major_arcsec) ** 2))
     if not np.isfinite(stamp).all():
@@ -165,7 +179,9 @@ def fit_source(image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: 
         return ((q[0] * beam.gaussian(east - q[1], north - q[2]) - stamp) * near).ravel()
 
     peak = np.unravel_index(np.argmax(stamp * near), stamp.shape)
-    fit = optimize.least_squares(residual, [stamp[peak], east[peak], north[peak]], x_scale=[max(abs(stamp[peak]), 1e-6), 1, 1])
+    fit = optimize.least_squares(
+        residual, [stamp[peak], east[peak], north[peak]], x_scale=[max(abs(stamp[peak]), 1e-6), 1, 1]
+    )
     return tuple(float(v) for v in fit.x)
 
 
@@ -180,8 +196,15 @@ def compare_catalogue(
     wcs = grid.wcs()
     rows = []
     x, y = wcs.wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0)
-    inside = np.isfinite(x) & np.isfinite(y) & (np.abs(x - grid.npix / 2) < grid.npix / 2) & (np.abs(y - grid.npix / 2) < grid.npix / 2)
-    for source, i, j in zip(catalogue[inside].itertuples(), x[inside].round().astype(int), y[inside].round().astype(int), strict=True):
+    inside = (
+        np.isfinite(x)
+        & np.isfinite(y)
+        & (np.abs(x - grid.npix / 2) < grid.npix / 2)
+        & (np.abs(y - grid.npix / 2) < grid.npix / 2)
+    )
+    for source, i, j in zip(
+        catalogue[inside].itertuples(), x[inside].round().astype(int), y[inside].round().astype(int), strict=True
+    ):
         response = pb[min(i, grid.npix - 1), min(j, grid.npix - 1)]
         if response < options.beam_limit:
             continue
@@ -193,8 +216,32 @@ def compare_catalogue(
             continue
         peak, east, north = fitted
         found = peak > DETECTION_SIGMA * rms_jy and np.hypot(east, north) < result.beam.major_arcsec
-        rows.append((source.name, source.ra_deg, source.dec_deg, expected, peak / response, east, north, peak / rms_jy, response, found))
-    names = ["name", "ra_deg", "dec_deg", "catalogue_jy", "flux_jy", "east_arcsec", "north_arcsec", "snr", "beam", "found"]
+        rows.append(
+            (
+                source.name,
+                source.ra_deg,
+                source.dec_deg,
+                expected,
+                peak / response,
+                east,
+                north,
+                peak / rms_jy,
+                response,
+                found,
+            )
+        )
+    names = [
+        "name",
+        "ra_deg",
+        "dec_deg",
+        "catalogue_jy",
+        "flux_jy",
+        "east_arcsec",
+        "north_arcsec",
+        "snr",
+        "beam",
+        "found",
+    ]
     table = pd.DataFrame(rows, columns=names).astype({"found": bool})
     good = table[table.found & (table.snr >= GOOD_SIGMA) & (table.beam >= 0.5)]
     ratio = good.flux_jy / good.catalogue_jy

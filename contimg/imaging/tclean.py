@@ -35,7 +35,6 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
     notes = {
         "major_cycles": int(summary.get("nmajordone", 0)),
         "iterations": int(summary.get("iterdone", 0)),
-        
     }
     return Deconvolved(image, **arrays, beam=beam, notes=notes)
 

@@ -113,7 +113,11 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
     if options.niter:
         psf_t, residual_t, model_t = _t(psf), _t(residual), _t(model)  # radler keeps views: they must live on
         cleaner = radler.Radler(
-            _settings(options, npix, cell_rad, threads), psf_t, residual_t, model_t, np.radians(beam.major_arcsec / 3600)
+            _settings(options, npix, cell_rad, threads),
+            psf_t,
+            residual_t,
+            model_t,
+            np.radians(beam.major_arcsec / 3600),
         )
         more = True
         while more and cycles < _MAJOR_CYCLES:
@@ -127,7 +131,9 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
         iterations = int(cleaner.iteration_number)
     residual_peak = float(np.abs(residual).max())
     if not np.isfinite(residual_peak) or residual_peak > 1.5 * dirty_peak:
-        raise ImagingError(f"{request.ms}: the clean diverged (residual peak {residual_peak:.4g}, dirty {dirty_peak:.4g} Jy)")
+        raise ImagingError(
+            f"{request.ms}: the clean diverged (residual peak {residual_peak:.4g}, dirty {dirty_peak:.4g} Jy)"
+        )
     image = restore(model, residual, beam, options.cell_arcsec, threads)
     notes = {"major_cycles": cycles, "iterations": iterations, "thermal_jy": thermal, "dirty_rms_jy": dirty_rms}
     return Deconvolved(image, residual, model, psf, beam, notes)

@@ -1,0 +1,38 @@
+# run, setup, test, lint: each does the set-up it needs.
+PYTHON ?= python3.11
+CONFIG ?=
+CONFIGFILES = config/config.yaml $(CONFIG)
+SNAKEMAKE = .venv/bin/snakemake
+CONTIMG = .venv/bin/contimg
+
+.PHONY: run setup test lint clean
+
+run: .venv/installed
+	@$(CONTIMG) simulate --if-empty $(addprefix --configfile ,$(CONFIG))
+	@status=0; $(SNAKEMAKE) --profile local --configfile $(CONFIGFILES) || status=$$?; \
+	  $(CONTIMG) status $(addprefix --configfile ,$(CONFIG)); exit $$status
+
+setup: .venv/installed
+
+# editable_mode=compat: Snakemake finds logger plugins by listing modules, which import hooks do not show.
+.venv/installed: envs/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed envs/dev.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/dev.txt
+	@touch $@
+
+test: lint
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/snakefmt --check Snakefile rules
+	$(SNAKEMAKE) --lint
+
+clean:
+	rm -rf .venv build *.egg-info
