@@ -72,6 +72,11 @@ def lock(path: Path, wait: bool, what: str) -> Iterator[None]:
         yield
 
 
+def announce_run() -> None:
+    """Tell the jobs that this process starts whose end is theirs too."""
+    os.environ[RUN_PID] = str(os.getpid())
+
+
 def end_with(pid: int) -> None:
     """Kill this process and its children when process `pid` ends.
 

@@ -1,5 +1,4 @@
 # What all rules share: the configuration, the plan of this run, helpers for names. File names live in contimg.paths.
-import os
 import sys
 import time
 
@@ -10,6 +9,7 @@ from contimg import run as contimg_run
 from contimg.config import from_mapping
 from contimg.errors import ContimgError
 from contimg.planning import make_plans
+from contimg.stage import announce_run
 
 try:
     CONFIG = from_mapping(config)
@@ -18,7 +18,7 @@ try:
 except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
-os.environ["CONTIMG_RUN_PID"] = str(os.getpid())  # jobs end when this process does
+announce_run()
 STAGING = contimg_run.choose_staging(CONFIG, PLANS, workflow.cores or 1)
 SUBBANDS = range(CONFIG.ingest.expected_subbands)
 
