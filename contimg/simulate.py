@@ -42,6 +42,7 @@ class Simulation:
     start: str  # UTC, opening time of the group
     dec_deg: float = 16.15  # apparent declination of the pointing
     antennas: int = 48  # of those active in the station list
+    stations: tuple[int, ...] = ()  # these stations, by name, instead of a number of antennas
     channels: int = 12  # per subband
     subbands: int = 16
     integrations: int = 24
@@ -96,9 +97,10 @@ def station_positions(stations: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(offsets, axis=1), table.active_2026_01.values == 1
 
 
-def choose_antennas(active: np.ndarray, count: int) -> np.ndarray:
-    """Antenna numbers of `count` active stations spread over the array, in the correlator's order."""
-    numbers = np.flatnonzero(active)
+def choose_antennas(active: np.ndarray, count: int, stations: tuple[int, ...] = ()) -> np.ndarray:
+    """Antenna numbers (station name - 1) in the correlator's order: `stations`, or `count` spread over the active ones."""
+    numbers = np.array(sorted(stations)) - 1 if stations else np.flatnonzero(active)
+    count = len(numbers) if stations else count
     if not 2 <= count <= len(numbers):
         raise ValueError(f"antennas: expected 2 to {len(numbers)}, found {count}")
     chosen = numbers[np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))]
@@ -178,7 +180,7 @@ def _add_rfi(rng, raw, amplitude):
 def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations: Path) -> list[Path]:
     """Write the subband files of one group and `truth.<start>.json` into `folder`; returns the files' paths."""
     positions_m, active = station_positions(stations)
-    numbers = choose_antennas(active, sim.antennas)
+    numbers = choose_antennas(active, sim.antennas, sim.stations)
     nchan = sim.subbands * sim.channels
     width_hz = (BAND_HZ[1] - BAND_HZ[0]) / nchan
     freq_hz = BAND_HZ[1] - width_hz * (np.arange(nchan) + 0.5)  # descending, as in the files

@@ -1,0 +1,41 @@
+import pytest
+import yaml
+
+from contimg.config import GENERATED, Config, from_mapping, load, parse_flux_jy
+from contimg.errors import ConfigError
+
+
+def test_files_in_config_are_what_the_models_say():
+    for path, text in GENERATED.items():
+        assert path.read_text() == text(), f"{path} has drifted: run python -m contimg.config"
+
+
+def test_the_default_file_is_the_defaults():
+    assert load() == Config()
+
+
+@pytest.mark.parametrize(("text", "jy"), [("0.1mJy", 1e-4), ("50 uJy", 5e-5), ("2Jy", 2), (0.3, 0.3), ("1e-4 Jy", 1e-4)])
+def test_flux_units(text, jy):
+    assert parse_flux_jy(text) == pytest.approx(jy)
+
+
+@pytest.mark.parametrize("text", ["0.1m", "0.1 K", "Jy", True, "1 mJy/beam"])
+def test_what_is_no_flux_is_refused(text):
+    with pytest.raises(ValueError, match="not a flux density"):
+        parse_flux_jy(text)
+
+
+def test_every_wrong_key_is_named():
+    with pytest.raises(ConfigError) as caught:
+        from_mapping({"imaging": {"imsiz": 100, "robust": 9}, "paths": {"incoming": "x"}})
+    assert "imaging.imsiz" in str(caught.value)
+    assert "imaging.robust" in str(caught.value)
+
+
+def test_digest_is_of_the_science_only(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"paths": {"incoming": "elsewhere"}, "ingest": {"order": "newest"}}))
+    assert load([mine]).digest() == load().digest()
+    mine.write_text(yaml.safe_dump({"imaging": {"robust": 0.5}}))
+    assert load([mine]).digest() != load().digest()
+    assert load([mine]).imaging.imsize == load().imaging.imsize
