@@ -196,9 +196,20 @@ def _nanmedian(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _neighbours(values: np.ndarray) -> np.ndarray:
-    """Running median along the channels (last axis), holes filled with the row's median first."""
+    """Running median along the channels (last axis), holes filled with the row's median first.
+
+    At the ends of the band the values are continued by point reflection, so that a slope there is no excess; the point
+    is a median of three, so that interference in the last channel is one.
+    """
     filled = np.where(np.isfinite(values), values, _nanmedian(values, 1)[:, None])
-    return median_filter(filled, size=(1, _CHANNELS_AROUND), mode="reflect")
+    half = _CHANNELS_AROUND // 2
+    if filled.shape[1] <= half:
+        return np.broadcast_to(np.median(filled, axis=1, keepdims=True), filled.shape)
+    first, last = (np.median(end, axis=1, keepdims=True) for end in (filled[:, :3], filled[:, -3:]))
+    padded = np.concatenate(
+        [2 * first - filled[:, half:0:-1], filled, 2 * last - filled[:, -2 : -half - 2 : -1]], axis=1
+    )
+    return median_filter(padded, size=(1, _CHANNELS_AROUND), mode="nearest")[:, half:-half]
 
 
 def dead_antennas(

@@ -100,12 +100,14 @@ def station_positions(stations: Path) -> tuple[np.ndarray, np.ndarray]:
 def choose_antennas(active: np.ndarray, count: int, stations: tuple[int, ...] = ()) -> np.ndarray:
     """Antenna numbers (station name - 1) in the correlator's order: `stations`, or `count` spread over the active ones."""
     numbers = np.array(sorted(stations)) - 1 if stations else np.flatnonzero(active)
-    count = len(numbers) if stations else count
-    if not 2 <= count <= len(numbers):
-        raise ValueError(f"antennas: expected 2 to {len(numbers)}, found {count}")
-    chosen = numbers[np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))]
-    early = [n for n in OUT_OF_ORDER if n in chosen]
-    rest = [int(n) for n in chosen if n not in early]
+    if not stations:
+        if not 4 <= count <= len(numbers):
+            raise ValueError(f"antennas: expected 4 to {len(numbers)}, found {count}")
+        rest = np.setdiff1d(numbers, OUT_OF_ORDER)
+        spread = rest[np.linspace(0, len(rest) - 1, count - len(OUT_OF_ORDER)).round().astype(int)]
+        numbers = np.union1d(spread, OUT_OF_ORDER)
+    early = [n for n in OUT_OF_ORDER if n in numbers]
+    rest = [int(n) for n in numbers if n not in early]
     return np.array(rest[:3] + early + rest[3:])
 
 

@@ -21,7 +21,9 @@ def name(second: int, subband: int) -> Path:
     shuffle=st.randoms(),
 )
 def test_groups_309_s_apart_are_told_apart_whatever_the_skew(start, skews, shuffle):
-    expected = [{sb: name(start + 309 * g + skew, sb) for sb, skew in enumerate(group)} for g, group in enumerate(skews)]
+    expected = [
+        {sb: name(start + 309 * g + skew, sb) for sb, skew in enumerate(group)} for g, group in enumerate(skews)
+    ]
     files = [path for group in expected for path in group.values()]
     shuffle.shuffle(files)
     found = cluster(files, SPAN_S)

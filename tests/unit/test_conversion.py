@@ -1,0 +1,172 @@
+import json
+
+import numpy as np
+import pytest
+
+from contimg import casa
+from contimg import measurement_set as mset
+from contimg.config import FlaggingConfig
+from contimg.conversion import concat_subbands, convert_group
+from contimg.errors import InputError, SubbandError
+from contimg.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
+from contimg.preparation import validate
+from contimg.skymodel import Source, predict
+from tests.conftest import DEC_DEG
+
+UNIT = {"noise_jy": 0.0, "scale": 1.0}  # no noise; gains are divided out below
+
+
+def convert(group, folder):
+    subbands = {sb: folder / f"sb{sb:02d}.ms" for sb in range(16)}
+    converted = convert_group(group.files, subbands, "OVRO_MMA", 2)
+    concatenated = concat_subbands(subbands, folder / "full.ms")
+    return folder / "full.ms", converted, concatenated
+
+
+def ungained(ms, group, **options):
+    """DATA divided by the gains that the simulator put in, cross-correlations: (ntime, nbaseline, nchan, npol)."""
+    from contimg.simulate import Simulation, antenna_gains
+
+    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    sim = Simulation(start=group.id, **options)
+    gains = antenna_gains(sim, len(observation.antenna_names), observation.freq_hz[::-1])[:, ::-1]
+    data = mset.read_grid(ms, "DATA", rows.shape[0]) / (gains[rows.ant_1] * np.conj(gains[rows.ant_2]))
+    return data, rows, observation
+
+
+def test_a_source_to_the_north_east_is_there_in_phase(make_group, tmp_path):
+    """Right-hand side from the plain formula of the docs, with l, m from the sky position: no code of ours in between."""
+    source = {"name": "NE", "ra": 347.95, "dec": 16.45, "flux": 3.0, "alpha": 0.0}
+    group = make_group(sources=[source], antennas=24, **UNIT)
+    ms, _, _ = convert(group, tmp_path)
+    data, rows, observation = ungained(ms, group)
+    l, m = direction_cosines(source["ra"], source["dec"], *observation.phase_centre_deg)
+    assert l > 0.008
+    assert m > 0.006
+    uvw = rows.uvw_m[..., None, :] * (observation.freq_hz / SPEED_OF_LIGHT_M_S)[:, None]
+    expected = np.exp(2j * np.pi * (uvw @ [l, m, np.sqrt(1 - l**2 - m**2) - 1]))
+    cross = rows.ant_1 != rows.ant_2
+    error = np.angle(data[:, cross][..., 0] * np.conj(expected[:, cross]), deg=True)
+    # What is left is aberration, 1e-4 of the offset: 0.2 arcsec, 2.5 deg of phase on 2 km.
+    assert np.abs(error).max() < 3
+    mirrored = np.angle(data[:, cross][..., 0] * expected[:, cross], deg=True)
+    assert np.abs(mirrored).max() > 170
+
+
+def test_predictor_and_simulator_agree(make_group, sky, tmp_path):
+    """Beam track, spectra and exact phases, written twice: model against noiseless data within 1e-4 of the sky."""
+    group = make_group(antennas=24, **UNIT)
+    ms, converted, _ = convert(group, tmp_path)
+    data, rows, observation = ungained(ms, group)
+    truth = json.loads((group.files[0].parent / f"truth.{group.id}.json").read_text())
+    sources = [Source.power_law(s["name"], s["ra"], s["dec"], s["flux"], s["alpha"]) for s in truth["sources"]]
+    axes = track(*converted["phase_centre_deg"], rows.time_mjd).axes
+    pointing = meridian_vector(np.radians(DEC_DEG))
+    model = predict(
+        sources, rows.time_mjd, axes, pointing, observation.positions_m, rows.ant_1, rows.ant_2, observation.freq_hz
+    )
+    cross = rows.ant_1 != rows.ant_2
+    scale = np.abs(model[:, cross]).max()
+    assert scale > 0.5
+    for p in range(2):
+        assert np.abs(data[:, cross][..., p] - model[:, cross]).max() < 1e-4 * scale
+
+
+def test_measurement_set_is_whole_and_casa_reads_it(make_group, tmp_path):
+    group = make_group(antennas=60)
+    ms, converted, concatenated = convert(group, tmp_path)
+    checks = validate(ms)
+    assert checks["uvw_error_m"] < 1e-9
+    assert concatenated["channels"] == 32
+    assert concatenated["band_hz"] == pytest.approx([1311.25e6, 1498.75e6])
+    rows = mset.read_rows(ms)
+    assert (rows.ant_1 <= rows.ant_2).all()
+    listing = tmp_path / "listobs.txt"
+    log = tmp_path / "casa.log"
+    casa.tasks(log).listobs(vis=str(ms), listfile=str(listing))
+    text = listing.read_text()
+    assert "Spectral Windows:  (1 unique" in text
+    assert "OVRO_MMA" in text
+    assert "Fields: 1" in text
+    metadata = casa.tool("msmetadata")
+    metadata.open(str(ms))
+    try:
+        assert metadata.antennanames()[:2] == ["1", "2"]
+        assert metadata.antennaids("117") == [116]
+        assert metadata.chanfreqs(0)[0] < metadata.chanfreqs(0)[-1]
+        assert metadata.nfields() == 1
+        centre = metadata.phasecenter()
+        assert centre["refer"] == "ICRS"
+        assert np.degrees(centre["m1"]["value"]) == pytest.approx(converted["phase_centre_deg"][1], abs=1e-9)
+    finally:
+        metadata.done()
+    worries = [
+        w for w in log.read_text().splitlines() if "SEVERE" in w and "measures" not in w and "casarundata" not in w
+    ]
+    assert [w for w in worries if w.split("::casa")[-1].strip() and "casadocs" not in w] == []
+
+
+def test_a_missing_subband_keeps_its_channels_flagged(make_group, tmp_path):
+    group = make_group(missing=(0, 7))
+    ms, converted, _ = convert(group, tmp_path)
+    assert converted["missing_subbands"] == [0, 7]
+    flags = mset.read_grid(ms, "FLAG", 6)
+    lost = np.zeros(32, bool)
+    lost[30:32] = lost[16:18] = True  # sb00 is the highest
+    assert flags[..., lost, :].all()
+    assert not flags[..., ~lost, :].any()
+    assert mset.read_observation(ms).freq_hz[-1] == pytest.approx(1498.75e6 - 187.5e6 / 64)
+
+
+def test_nan_and_short_integrations_become_flags_and_weights(make_group, tmp_path):
+    import h5py
+
+    group = make_group()
+    with h5py.File(group.files[15], "r+") as file:  # the lowest channels
+        file["Data/visdata"][3] = np.nan
+        file["Data/nsamples"][5] = 24.0
+        file["Data/nsamples"][6] = 0.0
+        file["Data/flags"][7] = True
+    ms, _, _ = convert(group, tmp_path)
+    with mset.open_table(ms) as table:
+        flags, weights = table.getcol("FLAG")[:9, :2], table.getcol("WEIGHT_SPECTRUM")[:9, :2]
+        assert np.isfinite(table.getcol("DATA")).all()
+    assert flags[[3, 6, 7]].all()
+    assert not flags[[0, 1, 2, 4, 5, 8]].any()
+    assert (weights[[3, 6, 7]] == 0).all()
+    assert (weights[5] == 0.5).all()
+    assert (weights[0] == 1).all()
+
+
+def test_a_file_of_another_observation_is_refused_by_name(make_group, tmp_path):
+    group = make_group()
+    other = make_group(folder="other", start="2026-03-02T20:19:00")
+    files = {**group.files, 9: other.files[9]}
+    with pytest.raises(SubbandError, match="other/.*sb09.*belongs to another observation"):
+        convert_group(files, {sb: tmp_path / f"{sb}.ms" for sb in range(16)}, "OVRO_MMA", 2)
+    assert not list(tmp_path.glob("*.ms"))
+
+
+def test_all_zero_data_are_refused(make_group, tmp_path):
+    import h5py
+
+    group = make_group()
+    for path in group.files.values():
+        with h5py.File(path, "r+") as file:
+            file["Data/visdata"][...] = 0
+    with pytest.raises(InputError, match="every visibility is zero"):
+        convert(group, tmp_path)
+    assert not (tmp_path / "full.ms").exists()
+
+
+def test_preparing_twice_is_preparing_once(make_group, tmp_path):
+    from contimg.preparation import prepare
+
+    group = make_group(antennas=16, channels=6, integrations=12, rfi=True)
+    ms, _, _ = convert(group, tmp_path)
+    first = prepare(ms, FlaggingConfig())
+    flags = mset.read_grid(ms, "FLAG", 12)
+    second = prepare(ms, FlaggingConfig())
+    assert first == second
+    assert np.array_equal(flags, mset.read_grid(ms, "FLAG", 12))
+    assert first["flagged_by"]["rfi_times_channels"] > 0.05
