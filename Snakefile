@@ -23,3 +23,5 @@ rule all:
     default_target: True
     input:
         [result(group, "index") for group in groups_to_run()],
+    message:
+        summary()

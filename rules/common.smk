@@ -1,6 +1,7 @@
 # What all rules share: the configuration, the plan of this run, helpers for names. File names live in contimg.paths.
 import sys
 import time
+from collections import Counter
 
 from snakemake.logging import logger
 
@@ -70,6 +71,14 @@ def say_what_is_left_out():
     for plan in PLANS.values():
         if plan.action in ("waiting", "collecting", "failed"):
             logger.info(f"not in this run: {plan.group.id} {plan.action}: {plan.reason}")
+
+
+def summary():
+    """The plan in one line: the last message of a run, and the only one when there is nothing to do."""
+    counts = Counter(plan.action for plan in PLANS.values())
+    rest = [f"{n} {action}" for action, n in sorted(counts.items()) if action != "run"]
+    begin = f"{counts['run']} groups imaged" if counts["run"] else "Nothing to be done"
+    return "; ".join([begin, *rest]) + ". `contimg plan` says why, `contimg status` what came out."
 
 
 if workflow.is_main_process:

@@ -72,7 +72,7 @@ def test_perley_butler_at_the_middle_of_the_band(catalogue):
     for name, flux_jy in (("3C48", 16.21), ("3C147", 22.11)):
         row = table[table["alt_name"] == name].iloc[0]
         for mjd in np.arange(61000, 61001, 0.002):
-            ra, dec = meridian_icrs_deg(mjd, np.radians(row.dec_deg))
+            ra, _ = meridian_icrs_deg(mjd, np.radians(row.dec_deg))
             if abs(float(ra) - row.ra_deg) < 0.4:
                 break
         (found,) = find_candidates(table, mjd, row.dec_deg, OPTIONS)

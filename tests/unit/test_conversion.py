@@ -142,7 +142,7 @@ def test_a_file_of_another_observation_is_refused_by_name(make_group, tmp_path):
     group = make_group()
     other = make_group(folder="other", start="2026-03-02T20:19:00")
     files = {**group.files, 9: other.files[9]}
-    with pytest.raises(SubbandError, match="other/.*sb09.*belongs to another observation"):
+    with pytest.raises(SubbandError, match=r"other/.*sb09.*belongs to another observation"):
         convert_group(files, {sb: tmp_path / f"{sb}.ms" for sb in range(16)}, "OVRO_MMA", 2)
     assert not list(tmp_path.glob("*.ms"))
 

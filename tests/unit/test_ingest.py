@@ -116,9 +116,14 @@ def test_enough_subbands_after_the_time_out(session, tmp_path):
 
 def test_a_failed_transaction_changes_nothing(tmp_path):
     path: Path = tmp_path / "ingest.sqlite3"
-    with pytest.raises(StateError), db.writing(path, ingest.Base) as session:
-        add(session, "pending")
-        ingest.move(session, GROUP, "completed")
+
+    def add_and_fail():
+        with db.writing(path, ingest.Base) as session:
+            add(session, "pending")
+            ingest.move(session, GROUP, "completed")
+
+    with pytest.raises(StateError):
+        add_and_fail()
     with db.reading(path) as session:
         assert session.get(ingest.Group, GROUP) is None
 
