@@ -14,7 +14,7 @@ from tests.conftest import CALIBRATOR_START, ROOT, STATIONS, TARGET_START
 
 BAD_START = "2026-03-02T20:23:46"
 BIN = Path(sys.executable).parent
-SMALL_IMAGES = {"imsize": 1440, "cell_arcsec": 10.0}
+SMALL_IMAGES = {"imsize": 1800, "cell_arcsec": 8.0}
 
 
 @dataclass
@@ -57,7 +57,7 @@ def make_site(folder: Path, incoming: Path, **sections) -> Site:
 def incoming(tmp_path_factory, sky, compact_stations):
     """A calibrator group, a target with interference and a dead antenna, and a group with a truncated file."""
     folder = tmp_path_factory.mktemp("incoming")
-    common = {"channels": 6, "gain_seed": 3, "stations": compact_stations}
+    common = {"channels": 4, "gain_seed": 3, "stations": compact_stations}
     for sim in (
         Simulation(start=CALIBRATOR_START, seed=21, **common),
         Simulation(start=TARGET_START, seed=22, rfi=True, dead=(compact_stations[4],), **common),
