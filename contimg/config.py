@@ -94,6 +94,9 @@ class FlaggingConfig(_Section):
     dead_coherence: float = Field(
         0.1, ge=0, lt=1, description="an antenna with less than this share of the array's median coherent power is dead"
     )
+    odd_noise_factor: float = Field(
+        5.0, gt=1, description="flag an antenna with this much more noise than most, or less"
+    )
 
 
 class CalibrationConfig(_Section):

@@ -26,7 +26,8 @@ class Flagging:
 
     flags: np.ndarray  # (ntime, nbaseline, nchan, npol)
     fractions: dict[str, float] = field(default_factory=dict)  # by reason, of all cross-correlations, each counted once
-    dead_antennas: list[int] = field(default_factory=list)
+    dead_antennas: list[int] = field(default_factory=list)  # noise without sky
+    odd_antennas: list[int] = field(default_factory=list)  # far too much noise, or too little
     coherence: dict[int, float] = field(default_factory=dict)  # by antenna, relative to the array's median
     rfi_channels: list[int] = field(default_factory=list)
     rfi_integrations: list[int] = field(default_factory=list)
@@ -239,6 +240,18 @@ def dead_antennas(
     return [a for a, r in relative.items() if r < threshold], relative, ""
 
 
+def odd_antennas(noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, factor: float) -> list[int]:
+    """Antennas whose noise is `factor` times larger or smaller than the median antenna's, in any polarisation."""
+    antennas = np.unique(np.concatenate([ant_1, ant_2]))
+    level = np.full((len(antennas), noise.shape[1]), np.nan)
+    for k, antenna in enumerate(antennas):
+        mine = ((ant_1 == antenna) ^ (ant_2 == antenna))[:, None] & (noise > 0)
+        level[k] = [np.median(noise[mine[:, p], p]) if mine[:, p].any() else np.nan for p in range(noise.shape[1])]
+    with np.errstate(invalid="ignore"):
+        away = np.abs(np.log(level / np.nanmedian(level, axis=0)))
+        return antennas[(away > np.log(factor)).any(axis=1)].tolist()
+
+
 def flag(data, flags, ant_1, ant_2, channel_width_hz: float, options: FlaggingConfig) -> Flagging:
     """All flags of a group.
 
@@ -272,10 +285,11 @@ def flag(data, flags, ant_1, ant_2, channel_width_hz: float, options: FlaggingCo
         data, result.flags, noise, ant_1, ant_2, channel_width_hz, options.dead_coherence
     )
     result.dead_antennas, result.coherence = dead, coherence
+    result.odd_antennas = odd_antennas(noise, ant_1, ant_2, options.odd_noise_factor)
     if remark:
         result.notes.append(remark)
-    if dead:
-        result.flags[:, np.isin(ant_1, dead) | np.isin(ant_2, dead)] = True
-    note("dead_antennas")
+    for reason, antennas in (("dead_antennas", dead), ("odd_antennas", result.odd_antennas)):
+        result.flags[:, np.isin(ant_1, antennas) | np.isin(ant_2, antennas)] = True
+        note(reason)
     result.flags[:, ~cross] = True
     return result

@@ -1,7 +1,7 @@
 """What a run would do with each group, and why not: read-only, from one look at the folder and the databases."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class GroupStatus:
     calibrators: tuple[str, ...] = ()  # as recorded
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
+    sizes: Mapping[Path, int] = field(default_factory=dict)  # of the files that count, as recorded
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ def known_groups(paths: Paths) -> dict[str, GroupStatus]:
         if session is None:
             return {}
         files: dict[str, dict[int, Path]] = {}
+        sizes: dict[str, dict[Path, int]] = {}
         for file in session.scalars(select(SubbandFile).where(SubbandFile.reason.is_(None))):
             files.setdefault(file.group_id, {})[file.subband_idx] = Path(file.path)
+            sizes.setdefault(file.group_id, {})[Path(file.path)] = file.size
         return {
             row.group_id: GroupStatus(
                 FileGroup(row.group_id, files.get(row.group_id, {})), row.state, row.retry_count, row.error,
                 row.processing_stage, tuple(json.loads(row.calibrators or "[]")), row.mid_mjd, row.app_dec_deg,
+                sizes.get(row.group_id, {}),
             )
             for row in session.scalars(select(Group))
         }  # fmt: skip
@@ -94,7 +98,7 @@ def make_plans(config: Config, now_s: float, only: Iterable[str] = ()) -> dict[s
                   "app_dec_deg": status.app_dec_deg, "error": status.error}  # fmt: skip
         if status.state == "completed" or paths.result(group.id, "index").exists():
             plans[group.id] = Plan(action="done", reason="imaged and indexed", **common)
-        elif status.state == "failed" and set(status.group.files.values()) == set(group.files.values()):
+        elif status.state == "failed" and status.sizes == _sizes(group):
             plans[group.id] = Plan(action="failed", reason=status.error or "failed", **common)
         elif not _chosen(config, group.id) and group.id not in set(only):
             plans[group.id] = Plan(
@@ -109,6 +113,11 @@ def make_plans(config: Config, now_s: float, only: Iterable[str] = ()) -> dict[s
             pending.append((status, group, missing))
     plans |= _plan_pending(config, paths, pending)
     return dict(sorted(plans.items()))
+
+
+def _sizes(group: FileGroup) -> dict[Path, int]:
+    """Sizes of a group's files: a failed group is tried again when they change."""
+    return {path: path.stat().st_size for path in group.files.values() if path.exists()}
 
 
 def _chosen(config: Config, group_id: str) -> bool:

@@ -91,6 +91,7 @@ def prepare(ms: Path, options: FlaggingConfig) -> dict:
         "flagged_by_antenna": per_antenna,
         "flagged_by_channel": found.flags[:, cross].mean(axis=(0, 1, 3)).round(4).tolist(),
         "dead_antennas": [names[a] for a in found.dead_antennas],
+        "odd_antennas": [names[a] for a in found.odd_antennas],
         "coherence_by_antenna": {names[a]: round(r, 3) for a, r in found.coherence.items()},
         "rfi_channels": found.rfi_channels,
         "rfi_integrations": found.rfi_integrations,

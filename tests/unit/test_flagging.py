@@ -75,6 +75,17 @@ def test_an_antenna_with_noise_only_is_dead(observation):
     assert found.flags[:, (ONE != TWO) & ~mine].mean() < 1e-4
 
 
+@pytest.mark.parametrize("factor", [0.02, 50])
+def test_an_antenna_with_odd_noise_goes(observation, factor):
+    data, _ = observation
+    mine = ((ONE == 7) ^ (TWO == 7)) & (ONE != TWO)
+    data[:, mine] *= factor
+    found = run(data)
+    assert found.odd_antennas == [7]
+    assert found.flags[:, mine].all()
+    assert found.flags[:, (ONE != TWO) & ~mine].mean() < 1e-4
+
+
 def test_a_sky_too_faint_to_tell_is_said_and_kills_nobody():
     rng = np.random.default_rng(1)
     shape = (NTIME, len(ONE), NCHAN, 2)

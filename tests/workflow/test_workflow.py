@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from astropy.io import fits
 from astropy.time import Time
 from astropy.wcs import WCS
 
+from contimg import caltables
 from contimg.imaging.group import image_group
+from contimg.simulate import Simulation, simulate_group
 from contimg.stage import read_json
 from tests.accuracy import measure
-from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
+from tests.conftest import CALIBRATOR_START, ROOT, STATIONS, TARGET_START
 from tests.workflow.conftest import BAD_START, SMALL_IMAGES, make_site
 
 
@@ -115,6 +118,11 @@ def test_every_database_has_its_rows(first_run):
         ("G", "active", "3C454.3"),
     ]
     assert all(Path(path).is_dir() for _, path, _, _ in tables)
+    gains = caltables.read(paths.caltable(CALIBRATOR_START, "G"))
+    refant = read_json(paths.result(CALIBRATOR_START, "solve"))["refant"]
+    of_refant = gains.gain[gains.antenna == int(refant) - 1]  # name = number + 1
+    assert not gains.flags[gains.antenna == int(refant) - 1].any()
+    assert np.abs(np.angle(of_refant)).max() < 1e-6
     performance = rows(
         paths.ingest_db, "SELECT load_time, phase_time, write_time, total_time, writer_type FROM performance_metrics"
     )
@@ -266,23 +274,26 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
         assert not root.exists() or not any(root.iterdir())
 
 
-def test_a_replaced_file_brings_a_failed_group_back(tmp_path, incoming):
-    folder = tmp_path / "incoming"
-    folder.mkdir()
-    for path in incoming.glob("*.hdf5"):
-        if path.name >= BAD_START or path.name < TARGET_START:
-            shutil.copy(path, folder)
+def test_a_replaced_file_or_an_operator_brings_a_failed_group_back(tmp_path, sky):
+    folder, mended = tmp_path / "incoming", tmp_path / "mended"
+    sim = Simulation(start=CALIBRATOR_START, antennas=8, channels=1, integrations=4, truncated=(7,))
+    simulate_group(folder, sim, sky, STATIONS)
+    simulate_group(mended, replace(sim, truncated=()), sky, STATIONS)
     site = make_site(tmp_path / "site", folder)
-    one = [str(site.paths.result(BAD_START, "convert"))]
-    assert site.snakemake("--forcerun", "solve", "-n").returncode == 0
+    convert = str(site.paths.result(CALIBRATOR_START, "convert"))
+    assert site.snakemake("--", convert).returncode == 1
+    assert "failed: convert: SubbandError" in site.contimg("plan").stdout
+    assert site.contimg("retry", CALIBRATOR_START).returncode == 0
     assert "to be imaged" in site.contimg("plan").stdout
-    assert site.snakemake("--", *one).returncode == 1
-    assert "failed: " in site.contimg("plan").stdout.splitlines()[-1]
-    assert site.contimg("retry", BAD_START).returncode == 0
-    assert "last attempt" not in site.contimg("plan").stdout
-    refused = site.contimg("retry", BAD_START)
+    refused = site.contimg("retry", CALIBRATOR_START)
     assert refused.returncode == 1
     assert "no move from pending to pending" in refused.stderr
+    assert site.snakemake("--", convert).returncode == 1
+    assert "failed: convert: SubbandError" in site.contimg("plan").stdout
+    (bad,) = folder.glob("*_sb07.hdf5")
+    shutil.copy(mended / bad.name, bad)
+    assert "to be imaged" in site.contimg("plan").stdout
+    assert site.snakemake("--", convert).returncode == 0
 
 
 def test_a_wrong_config_is_refused_in_words(tmp_path, incoming):
