@@ -75,3 +75,9 @@ def edit(path, key, value):
 @pytest.mark.parametrize("name", ["2026-01-25T22:26:05_sb00_incomplete.hdf5", "2026-01-25_sb00.hdf5", "x_sb00.hdf5"])
 def test_names_that_are_no_finished_files(name):
     assert parse_name(name) is None
+
+
+def test_the_same_seed_gives_the_same_files(make_group):
+    first, again, other = make_group(), make_group(folder="again"), make_group(folder="other", seed=2)
+    assert first.files[3].read_bytes() == again.files[3].read_bytes()
+    assert first.files[3].read_bytes() != other.files[3].read_bytes()
