@@ -105,7 +105,7 @@ class CalibrationConfig(_Section):
     do_k: bool = Field(False, description="solve delays (K) before the bandpass")
     sky_min_mjy: float = Field(10, ge=0, description="faintest catalogue source in the model, mJy at 1.4 GHz")
     sky_radius_deg: float = Field(
-        0.2, ge=0, description="catalogue sources this close to the calibrator are in the model"
+        2.5, ge=0, description="catalogue sources this close to the calibrator are in the model; 2.5 is the whole beam"
     )
     min_flux_jy: FluxJy = Field(1.0, description="faintest calibrator, flux at 1.4 GHz")
     min_beam: float = Field(0.5, gt=0, lt=1, description="smallest mean beam response at a calibrator")

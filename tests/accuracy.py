@@ -17,6 +17,14 @@ class Accuracy:
     position_sigmas: np.ndarray
     rms_jy: float
 
+    def __str__(self) -> str:
+        scatter = 1.4826 * np.median(np.abs(self.ratio - np.median(self.ratio)))
+        return (
+            f"{len(self.ratio)} sources, median flux ratio {np.median(self.ratio):.4f}, scatter {scatter:.4f}, median offset "
+            f'{np.median(self.offset_arcsec):.2f}", largest {self.flux_sigmas.max():.1f} sigma in flux, '
+            f"{self.position_sigmas.max():.1f} in position; rms {self.rms_jy * 1e3:.2f} mJy/beam"
+        )
+
     def check(self, least: int) -> None:
         """The demands: 3 % and 1 arcsec in the median; nine of ten within 3 sigma, none outside 5."""
         report = list(zip(self.names, self.ratio.round(3), self.offset_arcsec.round(2), strict=True))

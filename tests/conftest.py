@@ -17,8 +17,25 @@ CALIBRATOR_START, TARGET_START = "2026-03-02T20:03:10", "2026-03-02T20:18:37"
 SPAN_S = 120
 
 
+_FIGURES = pytest.StashKey[list]()
+
+
 def pytest_configure(config):
     os.chdir(ROOT)
+    config.stash[_FIGURES] = []
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[_FIGURES]:
+        terminalreporter.section("measured")
+        for line in config.stash[_FIGURES]:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def figure(pytestconfig):
+    """Say a measured number at the end of the test run."""
+    return pytestconfig.stash[_FIGURES].append
 
 
 @pytest.fixture(scope="session")

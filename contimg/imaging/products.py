@@ -106,9 +106,10 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
     half_day = summary["integration_s"] / 2 / mset.DAY_S
     start, end = summary["time_mjd"][0] - half_day, summary["time_mjd"][-1] + half_day
     used = summary["time_weights"]
+    middle = float(np.average(summary["time_mjd"], weights=used))
     result.update({
         "DATE-OBS": Time(start, format="mjd").isot, "DATE-END": Time(end, format="mjd").isot,
-        "MJD-AVG": float(np.average(summary["time_mjd"], weights=used)), "TIMESYS": "UTC",
+        "DATE-AVG": Time(middle, format="mjd").isot, "MJD-OBS": start, "MJD-END": end, "MJD-AVG": middle, "TIMESYS": "UTC",
         "EXPTIME": float((used > 0).sum() * summary["integration_s"]), "TELESCOP": "DSA-110", "INSTRUME": "DSA-110",
         "ORIGIN": "contimg", "FLAGFRAC": summary["flagged"],
     })  # fmt: skip

@@ -132,20 +132,21 @@ def test_every_database_has_its_rows(first_run):
     assert files == [(48, 32)]
 
 
-def test_positions_and_fluxes_are_right(first_run, incoming):
+def test_positions_and_fluxes_are_right(first_run, incoming, figure):
     paths = first_run[0].paths
     found = measure(
         paths.image(TARGET_START, "image.fits"),
         paths.image(TARGET_START, "pbcor.fits"),
         truth_of(incoming, TARGET_START),
     )
+    figure(f"simulated target, wgridder: {found}")
     found.check(least=8)
     dead = read_json(paths.result(TARGET_START, "prepare"))["dead_antennas"]
     simulated = json.loads(truth_of(incoming, TARGET_START).read_text())["simulation"]["dead"]
     assert dead == [str(d) for d in simulated]
 
 
-def test_tclean_gives_the_same_sky(first_run, incoming, tmp_path):
+def test_tclean_gives_the_same_sky(first_run, incoming, tmp_path, figure):
     site, _ = first_run
     imaging = site.config.imaging.model_copy(update={"backend": "tclean"})
     config = site.config.model_copy(
@@ -153,9 +154,10 @@ def test_tclean_gives_the_same_sky(first_run, incoming, tmp_path):
     )
     converted, chosen = (read_json(site.paths.result(TARGET_START, s)) for s in ("convert", "caltables"))
     result = image_group(site.paths.ms(TARGET_START), TARGET_START, config, converted, chosen, 2, tmp_path / "casa.log")
-    measure(*(Path(result["images"][s]) for s in ("image.fits", "pbcor.fits")), truth_of(incoming, TARGET_START)).check(
-        least=8
-    )
+    files = (Path(result["images"][suffix]) for suffix in ("image.fits", "pbcor.fits"))
+    found = measure(*files, truth_of(incoming, TARGET_START))
+    figure(f"simulated target, tclean: {found}")
+    found.check(least=8)
     wgridder = read_json(site.paths.result(TARGET_START, "image"))
     assert result["beam_major_arcsec"] == pytest.approx(wgridder["beam_major_arcsec"], rel=0.1)
 
@@ -313,7 +315,7 @@ def test_getting_the_nvss_without_a_network_says_so(tmp_path, incoming):
     assert not (tmp_path / "nvss.csv").exists()
 
 
-def test_the_independent_sample_comes_out_right(sample, tmp_path):
+def test_the_independent_sample_comes_out_right(sample, tmp_path, figure):
     """Files, sky and gains that none of our code wrote, with each backend."""
     incoming = tmp_path / "incoming"
     incoming.mkdir()
@@ -325,7 +327,7 @@ def test_the_independent_sample_comes_out_right(sample, tmp_path):
     target, truth = "2026-01-25T22:41:32", sample / "target" / "truth.json"
     paths = site.paths
     wgridder = measure(paths.image(target, "image.fits"), paths.image(target, "pbcor.fits"), truth)
-    print(f"wgridder: {np.median(wgridder.ratio):.4f}, {np.median(wgridder.offset_arcsec):.2f} arcsec")
+    figure(f"independent sample, wgridder: {wgridder}")
     wgridder.check(least=12)
     for stage in ("image", "qa", "index"):
         paths.result(target, stage).unlink()
@@ -333,6 +335,6 @@ def test_the_independent_sample_comes_out_right(sample, tmp_path):
     outcome = site.snakemake("--", str(paths.result(target, "image")))
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     tclean = measure(paths.image(target, "image.fits"), paths.image(target, "pbcor.fits"), truth)
-    print(f"tclean: {np.median(tclean.ratio):.4f}, {np.median(tclean.offset_arcsec):.2f} arcsec")
+    figure(f"independent sample, tclean: {tclean}")
     assert fits.getheader(paths.image(target, "pbcor.fits"))["IMAGER"] == "tclean"
     tclean.check(least=12)
