@@ -1,5 +1,6 @@
 """Solve a calibrator group and choose what a group is calibrated with: what the scripts of these stages call."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.geometry import meridian_vector, track
 from contimg.paths import Paths
-from contimg.skymodel import calibrator_model, predict, read_catalogue
+from contimg.skymodel import calibrator_model, predict, read_catalogue, within
+
+log = logging.getLogger(__name__)
+
+_FIELD_RADIUS_DEG = 2.0
 
 
 def candidates_for(config: Config, mid_mjd: float, app_dec_deg: float) -> list[Candidate]:
@@ -34,6 +39,12 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
     calibrator = found[0]
     catalogue = read_catalogue(config.catalogues.sky)
     sources = calibrator_model(calibrator.source, catalogue, options.sky_radius_deg, options.sky_min_mjy / 1e3)
+    notes = []
+    if not len(within(catalogue, *observation.phase_centre_deg, _FIELD_RADIUS_DEG)):
+        notes.append(
+            f"no catalogue source within {_FIELD_RADIUS_DEG:g} deg of the pointing: does catalogues.sky cover it?"
+        )
+        log.warning("%s: %s", group, notes[0])
     axes = track(*observation.phase_centre_deg, rows.time_mjd).axes
     pointing = meridian_vector(np.radians(app_dec_deg))
     model = predict(
@@ -53,6 +64,7 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
         "mean_beam": calibrator.mean_beam,
         "field_sources": len(sources) - 1,
         "other_candidates": [c.name for c in found[1:]],
+        "notes": notes,
         "model_amplitude_jy": amplitude,
         "refant": refants[0],
         "mid_mjd": float(rows.time_mjd.mean()),

@@ -28,6 +28,7 @@ PERLEY_BUTLER_2017 = {
 }
 NEVER_POINTS = {"3C461", "3C405", "3C144", "3C274"}  # Cas A, Cyg A, Tau A, Vir A
 VARIABLE = {"3C454.3"}
+_DWARFED = 0.2  # of the strongest: a calibrator fainter than this beside it would be calibrated by the other
 _GROUP_S = 309.24
 _STEPS = 13
 _SIDEREAL_RATE = 1.00273790935
@@ -113,8 +114,8 @@ def mean_beam(ra_deg, dec_deg, centre_ra_deg: float, centre_dec_deg: float) -> n
 def find_candidates(table: pd.DataFrame, mid_mjd, app_dec_deg, options: CalibrationConfig) -> list[list[Candidate]]:
     """For each group (arrays of mid time and apparent declination): its candidates, best first.
 
-    Best is the largest beam-weighted flux; a constant source goes before a variable one, and of two within 10 % the one
-    with the better quality code for the VLA's C and D configurations, which resemble this array.
+    Best is the largest beam-weighted flux; a constant source goes before a variable one (unless that dwarfs it), and of
+    two within 10 % the one with the better quality code for the VLA's C and D configurations, which resemble this array.
     """
     mid_mjd, app_dec_deg = np.atleast_1d(mid_mjd).astype(float), np.atleast_1d(app_dec_deg).astype(float)
     if not len(mid_mjd):
@@ -140,7 +141,8 @@ def find_candidates(table: pd.DataFrame, mid_mjd, app_dec_deg, options: Calibrat
             for row, beam in zip(near.itertuples(index=False), beams, strict=True)
             if beam >= options.min_beam
         ]  # fmt: skip
-        found.append(sorted(candidates, key=_rank))
+        strongest = max((c.apparent_jy for c in candidates), default=0.0)
+        found.append(sorted(candidates, key=lambda c: (c.apparent_jy < _DWARFED * strongest, _rank(c))))
     return found
 
 

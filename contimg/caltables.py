@@ -134,12 +134,16 @@ def _quality(path: Path, options: CalibrationConfig) -> dict:
 def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> None:
     """CORRECTED_DATA from DATA and the tables, on the flags that `prepare` left; may be repeated.
 
-    Bandpass and gains are carried to another time as they are (nearest); the bandpass is linear in frequency.
+    Bandpass and gains are carried to another time as they are (nearest); the bandpass is linear in frequency, and flagged
+    where it is flagged.
     """
+    absent = [str(path) for path in tables.values() if not path.is_dir()]
+    if absent:
+        raise CalibrationError(f"{ms.name}: tables {absent} are gone. Remove its caltables.json to choose another set.")
     tasks = casa.tasks(logfile)
     mset.ensure_column(ms, "CORRECTED_DATA")
     restore_flags(ms, PREPARED_FLAGS)
-    interp = {"K": "nearest", "B": "nearest,linear", "G": "nearest"}
+    interp = {"K": "nearest", "B": "nearest,linearflag", "G": "nearest"}
     kinds = [kind for kind in ("K", "B", "G") if kind in tables]
     tasks.applycal(
         vis=str(ms), gaintable=[str(tables[k]) for k in kinds], interp=[interp[k] for k in kinds],

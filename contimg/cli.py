@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -189,10 +190,10 @@ def retry(groups: Annotated[list[str], typer.Argument(help="Group ids.")], confi
     """Put failed groups back into the queue, with a fresh budget of attempts."""
     from contimg import ingest
 
-    paths = Paths.of(configuration.load(configfile or ()))
-    with db.writing(paths.ingest_db, ingest.Base) as session:
+    config = configuration.load(configfile or ())
+    with db.writing(Paths.of(config).ingest_db, ingest.Base) as session:
         for group in groups:
-            ingest.requeue(session, group)
+            ingest.requeue(session, group, config.ingest.min_subbands)
     print(f"{', '.join(groups)}: pending again; the next run takes them")
 
 
@@ -229,7 +230,10 @@ def simulate(
     print(f"simulating into {folder} ...", flush=True)
     try:
         if start is None:
-            written = simulate_demo(folder, lists.sky, lists.calibrators, lists.stations)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".demo.") as work:  # whole, or not there
+                simulate_demo(Path(work), lists.sky, lists.calibrators, lists.stations)
+                written = [path.replace(folder / path.name) for path in sorted(Path(work).iterdir())]
         else:
             options = Simulation(
                 start=start, dec_deg=dec, antennas=antennas, channels=channels, integrations=integrations, seed=seed,

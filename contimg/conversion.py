@@ -9,7 +9,9 @@ path of a station between the two directions, a row (1, 2) of the Measurement Se
 and every row has ant_1 <= ant_2. uvw are recomputed in float64 from station positions; channels ascend.
 """
 
+import ctypes
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +28,7 @@ from contimg.measurement_set import Observation, Rows
 from contimg.uvh5 import SubbandHeader, read_data, read_header
 
 _SAME_TIME_S = 1e-3
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @njit(cache=True)
@@ -170,6 +173,11 @@ def _convert_one(job: tuple) -> dict[str, float]:
     return dict(zip(("load_s", "phase_s", "write_s"), np.diff(clock).tolist(), strict=True))
 
 
+def _die_with_parent() -> None:
+    """A worker whose job was killed must not go on holding the group's lock."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def convert_group(
     files: Mapping[int, Path],
     outputs: Mapping[int, Path],
@@ -201,7 +209,7 @@ def convert_group(
     header_s = time.perf_counter() - begin
     timings = []
     context = multiprocessing.get_context("fork")  # the workers share the geometry; nothing to import again
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent) as pool:
         for job, timing in zip(jobs, pool.map(_convert_one, jobs), strict=True):
             timings.append(timing)
             progress(f"{job[1].name}: " + ("no file, channels kept" if job[0] is None else job[0].name))

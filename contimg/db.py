@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 BUSY_TIMEOUT_S = 30
@@ -25,7 +25,7 @@ def _engine(path: Path, readonly: bool):
         connection.isolation_level = None  # pysqlite would begin transactions by itself, and deferred
         connection.execute("PRAGMA foreign_keys=ON")
         if not readonly:
-            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA journal_mode=DELETE")  # reading a WAL database leaves files: a dry-run may not
 
     @event.listens_for(engine, "begin")
     def _begin(connection):
@@ -56,6 +56,7 @@ def reading(path: Path) -> Iterator[Session | None]:
     engine = _engine(path, readonly=True)
     try:
         with Session(engine) as session:
-            yield session
+            tables = session.scalar(text("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))
+            yield session if tables else None  # none: killed while it was made
     finally:
         engine.dispose()

@@ -21,6 +21,11 @@ class FileGroup:
     files: Mapping[int, Path]  # by subband
     duplicates: tuple[Path, ...] = field(default=())  # a second file of a subband: kept aside, named, not used
 
+    def waiting_since_s(self) -> float:
+        """Since when (s since 1970) it waits for more: its time, or the arrival of its last file on this disk."""
+        arrivals = [path.stat().st_ctime for path in self.files.values() if path.exists()]
+        return max([timestamp_s(self.id), *arrivals])
+
     def missing(self, expected_subbands: int) -> tuple[int, ...]:
         """Subbands of the set 0..N-1 that have no file."""
         return tuple(sb for sb in range(expected_subbands) if sb not in self.files)

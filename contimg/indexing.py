@@ -24,7 +24,7 @@ def index_group(group: str, config: Config) -> dict:
     results = results_of(paths, group)
     imaged = results["image"]
     # With skip_fits the CASA images stand for the FITS files; the residual is a CASA image in either case.
-    types = _CASA_TYPES if config.imaging.skip_fits else _IMAGE_TYPES
+    types = _IMAGE_TYPES if "pbcor.fits" in imaged["images"] else _CASA_TYPES
     images = [(kind, imaged["images"][suffix]) for suffix, kind in types.items()]
     images.append(("residual", imaged["images"]["residual"]))
     artifacts = {name: Path(path) for name, path in results["qa"]["artifacts"].items()}

@@ -9,13 +9,13 @@ import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sqlalchemy import CheckConstraint, ForeignKey, delete, select, update
+from sqlalchemy import CheckConstraint, ForeignKey, delete, func, or_, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from contimg import db
 from contimg.config import IngestConfig
 from contimg.errors import StateError
-from contimg.groups import FileGroup, timestamp_s
+from contimg.groups import FileGroup
 
 RUNNING = ("in_progress", "processing_fresh", "resuming")
 MOVES: dict[str, tuple[str, ...]] = {
@@ -113,22 +113,26 @@ def record_files(session: Session, group: FileGroup, options: IngestConfig, now_
         )  # fmt: skip
         session.add(row)
         session.flush()
-    known = {f.path: f for f in session.scalars(select(SubbandFile).where(SubbandFile.group_id == group.id))}
     listed = [(sb, path, None) for sb, path in group.files.items()]
     listed += [(int(p.name[-7:-5]), p, "duplicate: another file of this subband counts") for p in group.duplicates]
+    mine = or_(SubbandFile.group_id == group.id, SubbandFile.path.in_([str(path) for _, path, _ in listed]))
+    known = {f.path: f for f in session.scalars(select(SubbandFile).where(mine))}
     changed = False
     for subband, path, reason in listed:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            continue  # gone since the folder was listed, or archived: what was recorded stays
+            continue  # gone since the folder was listed
         file = known.get(str(path))
         if file is None:
             session.add(SubbandFile(path=str(path), group_id=group.id, subband_idx=subband, size=size, reason=reason))
             changed = True
-        elif file.size != size:
-            file.size, file.checked, file.reason = size, False, reason
+        elif file.size != size or file.reason != reason or file.group_id != group.id:
+            file.size, file.checked, file.reason, file.group_id = size, False, reason, group.id
             changed = True
+    for path, file in known.items():
+        if path not in {str(p) for _, p, _ in listed} and not Path(path).exists():
+            session.delete(file)
     session.flush()
     if row.state == "failed" and changed:
         move(session, group.id, "collecting", error=None, retry_count=0, processing_stage=None)
@@ -138,7 +142,7 @@ def record_files(session: Session, group: FileGroup, options: IngestConfig, now_
     missing = group.missing(options.expected_subbands)
     if not missing:
         move(session, group.id, "pending")
-    elif now_s - timestamp_s(group.id) > options.collecting_timeout_s:
+    elif now_s - group.waiting_since_s() > options.collecting_timeout_s:
         if len(group.files) >= options.min_subbands:
             move(session, group.id, "pending", error=f"subbands {_numbers(missing)} are missing and will be flagged")
         else:
@@ -247,6 +251,25 @@ def note_waiting(session: Session, group_id: str, waiting: bool, reason: str) ->
         row.processing_stage, row.error = None, None
 
 
-def requeue(session: Session, group_id: str) -> None:
+def requeue(session: Session, group_id: str, min_subbands: int) -> None:
     """An operator asks for a failed or completed group again, with a fresh budget of attempts."""
+    mine = SubbandFile.group_id == group_id, SubbandFile.reason.is_(None)
+    files = session.scalar(select(func.count()).select_from(SubbandFile).where(*mine)) or 0
+    if session.get(Group, group_id) is not None and files < min_subbands:
+        raise StateError(
+            f"group {group_id} has {files} files, at least {min_subbands} needed; it comes back when they arrive"
+        )
     move(session, group_id, "pending", error=None, retry_count=0, processing_stage=None)
+
+
+def release(session: Session, group_id: str) -> None:
+    """A run ends with a group neither done nor failed (only some of its stages were asked for): no attempt is spent."""
+    move(session, group_id, "pending", error=None)
+
+
+def forget_collecting(session: Session, groups: Iterable[str]) -> None:
+    """Drop collecting rows whose files now belong to an id that an earlier file gave; `groups` are those that are."""
+    gone = select(Group.group_id).where(Group.state == "collecting", Group.group_id.not_in(list(groups)))
+    for group_id in session.scalars(gone).all():
+        session.execute(delete(SubbandFile).where(SubbandFile.group_id == group_id))
+        session.execute(delete(Group).where(Group.group_id == group_id))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from contimg.config import Config
 
+GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 RAW_PATTERN = "*_sb??.hdf5"
 CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")

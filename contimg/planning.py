@@ -1,7 +1,7 @@
 """What a run would do with each group, and why not: read-only, from one look at the folder and the databases."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from sqlalchemy import select
 from contimg import db
 from contimg.config import Config
 from contimg.errors import InputError
-from contimg.groups import FileGroup, cluster, timestamp_s
+from contimg.groups import FileGroup, cluster
+from contimg.ingest import RUNNING, Group, SubbandFile
 from contimg.paths import RAW_PATTERN, Paths
 from contimg.registry import CalSet, active_sets, choose, validity
-from contimg.uvh5 import read_pointing
+from contimg.uvh5 import parse_name, read_pointing
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Plan:
     reason: str
     missing: tuple[int, ...] = ()
     calibrators: tuple[str, ...] = ()  # best first; empty: a target
-    depends_on: str | None = None  # the calibrator group of this run whose tables it will get
+    calset: str | None = None  # the set it gets or has: the id of a calibrator group
+    depends_on: str | None = None  # calset, when it is solved in this run
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
     error: str | None = field(default=None)
@@ -48,8 +50,6 @@ class Plan:
 
 def known_groups(paths: Paths) -> dict[str, GroupStatus]:
     """What the queue says of every group; empty without a database."""
-    from contimg.ingest import Group, SubbandFile
-
     with db.reading(paths.ingest_db) as session:
         if session is None:
             return {}
@@ -69,10 +69,24 @@ def known_groups(paths: Paths) -> dict[str, GroupStatus]:
 
 
 def scan(config: Config, known: dict[str, GroupStatus]) -> list[FileGroup]:
-    """Groups of the files in the incoming folder and of those the queue remembers."""
+    """Groups of the files in the incoming folder and of those the queue remembers.
+
+    Ids are fixed once a group has left `collecting`. Files that are gone no longer belong to a group that still needs
+    them.
+    """
+    expected = config.ingest.expected_subbands
     span_s = min(config.ingest.tolerance_s, config.ingest.chunk_minutes * 60)
-    fixed = {name: status.group.files for name, status in known.items()}
-    return cluster(sorted(config.paths.incoming.glob(RAW_PATTERN)), span_s, fixed)
+    fixed, loose = {}, set()
+    for name, status in known.items():
+        if status.state == "collecting":
+            loose |= set(status.group.files.values())
+        elif status.state == "completed":
+            fixed[name] = status.group.files
+        else:
+            fixed[name] = {sb: path for sb, path in status.group.files.items() if path.exists()}
+    found = set(config.paths.incoming.glob(RAW_PATTERN)) | {path for path in loose if path.exists()}
+    named = [path for path in sorted(found) if (parsed := parse_name(path.name)) and parsed[1] < expected]
+    return cluster(named, span_s, fixed)
 
 
 def _pointing(group: FileGroup) -> tuple[float | None, float | None, str | None]:
@@ -86,8 +100,8 @@ def _pointing(group: FileGroup) -> tuple[float | None, float | None, str | None]
     return None, None, problem
 
 
-def make_plans(config: Config, now_s: float, only: Iterable[str] = ()) -> dict[str, Plan]:
-    """The plan of every group, by id. `only`: expand these even when the config's choice excludes them."""
+def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict[str, Plan]:
+    """The plan of every group, by id. `only`: groups asked for by name, whatever their state."""
     paths = Paths.of(config)
     known = known_groups(paths)
     plans, pending = {}, []
@@ -96,28 +110,35 @@ def make_plans(config: Config, now_s: float, only: Iterable[str] = ()) -> dict[s
         missing = group.missing(config.ingest.expected_subbands)
         common = {"group": group, "missing": missing, "calibrators": status.calibrators, "mid_mjd": status.mid_mjd,
                   "app_dec_deg": status.app_dec_deg, "error": status.error}  # fmt: skip
-        if status.state == "completed" or paths.result(group.id, "index").exists():
+        if not group.files:
+            plans[group.id] = Plan(action="failed", reason="its raw files are gone", **common)
+        elif group.id in only:
+            pending.append((status, group, missing))
+        elif status.state == "completed" or paths.result(group.id, "index").exists():
             plans[group.id] = Plan(action="done", reason="imaged and indexed", **common)
-        elif status.state == "failed" and status.sizes == _sizes(group):
+        elif status.state == "failed" and not _has_news(status, group):
             plans[group.id] = Plan(action="failed", reason=status.error or "failed", **common)
-        elif not _chosen(config, group.id) and group.id not in set(only):
+        elif status.state in RUNNING and status.retry_count >= config.ingest.max_retries:
+            reason = "its last attempt runs now, or died; attempts are spent"
+            plans[group.id] = Plan(action="failed", reason=reason, **common)
+        elif not _chosen(config, group.id):
             plans[group.id] = Plan(
                 action="excluded", reason="outside ingest.start, ingest.end or ingest.groups", **common
             )
-        elif missing and not _enough(config, group, now_s):
-            late = now_s - timestamp_s(group.id) > config.ingest.collecting_timeout_s
+        elif missing and not (_is_late(config, group, now_s) and len(group.files) >= config.ingest.min_subbands):
             numbers = ", ".join(f"{sb:02d}" for sb in missing)
             reason = f"{len(group.files)} of {config.ingest.expected_subbands} subbands; missing {numbers}"
-            plans[group.id] = Plan(action="failed" if late else "collecting", reason=reason, **common)
+            action = "failed" if _is_late(config, group, now_s) else "collecting"
+            plans[group.id] = Plan(action=action, reason=reason, **common)
         else:
             pending.append((status, group, missing))
     plans |= _plan_pending(config, paths, pending)
     return dict(sorted(plans.items()))
 
 
-def _sizes(group: FileGroup) -> dict[Path, int]:
-    """Sizes of a group's files: a failed group is tried again when they change."""
-    return {path: path.stat().st_size for path in group.files.values() if path.exists()}
+def _has_news(status: GroupStatus, group: FileGroup) -> bool:
+    """Whether a file of a failed group came late or was replaced (its size tells)."""
+    return any(status.sizes.get(path) != path.stat().st_size for path in group.files.values())
 
 
 def _chosen(config: Config, group_id: str) -> bool:
@@ -127,9 +148,8 @@ def _chosen(config: Config, group_id: str) -> bool:
     return (ingest.start is None or group_id >= ingest.start) and (ingest.end is None or group_id < ingest.end)
 
 
-def _enough(config: Config, group: FileGroup, now_s: float) -> bool:
-    waited = now_s - timestamp_s(group.id) > config.ingest.collecting_timeout_s
-    return len(group.files) >= config.ingest.min_subbands and waited
+def _is_late(config: Config, group: FileGroup, now_s: float) -> bool:
+    return now_s - group.waiting_since_s() > config.ingest.collecting_timeout_s
 
 
 def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan]:
@@ -164,17 +184,21 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
         if problem is not None:
             plans[group.id] = Plan(action="run", reason=f"will fail: {problem}", **common)
             continue
-        choice = choose(sets, mid, dec, options)
-        if choice.chosen is None:
-            plans[group.id] = Plan(action="waiting", reason=f"waits for calibration: {choice.reason}", **common)
-            continue
-        chosen = choice.chosen
-        depends = chosen.name if not chosen.tables else None
-        if chosen.name == group.id:
-            reason = f"calibrates itself on {candidates[i][0]}" if candidates.get(i) else "calibrates itself"
+        frozen = paths.result(group.id, "caltables")
+        if frozen.exists():  # a set that came later changes nothing already chosen
+            name, why = json.loads(frozen.read_text())["set_name"], ", chosen earlier"
         else:
-            reason = f"calibrated by {chosen.name}" + ("" if chosen.tables else ", solved in this run")
-        plans[group.id] = Plan(action="run", reason=reason, depends_on=depends, **common)
+            choice = choose(sets, mid, dec, options)
+            if choice.chosen is None:
+                reason = f"waits for calibration: {choice.reason}"
+                plans[group.id] = Plan(action="waiting", reason=reason, **common)
+                continue
+            name, why = choice.chosen.name, "" if choice.chosen.tables else ", solved in this run"
+        reason = f"calibrated by {name}{why}"
+        if name == group.id:
+            reason = f"calibrates itself on {candidates[i][0]}" if candidates.get(i) else "calibrates itself"
+        depends = name if why == ", solved in this run" else None
+        plans[group.id] = Plan(action="run", reason=reason, calset=name, depends_on=depends, **common)
     return plans
 
 

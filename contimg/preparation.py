@@ -131,7 +131,9 @@ def weigh(ms: Path) -> dict:
     share = relative_weights(ms, ntime)
     noise = _antenna_noise(flagging.baseline_noise(data, flags), rows.ant_1, rows.ant_2, cross)
     with np.errstate(divide="ignore", invalid="ignore"):
-        row_weight = np.where(noise > 0, 1 / noise**2, 0)  # (nbaseline, npol)
+        row_weight = np.where(noise > 0, 1 / noise**2, np.nan)  # (nbaseline, npol)
+    # Rows that are flagged as a whole get a typical weight: FLAG keeps them out, and 0 would mean no data for good.
+    row_weight = np.where(np.isfinite(row_weight), row_weight, np.nanmedian(row_weight[cross]))
     weights = (share * row_weight[None, :, None, :]).astype(np.float32)
     mset.write_columns(ms, WEIGHT_SPECTRUM=weights, WEIGHT=weights.mean(axis=2))
     return {

@@ -10,20 +10,22 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 from contimg import db, ingest
 from contimg.config import Config
+from contimg.errors import LockError
 from contimg.paths import TMPFS, Paths
-from contimg.planning import Plan
+from contimg.planning import Plan, make_plans
 from contimg.registry import Base as RegistryBase
 from contimg.stage import RUN_ID, lock, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-_STAGED_GROUPS, _STAGED_PER_RAW = 3, 1.2
+_STAGED_PER_RAW = 1.2
 _TMPFS_RESERVE_BYTES = 2 << 30  # /dev/shm is memory, and others want some of it
 _RESULT_OF = {"select": "caltables"}
 
@@ -42,13 +44,14 @@ def _one_at_a_time(method):
 class Run:
     """The one run of this process."""
 
-    def __init__(self, config: Config, plans: dict[str, Plan], staging: Path):
+    def __init__(self, config: Config, plans: dict[str, Plan], staging: Path, asked: Collection[str] = ()):
         self.config, self.plans, self.paths = config, plans, Paths.of(config)
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
         self._held = ExitStack()
         self._claimed: set[str] = set()
         self._lost: set[str] = set()  # groups that failed in this run
         self._staging = staging
+        self.asked = asked  # groups asked for by name
         self._ended = False
         self._events = threading.Lock()  # the plugin's thread against the main one
 
@@ -59,11 +62,15 @@ class Run:
         )
         os.environ[RUN_ID] = self.id
         clean_staging(self.paths, self._staging, {g for g, p in self.plans.items() if p.action == "run"})
+        now = make_plans(self.config, time.time(), self.asked)
+        if any(_gist(now.get(g)) != _gist(p) for g, p in self.plans.items() if p.action == "run"):
+            raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
         finished = {g for g in self.plans if self.paths.result(g, "index").exists()}
         now_s = time.time()
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            ingest.forget_collecting(session, self.plans)
             for plan in self.plans.values():
-                if plan.action != "done":
+                if plan.action != "done" or session.get(ingest.Group, plan.group.id) is None:
                     ingest.record_files(session, plan.group, self.config.ingest, now_s)
                 if plan.mid_mjd is not None:
                     ingest.note_pointing(
@@ -89,9 +96,9 @@ class Run:
         self._claimed.add(group)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             row = session.get(ingest.Group, group)
-            if row is None or row.state in ("completed", "failed"):  # asked for by name
-                if row is None:
-                    return
+            if row is None:
+                return
+            if row.state in ("completed", "failed") and group in self.asked:
                 ingest.move(session, group, "pending", error=None, retry_count=0)
             stages = ("convert", "concat", "prepare", "solve", "apply", "image", "qa")
             earlier = [s for s in stages if self.paths.result(group, s).exists()]
@@ -115,13 +122,17 @@ class Run:
         """The attempt at a group failed: back to the queue, or failed for good."""
         if not self._is_mine(group):
             return
+        with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            self._fail(session, group, f"{rule} failed; see {self.paths.log(group, rule)}")
+
+    def _fail(self, session, group: str, error: str) -> None:
+        """Spend an attempt; the stage's own words, where it left some, say why."""
         self._lost.add(group)
-        error, permanent = f"{rule} failed; see {self.paths.log(group, rule)}", False
+        permanent = False
         if self.paths.error(group).exists():
             noted = read_json(self.paths.error(group))
             error, permanent = f"{noted['stage']}: {noted['error']}", noted["permanent"]
-        with db.writing(self.paths.ingest_db, ingest.Base) as session:
-            ingest.attempt_failed(session, group, error, self.config.ingest.max_retries, permanent)
+        ingest.attempt_failed(session, group, error, self.config.ingest.max_retries, permanent)
 
     def _is_mine(self, group: str) -> bool:
         return not self._ended and group in self._claimed and group not in self._lost
@@ -134,15 +145,28 @@ class Run:
         with self._events:
             self._ended = True
             with db.writing(self.paths.ingest_db, ingest.Base) as session:
-                finished = {g for g in self._claimed if self.paths.result(g, "index").exists()}
-                ingest.recover(session, finished, self.config.ingest.max_retries)
+                for group in self._claimed - self._lost:
+                    row = session.get(ingest.Group, group)
+                    if row is None or row.owner != self.id:
+                        continue
+                    if self.paths.error(group).exists():
+                        self._fail(session, group, "")
+                    elif self.paths.result(group, "index").exists():
+                        ingest.move(session, group, "completed", error=None)
+                    else:
+                        ingest.release(session, group)
             self._held.close()
+
+
+def _gist(plan: Plan | None) -> tuple | None:
+    """What a group's jobs follow from."""
+    return plan and (plan.action, plan.calset, plan.depends_on, tuple(sorted(plan.group.files.items())))
 
 
 def clean_staging(paths: Paths, chosen: Path, keep: set[str]) -> None:
     """Remove what dead runs left in staging; groups of this run may go on from theirs."""
-    for root in paths.staging_roots().values():
-        for folder in root.glob("*") if root.exists() else ():
+    for root in {*paths.staging_roots().values(), chosen}:
+        for folder in root.glob("????-??-??T??:??:??") if root.exists() else ():
             if root != chosen or folder.name not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -150,7 +174,7 @@ def clean_staging(paths: Paths, chosen: Path, keep: set[str]) -> None:
 def choose_staging(config: Config, plans: dict[str, Plan], cores: int) -> Path:
     """The folder for subband Measurement Sets in this run: tmpfs when it has room for those in flight, else disk.
 
-    A group needs about its raw size; convert takes all cores, so one group is converted while one is concatenated.
+    A group needs about its raw size, until it is concatenated.
     """
     if config.paths.staging != "auto":
         return Path(config.paths.staging)
@@ -161,7 +185,8 @@ def choose_staging(config: Config, plans: dict[str, Plan], cores: int) -> Path:
     for plan in plans.values():
         if plan.action == "run":
             largest = max(largest, sum(f.stat().st_size for f in plan.group.files.values() if f.exists()))
-    needed = _STAGED_GROUPS * _STAGED_PER_RAW * largest
+    groups = max(1, cores // config.conversion.workers) + 2  # converted at once, and waiting for concat
+    needed = groups * _STAGED_PER_RAW * largest
     has_room = TMPFS.is_dir() and shutil.disk_usage(TMPFS).free - needed > _TMPFS_RESERVE_BYTES
     return roots["tmpfs" if has_room else "disk"]
 

@@ -92,15 +92,24 @@ def end_with(pid: int) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        poller = select.poll()
-        for watched in {pid, job}:
-            poller.register(os.pidfd_open(watched), select.POLLIN)
-        poller.poll()
-    except ProcessLookupError:
-        pass  # already gone
+        _wait_for_end_of(pid, job)
     finally:
         _kill_tree(job)
         os._exit(0)
+
+
+def _wait_for_end_of(*pids: int) -> None:
+    """Return when one of the processes is gone."""
+    poller = select.poll()
+    try:
+        for pid in pids:
+            poller.register(os.pidfd_open(pid), select.POLLIN)
+        poller.poll()
+    except ProcessLookupError:
+        return
+    except OSError:  # no pidfd in this kernel or sandbox
+        while all(Path(f"/proc/{pid}").exists() for pid in pids):
+            time.sleep(0.5)
 
 
 def _kill_tree(pid: int) -> None:
@@ -148,6 +157,7 @@ def stage(smk) -> Iterator[Stage]:
     begin = time.perf_counter()
     try:
         with lock(paths.group_lock(group), wait=True, what=f"group {group}"):
+            paths.error(group).unlink(missing_ok=True)
             log.info("%s: group %s, run %s, attempt starts", name, group, os.environ.get(RUN_ID, "-"))
             yield running
             seconds = round(time.perf_counter() - begin, 3)
@@ -155,7 +165,6 @@ def stage(smk) -> Iterator[Stage]:
                                "run": os.environ.get(RUN_ID), "host": platform.node(), "config": config.digest(),
                                "versions": {p: version(p) for p in _VERSIONS}}  # fmt: skip
             write_json(output, running.result)
-            paths.error(group).unlink(missing_ok=True)
             log.info("%s: done in %.1f s", name, seconds)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import h5py
@@ -42,7 +43,13 @@ class SubbandHeader:
 def parse_name(name: str) -> tuple[str, int] | None:
     """(timestamp, subband) of a file name, or None when it is no finished subband file."""
     match = _NAME.fullmatch(name)
-    return (match.group(1), int(match.group(2))) if match else None
+    if not match:
+        return None
+    try:
+        datetime.fromisoformat(match.group(1))
+    except ValueError:  # 30 February
+        return None
+    return match.group(1), int(match.group(2))
 
 
 def open_subband(path: Path) -> h5py.File:

@@ -10,6 +10,7 @@ rule solve:
         result=result("{group}", "solve"),
     log:
         logs("solve"),
+    priority: 30
     conda:
         "../envs/contimg.yaml"
     threads: 2
@@ -26,6 +27,7 @@ rule register:
         result=result("{group}", "register"),
     log:
         logs("register"),
+    priority: 40
     localrule: True
     conda:
         "../envs/contimg.yaml"
@@ -44,6 +46,7 @@ rule select:
         result=result("{group}", "caltables"),
     log:
         logs("select"),
+    priority: 50
     localrule: True
     conda:
         "../envs/contimg.yaml"
@@ -65,6 +68,7 @@ rule apply:
         result=result("{group}", "apply"),
     log:
         logs("apply"),
+    priority: 60
     conda:
         "../envs/contimg.yaml"
     threads: 2

@@ -1,4 +1,5 @@
 # What all rules share: the configuration, the plan of this run, helpers for names. File names live in contimg.paths.
+import re
 import sys
 import time
 from collections import Counter
@@ -15,7 +16,8 @@ from contimg.stage import announce_run
 try:
     CONFIG = from_mapping(config)
     PATHS = names.Paths.of(CONFIG)
-    PLANS = make_plans(CONFIG, time.time())
+    ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(sys.argv[1:])))  # groups named on the command line
+    PLANS = make_plans(CONFIG, time.time(), ASKED)
 except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
@@ -25,7 +27,7 @@ SUBBANDS = range(CONFIG.ingest.expected_subbands)
 
 
 wildcard_constraints:
-    group=r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d",
+    group=names.GROUP_PATTERN,
 
 
 def result(group, stage):
@@ -45,10 +47,16 @@ def groups_to_run():
     return sorted(order, key=lambda g: not PLANS[g].calibrators)
 
 
+# Priorities rise along a group's chain: a group is finished before the next one is begun.
+
+
 def plan_of(wildcards):
     if wildcards.group not in PLANS:
         raise WorkflowError(f"group {wildcards.group} has no files in {PATHS.incoming}; see `contimg plan`")
-    return PLANS[wildcards.group]
+    plan = PLANS[wildcards.group]
+    if plan.calset is None and plan.action != "run":
+        raise WorkflowError(f"group {wildcards.group} cannot be imaged now: {plan.reason}")
+    return plan
 
 
 def raw_files(wildcards):
@@ -57,13 +65,14 @@ def raw_files(wildcards):
 
 def calibration_first(wildcards):
     """A target chooses its calibration before anything is done with its data; a calibrator group cannot."""
-    own = plan_of(wildcards).depends_on == wildcards.group
+    own = plan_of(wildcards).calset == wildcards.group
     return [] if own else [result(wildcards.group, "caltables")]
 
 
 def registered_first(wildcards):
-    """The set that this group will get is registered before it chooses, if it is solved in this run."""
-    solver = plan_of(wildcards).depends_on
+    """The set that this group will get is registered before it chooses, if it is its own or solved in this run."""
+    plan = plan_of(wildcards)
+    solver = wildcards.group if plan.calset == wildcards.group else plan.depends_on
     return [result(solver, "register")] if solver else []
 
 
@@ -86,7 +95,7 @@ if workflow.is_main_process:
 
 
 onstart:
-    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING)
+    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED)
     try:
         contimg_run.current.begin()
     except ContimgError as error:

@@ -28,6 +28,7 @@ rule concat:
         result=result("{group}", "concat"),
     log:
         logs("concat"),
+    priority: 10
     conda:
         "../envs/contimg.yaml"
     message:

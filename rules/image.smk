@@ -16,6 +16,7 @@ rule image:
         result=result("{group}", "image"),
     log:
         logs("image"),
+    priority: 70
     conda:
         "../envs/contimg.yaml"
     threads: workflow.cores or 1
@@ -34,6 +35,7 @@ rule qa:
         result=result("{group}", "qa"),
     log:
         logs("qa"),
+    priority: 80
     conda:
         "../envs/contimg.yaml"
     message:

@@ -9,6 +9,7 @@ rule index:
         result=result("{group}", "index"),
     log:
         logs("index"),
+    priority: 90
     localrule: True
     conda:
         "../envs/contimg.yaml"

@@ -9,6 +9,7 @@ rule prepare:
         result=result("{group}", "prepare"),
     log:
         logs("prepare"),
+    priority: 20
     conda:
         "../envs/contimg.yaml"
     threads: 2

@@ -1,4 +1,5 @@
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from contimg import db, ingest
 from contimg.config import IngestConfig
 from contimg.errors import StateError
-from contimg.groups import FileGroup, timestamp_s
+from contimg.groups import FileGroup
 
 GROUP = "2026-01-25T22:26:05"
 OPTIONS = IngestConfig()
@@ -59,7 +60,9 @@ def test_the_budget_of_attempts_ends(session):
         ingest.attempt_failed(session, GROUP, "broken", OPTIONS.max_retries)
     assert state(session) == ("failed", OPTIONS.max_retries + 1)
     assert session.get(ingest.Group, GROUP).error == "broken"
-    ingest.requeue(session, GROUP)
+    with pytest.raises(StateError, match="has 0 files, at least 16 needed"):
+        ingest.requeue(session, GROUP, 16)
+    ingest.requeue(session, GROUP, 0)
     assert state(session) == ("pending", 0)
 
 
@@ -92,7 +95,7 @@ def test_files_make_a_group_complete_late_ones_reopen_it(session, tmp_path):
             paths[sb].write_bytes(b"x")
         return FileGroup(GROUP, paths)
 
-    begin = timestamp_s(GROUP)
+    begin = time.time()  # the files arrive now, long after the observation
     ingest.record_files(session, files(*range(15)), OPTIONS, begin + 60)
     assert state(session)[0] == "collecting"
     ingest.record_files(session, files(*range(15)), OPTIONS, begin + 3601)
@@ -107,9 +110,9 @@ def test_enough_subbands_after_the_time_out(session, tmp_path):
     paths = {sb: tmp_path / f"{GROUP}_sb{sb:02d}.hdf5" for sb in range(14)}
     for path in paths.values():
         path.write_bytes(b"x")
-    ingest.record_files(session, FileGroup(GROUP, paths), options, timestamp_s(GROUP) + 10)
+    ingest.record_files(session, FileGroup(GROUP, paths), options, time.time() + 10)
     assert state(session)[0] == "collecting"
-    ingest.record_files(session, FileGroup(GROUP, paths), options, timestamp_s(GROUP) + 3601)
+    ingest.record_files(session, FileGroup(GROUP, paths), options, time.time() + 3601)
     assert state(session)[0] == "pending"
     assert "14, 15" in session.get(ingest.Group, GROUP).error
 
@@ -132,3 +135,13 @@ def test_a_reader_needs_no_database_and_makes_none(tmp_path):
     with db.reading(tmp_path / "none.sqlite3") as session:
         assert session is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_killed_while_it_was_made_reads_as_none(tmp_path):
+    import sqlite3
+
+    path = tmp_path / "half.sqlite3"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    with db.reading(path) as session:
+        assert session is None

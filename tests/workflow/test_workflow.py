@@ -18,6 +18,7 @@ from astropy.wcs import WCS
 
 from contimg import caltables
 from contimg.imaging.group import image_group
+from contimg.measurement_set import open_table
 from contimg.simulate import Simulation, simulate_group
 from contimg.stage import read_json
 from tests.accuracy import measure
@@ -203,6 +204,10 @@ def test_casa_opens_the_images(first_run):
 def test_the_second_run_has_nothing_to_do(first_run):
     site, _ = first_run
     before = rows(site.paths.ingest_db, "SELECT * FROM ingest_queue ORDER BY group_id")
+    files = listing(site.paths.products) | listing(site.paths.state)
+    assert site.snakemake("-n").returncode == 0
+    assert site.contimg("plan").returncode == 0
+    assert listing(site.paths.products) | listing(site.paths.state) == files
     again = site.snakemake()
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
@@ -225,13 +230,13 @@ def test_asking_again_for_one_stage_leaves_no_double_rows(first_run):
     ]
 
 
-def processes_of(site) -> list[int]:
-    """Processes whose command line or environment speaks of this site's state folder."""
+def jobs_of(pid: int) -> list[int]:
+    """Living processes that a Snakemake has started, by what their environment says."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if entry.name.isdigit() and int(entry.name) != pid:
             try:
-                if str(site.configfile.parent).encode() in (entry / "cmdline").read_bytes():
+                if f"CONTIMG_RUN_PID={pid}\0".encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
             except OSError:
                 continue
@@ -246,7 +251,7 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
         if path.name < BAD_START:
             (good / path.name).symlink_to(path)
     site = make_site(tmp_path / "site", good, imaging=SMALL_IMAGES)
-    for group, stage in ((CALIBRATOR_START, "convert"), (CALIBRATOR_START, "prepare"), (TARGET_START, "apply")):
+    for group, stage in ((CALIBRATOR_START, "convert"), (CALIBRATOR_START, "prepare"), (CALIBRATOR_START, "register")):
         with (tmp_path / "run.log").open("a") as log:
             running = subprocess.Popen(site.command(), cwd=ROOT, stdout=log, stderr=log)
         deadline = time.time() + 300
@@ -258,16 +263,20 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
             beside = site.snakemake()
             assert beside.returncode != 0
             assert "another run is working on this state folder" in beside.stdout + beside.stderr
-        time.sleep(1.0)  # into the next stage
+        while not jobs_of(running.pid):  # into the next stage
+            time.sleep(0.05)
+        time.sleep(1.0)
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
         deadline = time.time() + 20
-        while processes_of(site):
+        while jobs_of(running.pid):
             assert time.time() < deadline, "jobs outlive their run"
             time.sleep(0.2)
     last = site.snakemake()
     assert last.returncode == 0, last.stderr[-3000:]
     assert [s for (s,) in rows(site.paths.ingest_db, "SELECT state FROM ingest_queue")] == ["completed"] * 2
+    with open_table(site.paths.ms(CALIBRATOR_START)) as table:
+        assert {"MODEL_DATA", "CORRECTED_DATA"} <= set(table.colnames())
     for suffix in ("image.fits", "pbcor.fits"):
         whole, resumed = (fits.getdata(s.paths.image(TARGET_START, suffix)) for s in (first_run[0], site))
         assert np.nanmax(np.abs(whole - resumed)) < 1e-5 * np.nanmax(whole)

@@ -1,0 +1,197 @@
+"""What a run would do, from hand-made states: no job runs here."""
+
+import json
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from contimg import db, ingest, registry
+from contimg.config import Config, IngestConfig, PathsConfig
+from contimg.paths import Paths
+from contimg.planning import make_plans
+from contimg.run import Run
+from contimg.simulate import Simulation, simulate_group
+from contimg.stage import write_json
+from tests.conftest import CALIBRATOR_START, STATIONS, TARGET_START
+
+LATER_CALIBRATOR = "2026-03-02T20:08:20"  # 3C454.3 has drifted, but is still in the beam
+SMALL = {"antennas": 6, "channels": 1, "integrations": 3, "skew_s": 0.0}
+
+
+@pytest.fixture
+def config(tmp_path):
+    paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
+    return Config(paths=paths)
+
+
+@pytest.fixture
+def observe(config, sky):
+    def write(start, **options):
+        return simulate_group(config.paths.incoming, Simulation(start=start, **SMALL, **options), sky, STATIONS)
+
+    return write
+
+
+def plans(config, only=()):
+    return make_plans(config, time.time(), only)
+
+
+@contextmanager
+def running(config, only=()):
+    run = Run(config, plans(config, only), config.paths.state / "staging", only)
+    run.begin()
+    yield run
+    run.end()
+
+
+def state(config, group):
+    with db.reading(Paths.of(config).ingest_db) as session:
+        row = session.get(ingest.Group, group)
+        return row.state, row.retry_count
+
+
+def solved(config, group, mid_mjd):
+    paths = Paths.of(config)
+    table = paths.caltable(group, "B")
+    table.mkdir(parents=True)
+    start, end = registry.validity(mid_mjd, config.calibration)
+    calset = registry.CalSet(group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),))
+    registry.register(paths.registry_db, calset, "1")
+
+
+def test_a_target_depends_on_the_nearest_calibrator_of_its_run(config, observe):
+    observe(CALIBRATOR_START)
+    observe(TARGET_START)
+    found = plans(config)
+    assert {g: (p.action, p.calset, p.depends_on) for g, p in found.items()} == {
+        CALIBRATOR_START: ("run", CALIBRATOR_START, CALIBRATOR_START),
+        TARGET_START: ("run", CALIBRATOR_START, CALIBRATOR_START),
+    }
+
+
+def test_a_choice_that_was_made_stays_though_a_nearer_set_comes(config, observe):
+    observe(TARGET_START)
+    target = plans(config)[TARGET_START]
+    assert target.action == "waiting"
+    solved(config, "2026-03-02T10:00:00", target.mid_mjd - 0.4)
+    assert plans(config)[TARGET_START].calset == "2026-03-02T10:00:00"
+    write_json(Paths.of(config).result(TARGET_START, "caltables"), {"set_name": "2026-03-02T10:00:00"})
+    observe(CALIBRATOR_START)
+    again = plans(config)[TARGET_START]
+    assert (again.calset, again.depends_on) == ("2026-03-02T10:00:00", None)
+
+
+def test_a_registered_calibrator_still_goes_on_with_its_own_set(config, observe):
+    observe(CALIBRATOR_START)
+    solved(config, CALIBRATOR_START, plans(config)[CALIBRATOR_START].mid_mjd)
+    plan = plans(config)[CALIBRATOR_START]
+    assert (plan.action, plan.calset, plan.depends_on) == ("run", CALIBRATOR_START, None)
+
+
+def test_files_that_are_gone_leave_their_group_and_the_others_go_on(config, observe):
+    paths = observe(CALIBRATOR_START)
+    observe(TARGET_START)
+    with running(config) as run:
+        run.job_started(CALIBRATOR_START, "convert")
+        write_json(
+            run.paths.error(CALIBRATOR_START), {"stage": "convert", "error": "SubbandError: bad", "permanent": True}
+        )
+        run.job_failed(CALIBRATOR_START, "convert")
+    assert state(config, CALIBRATOR_START) == ("failed", 1)
+    paths[7].unlink()  # as the message says: remove it
+    plan = plans(config)[CALIBRATOR_START]
+    assert plan.action == "failed"
+    assert plan.missing == (7,)
+    for path in paths:
+        path.unlink(missing_ok=True)
+    assert plans(config)[CALIBRATOR_START].reason == "its raw files are gone"
+    assert plans(config)[TARGET_START].action == "waiting"
+
+
+def test_a_removed_duplicate_gives_way_to_the_other(config, observe):
+    first = observe(CALIBRATOR_START)[3]
+    other = first.with_name(first.name.replace(":10_", ":12_"))
+    other.write_bytes(first.read_bytes())
+    with running(config):
+        assert plans(config)[CALIBRATOR_START].group.duplicates == (other,)
+    first.unlink()
+    plan = plans(config)[CALIBRATOR_START]
+    assert (plan.action, plan.missing, plan.group.files[3]) == ("run", (), other)
+
+
+def test_the_budget_ends_for_a_group_that_kills_its_run(config, observe):
+    observe(CALIBRATOR_START)
+    counts = []
+    for _ in range(8):
+        if plans(config)[CALIBRATOR_START].action != "run":
+            break
+        run = Run(config, plans(config), config.paths.state / "staging")
+        run.begin()
+        run.job_started(CALIBRATOR_START, "convert")
+        counts.append(state(config, CALIBRATOR_START)[1])
+        run._held.close()  # the run dies: no end(), no more events
+    assert counts == [0, 1, 2, 3]
+    with running(config):
+        assert state(config, CALIBRATOR_START)[0] == "failed"
+    assert plans(config)[CALIBRATOR_START].action == "failed"
+
+
+def test_a_stage_asked_for_alone_spends_no_attempt(config, observe):
+    observe(CALIBRATOR_START)
+    for _ in range(6):
+        with running(config, [CALIBRATOR_START]) as run:
+            run.job_started(CALIBRATOR_START, "convert")
+            run.job_finished(CALIBRATOR_START, "convert")
+    assert state(config, CALIBRATOR_START) == ("pending", 0)
+
+
+def test_a_failure_whose_event_is_late_keeps_its_reason(config, observe):
+    observe(CALIBRATOR_START)
+    with running(config) as run:
+        run.job_started(CALIBRATOR_START, "convert")
+        write_json(
+            run.paths.error(CALIBRATOR_START), {"stage": "convert", "error": "SubbandError: x", "permanent": True}
+        )
+    assert state(config, CALIBRATOR_START)[0] == "failed"
+    assert plans(config)[CALIBRATOR_START].reason == "convert: SubbandError: x"
+    assert plans(config, [CALIBRATOR_START])[CALIBRATOR_START].action == "run"  # asked for by name
+
+
+def test_an_earlier_file_gives_a_collecting_group_its_id(config, observe):
+    late, *_ = observe(CALIBRATOR_START, missing=tuple(range(2, 16)))
+    early = late.with_name(late.name.replace(":10_sb00", ":05_sb05"))
+    with running(config):
+        assert state(config, CALIBRATOR_START)[0] == "collecting"
+    early.write_bytes(late.read_bytes())
+    with running(config):
+        assert list(plans(config)) == [early.name[:19]]
+        assert state(config, early.name[:19])[0] == "collecting"
+
+
+def test_impossible_dates_and_stray_subbands_stop_nobody(config, observe):
+    observe(CALIBRATOR_START)
+    for name in ("2026-02-30T00:00:00_sb01.hdf5", f"{CALIBRATOR_START}_sb20.hdf5"):
+        (config.paths.incoming / name).write_bytes(b"")
+    assert [(g, p.action) for g, p in plans(config).items()] == [(CALIBRATOR_START, "run")]
+
+
+def test_start_end_and_groups_choose(config, observe):
+    observe(CALIBRATOR_START)
+    observe(LATER_CALIBRATOR)
+
+    def chosen(**ingest_options):
+        one = config.model_copy(update={"ingest": IngestConfig(**ingest_options)})
+        return [g for g, p in plans(one).items() if p.action == "run"]
+
+    assert chosen() == [CALIBRATOR_START, LATER_CALIBRATOR]
+    assert chosen(start=LATER_CALIBRATOR) == [LATER_CALIBRATOR]
+    assert chosen(end=LATER_CALIBRATOR) == [CALIBRATOR_START]
+    assert chosen(groups=(LATER_CALIBRATOR,)) == [LATER_CALIBRATOR]
+
+
+def test_the_snapshot_of_a_run_says_what_it_saw(config, observe):
+    observe(CALIBRATOR_START)
+    with running(config) as run:
+        snapshot = json.loads(run.paths.run_snapshot(run.id).read_text())
+    assert snapshot["groups"][CALIBRATOR_START]["action"] == "run"
