@@ -77,7 +77,7 @@ def test_a_missing_subband_is_named(tmp_path, incoming):
             (partial / path.name).symlink_to(path)
     site = make_site(tmp_path / "site", partial)
     assert "15 of 16 subbands; missing 11" in site.contimg("plan").stdout
-    enough = make_site(tmp_path / "enough", partial, ingest={"min_subbands": 15})
+    enough = make_site(tmp_path / "enough", partial, ingest={"min_subbands": 15, "collecting_timeout_s": 1e-3})
     assert "subbands 11 are missing and will be flagged" in enough.contimg("plan").stdout
 
 
