@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,12 @@ def parse_flux_jy(value: Any) -> float:
     return float(match.group(1)) * _FLUX_UNITS_JY[match.group(2).lower()]
 
 
+def _as_iso(value: Any) -> Any:
+    """YAML reads an unquoted 2026-01-25T22:26:05 as a date; the user meant the text."""
+    return value.isoformat() if isinstance(value, (datetime, date)) else value
+
+
+UtcText = Annotated[str, BeforeValidator(_as_iso)]
 FluxJy = Annotated[float, BeforeValidator(parse_flux_jy)]
 
 
@@ -67,9 +74,9 @@ class IngestConfig(_Section):
     collecting_timeout_s: float = Field(3600, gt=0, description="an incomplete group fails this long after its start")
     max_retries: int = Field(3, ge=0, description="attempts after the first before a group is failed")
     order: Literal["oldest", "newest"] = Field("oldest", description="which groups go first")
-    start: str | None = Field(None, description="only groups at or after this UTC time (ISO)")
-    end: str | None = Field(None, description="only groups before this UTC time (ISO)")
-    groups: tuple[str, ...] = Field((), description="only these group ids; empty: all")
+    start: UtcText | None = Field(None, description="only groups at or after this UTC time (ISO)")
+    end: UtcText | None = Field(None, description="only groups before this UTC time (ISO)")
+    groups: tuple[UtcText, ...] = Field((), description="only these group ids; empty: all")
 
 
 class ConversionConfig(_Section):

@@ -65,8 +65,9 @@ def raw_files(wildcards):
 
 def calibration_first(wildcards):
     """A target chooses its calibration before anything is done with its data; a calibrator group cannot."""
-    own = plan_of(wildcards).calset == wildcards.group
-    return [] if own else [result(wildcards.group, "caltables")]
+    if plan_of(wildcards).calset in (wildcards.group, None):  # None: no header can be read, and convert will say so
+        return []
+    return [result(wildcards.group, "caltables")]
 
 
 def registered_first(wildcards):

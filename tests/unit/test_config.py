@@ -41,3 +41,10 @@ def test_digest_is_of_the_science_only(tmp_path):
     mine.write_text(yaml.safe_dump({"imaging": {"robust": 0.5}}))
     assert load([mine]).digest() != load().digest()
     assert load([mine]).imaging.imsize == load().imaging.imsize
+
+
+def test_times_need_no_quotes(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("ingest: {start: 2026-01-25, end: 2026-01-26T12:00:00, groups: [2026-01-25T22:26:05]}")
+    ingest = load([mine]).ingest
+    assert (ingest.start, ingest.end, ingest.groups) == ("2026-01-25", "2026-01-26T12:00:00", ("2026-01-25T22:26:05",))
