@@ -10,7 +10,7 @@ integration. Gains: V_ij <- conj(g_i) g_j V_ij.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import astropy.units as u
@@ -55,7 +55,6 @@ class Simulation:
     dead: tuple[int, ...] = ()  # station names of antennas that see noise only
     missing: tuple[int, ...] = ()  # subbands that were never written
     truncated: tuple[int, ...] = ()  # subbands cut off in the middle
-    extra_sources: tuple[dict, ...] = field(default=())  # name, ra, dec, flux, alpha: beside the catalogue
 
 
 def tee() -> EarthLocation:
@@ -188,7 +187,6 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
     freq_hz = BAND_HZ[1] - width_hz * (np.arange(nchan) + 0.5)  # descending, as in the files
     opened = Time(sim.start, scale="utc")
     times = opened + TimeDelta((np.arange(sim.integrations) + 0.5) * INTEGRATION_S, format="sec")
-    sources = [*sources, *sim.extra_sources]
     centre = SkyCoord(
         HADec(ha=0 * u.deg, dec=sim.dec_deg * u.deg, obstime=times[len(times) // 2], location=tee())
     ).transform_to(ICRS())
