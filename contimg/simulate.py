@@ -182,6 +182,9 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
     """Write the subband files of one group and `truth.<start>.json` into `folder`; returns the files' paths."""
     positions_m, active = station_positions(stations)
     numbers = choose_antennas(active, sim.antennas, sim.stations)
+    absent = set(sim.dead) - set((numbers + 1).tolist())
+    if absent:
+        raise ValueError(f"dead stations {sorted(absent)} are not among those simulated: {(numbers + 1).tolist()}")
     nchan = sim.subbands * sim.channels
     width_hz = (BAND_HZ[1] - BAND_HZ[0]) / nchan
     freq_hz = BAND_HZ[1] - width_hz * (np.arange(nchan) + 0.5)  # descending, as in the files
@@ -201,7 +204,7 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
     noise_jy = sim.noise_jy * np.sqrt(FINE_CHANNEL_HZ / width_hz)
     rng = np.random.default_rng(sim.seed)
     gains = antenna_gains(sim, len(positions_m), freq_hz)[numbers]
-    alive = np.array([str(n + 1) not in {str(d) for d in sim.dead} for n in numbers])
+    alive = ~np.isin(numbers + 1, sim.dead)
     raw = np.empty((sim.integrations, len(order), nchan, 2), np.complex64)
     for t, visibilities in enumerate(_visibilities(sim, positions_m, numbers, times, freq_hz, sources)):
         seen = visibilities[:, first, second].T * (alive[first] & alive[second])[:, None]
@@ -284,7 +287,7 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
 
 DEMO = (
     Simulation(start="2026-03-02T20:03:10", seed=11, gain_seed=7),
-    Simulation(start="2026-03-02T20:18:37", seed=12, gain_seed=7, rfi=True, dead=(37,)),
+    Simulation(start="2026-03-02T20:18:37", seed=12, gain_seed=7, rfi=True, dead=(36,)),
 )
 """A calibrator group (3C454.3 in the beam) and a target group a quarter of an hour later."""
 

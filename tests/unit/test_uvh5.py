@@ -81,3 +81,8 @@ def test_the_same_seed_gives_the_same_files(make_group):
     first, again, other = make_group(), make_group(folder="again"), make_group(folder="other", seed=2)
     assert first.files[3].read_bytes() == again.files[3].read_bytes()
     assert first.files[3].read_bytes() != other.files[3].read_bytes()
+
+
+def test_a_dead_station_that_is_not_simulated_is_refused(make_group):
+    with pytest.raises(ValueError, match=r"dead stations \[999\] are not among"):
+        make_group(dead=(999,))
