@@ -73,6 +73,8 @@ def calibration_first(wildcards):
 def registered_first(wildcards):
     """The set that this group will get is registered before it chooses, if it is its own or solved in this run."""
     plan = plan_of(wildcards)
+    if plan.calset is None:
+        return [result(wildcards.group, "convert")]
     solver = wildcards.group if plan.calset == wildcards.group else plan.depends_on
     return [result(solver, "register")] if solver else []
 

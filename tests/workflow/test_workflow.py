@@ -308,6 +308,20 @@ def test_a_replaced_file_or_an_operator_brings_a_failed_group_back(tmp_path, sky
     assert site.snakemake("--", convert).returncode == 0
 
 
+def test_a_group_without_a_readable_header_fails_in_words(tmp_path, sky):
+    folder = tmp_path / "incoming"
+    sim = Simulation(start=TARGET_START, antennas=6, channels=1, integrations=3, truncated=tuple(range(16)))
+    simulate_group(folder, sim, sky, STATIONS)
+    site = make_site(tmp_path / "site", folder)
+    assert "will fail: " in site.contimg("plan").stdout
+    outcome = site.snakemake()
+    assert outcome.returncode == 1
+    assert "SubbandError" in outcome.stderr
+    (row,) = json.loads(site.contimg("status", "--json").stdout)
+    assert row["state"] == "failed"
+    assert row["error"].startswith("convert: SubbandError")
+
+
 def test_a_wrong_config_is_refused_in_words(tmp_path, incoming):
     site = make_site(tmp_path / "site", incoming, imaging={"imsiz": 3})
     outcome = site.snakemake("-n")
