@@ -7,7 +7,7 @@ import numpy as np
 
 from contimg import caltables, preparation, skymodel
 from contimg import measurement_set as mset
-from contimg.calibrators import Candidate, find_candidates, read_calibrators
+from contimg.calibrators import find_candidates, read_calibrators
 from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.geometry import meridian_vector, track
@@ -19,25 +19,19 @@ log = logging.getLogger(__name__)
 _FIELD_RADIUS_DEG = 2.0
 
 
-def candidates_for(config: Config, mid_mjd: float, app_dec_deg: float) -> list[Candidate]:
-    """Calibrators in the beam of one group, best first."""
-    catalogue = read_catalogue(config.catalogues.sky)
-    table = read_calibrators(config.catalogues.calibrators, catalogue, config.calibration)
-    return find_candidates(table, mid_mjd, app_dec_deg, config.calibration)[0]
-
-
 def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfile: Path | None) -> dict:
     """Model into MODEL_DATA, solutions into the group's tables. Returns the result for `{group}.solve.json`."""
     options = config.calibration
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    found = candidates_for(config, float(rows.time_mjd.mean()), app_dec_deg)
+    catalogue = read_catalogue(config.catalogues.sky)
+    table = read_calibrators(config.catalogues.calibrators, catalogue, options)
+    (found,) = find_candidates(table, rows.time_mjd.mean(), app_dec_deg, options)
     if not found:
         raise CalibrationError(
             f"group {group}: no calibrator of {options.min_flux_jy:g} Jy or more with a known flux at a beam response over "
             f"{options.min_beam:g}. See calibration.min_flux_jy, min_beam, allow and deny."
         )
     calibrator = found[0]
-    catalogue = read_catalogue(config.catalogues.sky)
     sources = calibrator_model(calibrator.source, catalogue, options.sky_radius_deg, options.sky_min_mjy / 1e3)
     notes = []
     if not len(within(catalogue, *observation.phase_centre_deg, _FIELD_RADIUS_DEG)):

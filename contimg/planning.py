@@ -25,7 +25,6 @@ class GroupStatus:
     state: str = "collecting"
     retry_count: int = 0
     error: str | None = None
-    stage: str | None = None
     calibrators: tuple[str, ...] = ()  # as recorded
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
@@ -45,7 +44,7 @@ class Plan:
     depends_on: str | None = None  # calset, when it is solved in this run
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
-    error: str | None = field(default=None)
+    error: str | None = None
 
 
 def known_groups(paths: Paths) -> dict[str, GroupStatus]:
@@ -61,7 +60,7 @@ def known_groups(paths: Paths) -> dict[str, GroupStatus]:
         return {
             row.group_id: GroupStatus(
                 FileGroup(row.group_id, files.get(row.group_id, {})), row.state, row.retry_count, row.error,
-                row.processing_stage, tuple(json.loads(row.calibrators or "[]")), row.mid_mjd, row.app_dec_deg,
+                tuple(json.loads(row.calibrators or "[]")), row.mid_mjd, row.app_dec_deg,
                 sizes.get(row.group_id, {}),
             )
             for row in session.scalars(select(Group))
@@ -186,18 +185,19 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
             continue
         frozen = paths.result(group.id, "caltables")
         if frozen.exists():  # a set that came later changes nothing already chosen
-            name, why = json.loads(frozen.read_text())["set_name"], ", chosen earlier"
+            name, solved_here, why = json.loads(frozen.read_text())["set_name"], False, ", chosen earlier"
         else:
             choice = choose(sets, mid, dec, options)
             if choice.chosen is None:
                 reason = f"waits for calibration: {choice.reason}"
                 plans[group.id] = Plan(action="waiting", reason=reason, **common)
                 continue
-            name, why = choice.chosen.name, "" if choice.chosen.tables else ", solved in this run"
+            name, solved_here = choice.chosen.name, not choice.chosen.tables
+            why = ", solved in this run" if solved_here else ""
         reason = f"calibrated by {name}{why}"
         if name == group.id:
             reason = f"calibrates itself on {candidates[i][0]}" if candidates.get(i) else "calibrates itself"
-        depends = name if why == ", solved in this run" else None
+        depends = name if solved_here else None
         plans[group.id] = Plan(action="run", reason=reason, calset=name, depends_on=depends, **common)
     return plans
 

@@ -32,9 +32,10 @@ def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, pre
     )
     _save(_draw_image(picture, imaged, title), artifacts["image"])
     _save(_draw_thumbnail(picture, imaged), artifacts["thumbnail"], dpi=40)
-    names = dict(enumerate(_antenna_names(paths.ms(group))))
+    observation = mset.read_observation(paths.ms(group))
+    names = dict(enumerate(observation.antenna_names))
     bandpass = caltables.read(Path(chosen["tables"]["B"]))
-    _save(_draw_bandpass(bandpass, _freq_mhz(paths.ms(group)), names, chosen), artifacts["bandpass"])
+    _save(_draw_bandpass(bandpass, observation.freq_hz / 1e6, names, chosen), artifacts["bandpass"])
     _save(_draw_gains(caltables.read(Path(chosen["tables"]["G"])), names, chosen), artifacts["gains"])
     return {name: str(path) for name, path in artifacts.items()}
 
@@ -43,14 +44,6 @@ def _save(figure, path: Path, dpi: int = 110) -> None:
     with mset.replacing(path) as partial:
         figure.savefig(partial, dpi=dpi, format="png")
     plt.close(figure)
-
-
-def _antenna_names(ms: Path) -> tuple[str, ...]:
-    return mset.read_observation(ms).antenna_names
-
-
-def _freq_mhz(ms: Path) -> np.ndarray:
-    return mset.read_observation(ms).freq_hz / 1e6
 
 
 def _coarse_image(path: Path, pixels: int) -> np.ndarray:
