@@ -1,11 +1,11 @@
-# run, setup, test, lint: each does the set-up it needs.
+# run, setup, test, lint, bench: each does the set-up it needs.
 PYTHON ?= python3.11
 CONFIG ?=
 CONFIGFILES = config/config.yaml $(CONFIG)
 SNAKEMAKE = .venv/bin/snakemake
 CONTIMG = .venv/bin/contimg
 
-.PHONY: run setup test lint clean
+.PHONY: run setup test lint bench clean
 
 run: .venv/installed
 	@$(CONTIMG) simulate --if-empty $(addprefix --configfile ,$(CONFIG))
@@ -33,6 +33,9 @@ lint: .venv/installed-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/snakefmt --check Snakefile rules
 	$(SNAKEMAKE) --lint
+
+bench: .venv/installed-dev
+	PYTHONPATH=. .venv/bin/python bench/start_up_scan.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from contimg import config as configuration
-from contimg import db
+from contimg import db, report
 from contimg.errors import ContimgError, InputError
 from contimg.paths import Paths
 from contimg.planning import describe, make_plans
+from contimg.run import snakemake_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Continuum imaging of DSA-110 drift scans.")
 
@@ -60,13 +62,11 @@ def run(
     """Image everything that is pending, or the given groups; shows the table at the end."""
     config = configuration.load(configfile or ())
     paths = Paths.of(config)
-    files = [str(f) for f in (configuration.DEFAULT_CONFIG, *(configfile or ()))]
-    command = [sys.executable, "-m", "snakemake", "--profile", profile, "--configfile", *files]
-    command += ["--dry-run"] if dry_run else []
+    command = snakemake_command(profile, configfile or ()) + (["--dry-run"] if dry_run else [])
     command += ["--", *(str(paths.result(g, "index")) for g in groups)] if groups else []
     outcome = subprocess.run(command, check=False).returncode
     if not dry_run:
-        _console().print(_status_table(config))
+        _show_status(report.status(config))
     raise typer.Exit(outcome)
 
 
@@ -91,42 +91,57 @@ def plan(configfile: ConfigFiles = None, as_json: AsJson = False):
 
 
 @_command
-def status(configfile: ConfigFiles = None, as_json: AsJson = False):
-    """The groups: state, image, beam, noise, comparison with the catalogue, seconds."""
+def status(
+    configfile: ConfigFiles = None,
+    as_json: AsJson = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every group, not only the latest and the failed.")] = False,
+):
+    """Does it keep up? Counts, what runs now, how far behind, and the latest groups with their images."""
     config = configuration.load(configfile or ())
+    found = report.status(config, everything)
     if as_json:
-        print(json.dumps(_status_rows(config), indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        _console().print(_status_table(config))
+        _show_status(found)
 
 
-def _status_rows(config) -> list[dict]:
-    from sqlalchemy import select
+def _show_status(found: dict) -> None:
+    console = _console()
+    counts, total = found["counts"], sum(found["counts"].values())
+    if not total:
+        console.print("The queue is empty: no run or watcher has looked at the incoming folder yet.")
+        return
+    console.print(f"[bold]{total} groups[/bold]: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    behind = found["oldest_unfinished"]
+    pace = f"{found['arrived_last_hour']} groups came in the last hour, {found['imaged_last_hour']} were imaged"
+    text = f"behind by {_duration(found['behind_s'])} (since {behind} came)" if behind else "up to date"
+    console.print(
+        f"{text}; {pace}; observed until {found['observed_until']}, imaged until {found['imaged_until'] or '-'}"
+    )
+    watcher = found["watcher"]
+    console.print("no watcher" if watcher is None else f"watcher: process {watcher['pid']}, looked at {watcher['at']}")
+    if watcher and watcher["problem"]:
+        console.print(f"[bold red]{escape(watcher['problem'])}[/bold red]")
+    for job in found["running"]:
+        dead = "" if job["alive"] else "; its run is dead: the next run or the watcher takes it up"
+        console.print(
+            f"now: {job['group']} {job['stage'] or 'starting'} since {job['since'] or '-'}, attempt {job['attempt']}{dead}"
+        )
+    console.print(_status_table(found["groups"]))
+    if len(found["groups"]) < total:
+        console.print(f"{len(found['groups'])} of {total} groups shown; --all shows every one")
+    if counts.get("failed"):
+        console.print("contimg why GROUP says what failed; contimg retry GROUP (or --all) tries again")
 
-    from contimg.indexing import results_of
-    from contimg.ingest import Group
 
-    paths, rows = Paths.of(config), []
-    with db.reading(paths.ingest_db) as session:
-        for group in session.scalars(select(Group).order_by(Group.group_id)) if session else ():
-            row = {"group": group.group_id, "state": group.state, "stage": group.processing_stage, "error": group.error,
-                   "retry_count": group.retry_count}  # fmt: skip
-            results = results_of(paths, group.group_id)
-            row["seconds"] = {stage: r["seconds"] for stage, r in results.items() if stage != "index"}
-            if image := results.get("image"):
-                published = image["images"]
-                row |= {
-                    k: image[k]
-                    for k in ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "rms_jy", "catalogue")
-                }
-                row["image"] = published.get("pbcor.fits", published["image.pbcor"])
-            rows.append(row)
-    return rows
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _status_table(config) -> Table:
-    table = Table(title="Groups", title_justify="left")
-    for name in (
+def _status_table(rows: list[dict]) -> Table:
+    table = Table()
+    headings = (
         "group",
         "state",
         "image",
@@ -136,19 +151,18 @@ def _status_table(config) -> Table:
         "flux\nratio",
         "offset",
         "seconds by stage",
-    ):
+    )
+    for name in headings:
         table.add_column(name, overflow="fold")
-    for row in _status_rows(config):
+    for row in rows:
         image, check = row.get("image"), row.get("catalogue") or {}
         seconds = " ".join(f"{stage} {value:.1f}" for stage, value in row["seconds"].items() if value >= 0.5)
-        state = (
-            row["state"]
-            if row["state"] != "pending" or not row["retry_count"]
-            else f"pending, attempt {row['retry_count'] + 1}"
-        )
-        if not image:
-            why = row["error"] or (f"at {row['stage']}" if row["stage"] else "")
-            table.add_row(row["group"], state, escape(why), "", "", "", "", "", seconds)
+        state = row["state"]
+        if state == "pending" and row["retry_count"]:
+            state = f"pending, attempt {row['retry_count'] + 1}"
+        if not image or row["error"]:
+            reason = row["error"] or (f"at {row['stage']}" if row["stage"] else "")
+            table.add_row(row["group"], state, escape(reason), "", "", "", "", "", seconds)
             continue
         table.add_row(
             row["group"], state, image, f"{row['beam_major_arcsec']:.1f}\" x {row['beam_minor_arcsec']:.1f}\"",
@@ -163,38 +177,93 @@ def _status_table(config) -> Table:
 def why(
     group: Annotated[str, typer.Argument(help="Group id.")], configfile: ConfigFiles = None, as_json: AsJson = False
 ):
-    """Everything known about one group: plan, files, attempts, last error, logs."""
-    config = configuration.load(configfile or ())
-    paths = Paths.of(config)
-    plans = make_plans(config, time.time(), only=[group])
-    if group not in plans:
-        raise InputError(f"group {group}: no such group in {config.paths.incoming} or in the queue")
-    rows = [r for r in _status_rows(config) if r["group"] == group]
-    known = {
-        "plan": describe(plans[group]), **(rows[0] if rows else {"group": group, "state": "not in the queue yet"}),
-        "files": {f"{sb:02d}": str(path) for sb, path in sorted(plans[group].group.files.items())},
-        "duplicates": [str(path) for path in plans[group].group.duplicates],
-        "logs": [str(path) for path in sorted((paths.products / "logs").glob(f"*/{group}.log"))],
-    }  # fmt: skip
+    """Everything known about one group: plan, files, missing subbands, attempts, errors, logs."""
+    known = report.why(configuration.load(configfile or ()), group)
     if as_json:
         print(json.dumps(known, indent=1))
         return
+    console = _console()
+    files, history, logs = known.pop("files", []), known.pop("history", []), known.pop("logs")
     for key, value in known.items():
-        lines = [f"{k} {v}" for k, v in value.items()] if isinstance(value, dict) else value
-        text = "\n    ".join(map(str, lines)) if isinstance(lines, list) else str(lines)
-        _console().print(f"[bold]{key}[/bold]  {escape(text)}", soft_wrap=True)
+        if value not in (None, [], {}):
+            console.print(f"[bold]{key.replace('_', ' ')}[/bold]  {escape(str(value))}", soft_wrap=True)
+    for title, rows in (("files", files), ("history", history)):
+        if rows:
+            table = Table(title=title, title_justify="left")
+            for name in rows[0]:
+                table.add_column(name.replace("_", " "), overflow="fold")
+            for row in rows:
+                table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
+            console.print(table)
+    for path in logs:
+        console.print(f"[bold]log[/bold]  {path}", soft_wrap=True)
 
 
 @_command
-def retry(groups: Annotated[list[str], typer.Argument(help="Group ids.")], configfile: ConfigFiles = None):
+def incomplete(configfile: ConfigFiles = None, as_json: AsJson = False):
+    """Groups that lack subbands: which, why, and until when they wait."""
+    rows = report.incomplete(configuration.load(configfile or ()))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table()
+    for name in ("group", "state", "has", "waits until", "reason"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        has = f"{row['have']} of {row['expected']}"
+        table.add_row(row["group"], row["state"], has, row["waits_until"] or "given up", escape(row["reason"]))
+    _console().print(table if rows else "every group that came is complete")
+
+
+@_command
+def retry(
+    groups: Groups = None,
+    configfile: ConfigFiles = None,
+    every: Annotated[bool, typer.Option("--all", help="Every failed group that has enough files.")] = False,
+):
     """Put failed groups back into the queue, with a fresh budget of attempts."""
     from contimg import ingest
 
     config = configuration.load(configfile or ())
+    enough, again = config.ingest.min_subbands, groups or []
     with db.writing(Paths.of(config).ingest_db, ingest.Base) as session:
-        for group in groups:
-            ingest.requeue(session, group, config.ingest.min_subbands)
-    print(f"{', '.join(groups)}: pending again; the next run takes them")
+        for group in again:
+            ingest.requeue(session, group, enough)
+        if every:
+            again = [*again, *ingest.requeue_failed(session, enough)]
+    print(f"{', '.join(again)}: pending again; the next run takes them" if again else "nothing to try again")
+
+
+@_command
+def reprocess(
+    groups: Annotated[list[str], typer.Argument(help="Group ids.")],
+    from_stage: Annotated[
+        str | None, typer.Option("--from", help="First stage to repeat; without it, everything.", metavar="STAGE")
+    ] = None,
+    configfile: ConfigFiles = None,
+):
+    """Do finished or failed groups again, from a stage on. What they have now stays until it is replaced."""
+    from contimg import ingest
+
+    config = configuration.load(configfile or ())
+    paths = Paths.of(config)
+    for group in groups:
+        with db.writing(paths.ingest_db, ingest.Base) as session:
+            first = ingest.reprocess(session, paths, group, from_stage, config.ingest.min_subbands)
+        print(f"{group}: pending again, from {first} on; the next run takes it")
+
+
+@_command
+def watch(
+    configfile: ConfigFiles = None,
+    profile: Annotated[str, typer.Option(help="Snakemake profile: a folder.")] = "profiles/local",
+    snakefile: Annotated[Path | None, typer.Option(help="Another workflow than ./Snakefile.")] = None,
+):
+    """Watch the incoming folder, day and night: groups into the queue, and run after run on those that can go."""
+    from contimg.watch import Watcher
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    Watcher(configuration.load(configfile or ()), configfile or (), profile, snakefile).watch()
 
 
 @_command

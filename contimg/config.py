@@ -70,10 +70,23 @@ class IngestConfig(_Section):
     expected_subbands: int = Field(16, ge=1, le=99, description="a group is complete with the set 0..N-1")
     min_subbands: int = Field(16, ge=1, description="start with fewer after collecting_timeout_s; the rest is flagged")
     tolerance_s: float = Field(120, gt=0, lt=309, description="file names this close to the first are one group")
-    chunk_minutes: float = Field(5, gt=0, description="length of a group; caps the span of the clustering")
-    collecting_timeout_s: float = Field(3600, gt=0, description="an incomplete group fails this long after its start")
+    chunk_minutes: float = Field(
+        5, gt=0, description="length of a group; caps the span of names, also where headers join files"
+    )
+    settle_s: float = Field(2, ge=0, description="a file written to less than this long ago is not looked at yet")
+    collecting_timeout_s: float = Field(
+        3600, gt=0, description="an incomplete group fails this long after its last file came"
+    )
     max_retries: int = Field(3, ge=0, description="attempts after the first before a group is failed")
+    retry_backoff_s: float = Field(
+        60, ge=0, description="the watcher waits this long before the second attempt, then twice as long"
+    )
+    lease_s: float = Field(
+        120, gt=0, description="groups of a run that gave no sign of life for this long are taken back"
+    )
     order: Literal["oldest", "newest"] = Field("oldest", description="which groups go first")
+    groups_per_run: int = Field(16, ge=1, description="most groups that the watcher gives to one run")
+    poll_s: float = Field(10, gt=0, description="the watcher looks at least this often; network disks send no events")
     start: UtcText | None = Field(None, description="only groups at or after this UTC time (ISO)")
     end: UtcText | None = Field(None, description="only groups before this UTC time (ISO)")
     groups: tuple[UtcText, ...] = Field((), description="only these group ids; empty: all")

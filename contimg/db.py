@@ -1,31 +1,45 @@
-"""SQLite through SQLAlchemy: short write transactions on one host, read-only connections for everybody else."""
+"""SQLite through SQLAlchemy: short write transactions on one host, read-only sessions for everybody else.
 
+The databases are in WAL mode, so that readers and the writer do not wait for each other.
+"""
+
+import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 BUSY_TIMEOUT_S = 30
 
 
+def utc(time_s: float) -> str:
+    """UTC time as it is written into the databases (ISO, seconds), from seconds since 1970."""
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
+
+
 def now() -> str:
-    """UTC time as it is written into the databases (ISO, seconds)."""
+    """The present, as it is written into the databases."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _engine(path: Path, readonly: bool):
-    url = f"sqlite:///file:{path.resolve()}?uri=true" + ("&mode=ro" if readonly else "")
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+@functools.cache
+def _engine(url: str, readonly: bool) -> Engine:
+    # NullPool: no connection outlives its session, so that the last one to close cleans up -wal and -shm.
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
     def _connect(connection, _):
         connection.isolation_level = None  # pysqlite would begin transactions by itself, and deferred
         connection.execute("PRAGMA foreign_keys=ON")
-        if not readonly:
-            connection.execute("PRAGMA journal_mode=DELETE")  # reading a WAL database leaves files: a dry-run may not
+        if readonly:
+            connection.execute("PRAGMA query_only=ON")
+        else:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
 
     @event.listens_for(engine, "begin")
     def _begin(connection):
@@ -34,29 +48,41 @@ def _engine(path: Path, readonly: bool):
     return engine
 
 
+_made: set[tuple[Path, type[DeclarativeBase]]] = set()  # databases whose tables this process has seen to
+
+
 @contextmanager
 def writing(path: Path, base: type[DeclarativeBase]) -> Iterator[Session]:
     """One write transaction: committed at the end, rolled back on any error. Makes the database on first use."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    engine = _engine(path, readonly=False)
-    try:
-        base.metadata.create_all(engine)
-        with Session(engine) as session, session.begin():
-            yield session
-    finally:
-        engine.dispose()
+    path = path.resolve()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _made.discard((path, base))
+    with Session(_engine(f"sqlite:///file:{path}?uri=true", readonly=False)) as session, session.begin():
+        if (path, base) not in _made:  # inside the transaction: two processes may come at once
+            base.metadata.create_all(session.connection())
+        yield session
+    _made.add((path, base))
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Session | None]:
-    """A read-only session; None when the database does not exist yet."""
+    """A session that cannot write; None when the database does not exist yet. Leaves no file behind.
+
+    SQLite can read a WAL database only with its -wal and -shm files. A connection opened with mode=ro makes them and
+    cannot remove them again; one opened for writing (but told to only query) removes them when it is the last. Where
+    they exist, somebody else is at work, or died there: they are left as they are.
+    """
+    path = path.resolve()
     if not path.exists():
         yield None
         return
-    engine = _engine(path, readonly=True)
-    try:
-        with Session(engine) as session:
-            tables = session.scalar(text("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))
-            yield session if tables else None  # none: killed while it was made
-    finally:
-        engine.dispose()
+    if path.with_name(f"{path.name}-wal").exists():
+        mode = "mode=ro"
+    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        mode = "mode=rw"
+    else:  # not ours, and nobody writes to it now
+        mode = "immutable=1"
+    with Session(_engine(f"sqlite:///file:{path}?uri=true&{mode}", readonly=True)) as session:
+        tables = session.scalar(text("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))
+        yield session if tables else None  # none: killed while it was made

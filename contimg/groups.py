@@ -1,16 +1,48 @@
-"""Which files belong together: anchor clustering of file names.
+"""Which files belong together: anchor clustering of file names, with the headers as the judge where names are ambiguous.
 
 The 16 nodes name their files by their own opening times, which differ by seconds, sometimes by a minute; the next
 group starts 309 s later. The earliest file that belongs to no group yet is the anchor of a new one and gives it its
-id; files within `tolerance_s` after an anchor join it.
+id; files within a tolerance after an anchor join it. The rules, case by case, are in docs/ingest.md.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from contimg.uvh5 import parse_name
+from contimg.uvh5 import Outline, parse_name, timestamp_s
+
+_SAME_START_S = 1.0  # identical in the files of a group; a tenth of an integration
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A finished subband file by its name, and what is known of it."""
+
+    path: Path
+    timestamp: str
+    subband: int
+    size: int = 0
+    changed_s: float = 0.0  # last change of the file or its name on this disk (ctime), s since 1970
+    checked: bool = False  # whether it was looked into, as it is now
+    outline: Outline | None = None  # what its header says, if that look found nothing wrong
+    reason: str | None = None  # why it does not count
+
+    @classmethod
+    def named(cls, path: Path, size: int = 0, changed_s: float = 0.0) -> "RawFile | None":
+        """By its name; None when it is no finished subband file (incomplete, hidden, something else)."""
+        parsed = parse_name(path.name)
+        return cls(path, *parsed, size, changed_s) if parsed else None
+
+    @property
+    def time_s(self) -> float:
+        """Time in the name, s since 1970."""
+        return timestamp_s(self.timestamp)
+
+    def same_content(self, other: "RawFile | None") -> bool:
+        """Whether nobody changed it since `other` was seen."""
+        return other is not None and (self.size, self.changed_s) == (other.size, other.changed_s)
 
 
 @dataclass(frozen=True)
@@ -18,57 +50,188 @@ class FileGroup:
     """Files of one observation."""
 
     id: str
-    files: Mapping[int, Path]  # by subband
-    duplicates: tuple[Path, ...] = field(default=())  # a second file of a subband: kept aside, named, not used
+    members: Mapping[int, RawFile]  # by subband: those that count, or would if a look into them finds nothing
+    others: tuple[RawFile, ...] = ()  # those that do not, each with its reason
 
+    @property
+    def files(self) -> dict[int, Path]:
+        """Paths of the members, by subband."""
+        return {subband: member.path for subband, member in sorted(self.members.items())}
+
+    @property
+    def outline(self) -> Outline | None:
+        """Header of a member, if one was looked into."""
+        return next((m.outline for m in self.members.values() if m.outline), None)
+
+    @property
     def waiting_since_s(self) -> float:
         """Since when (s since 1970) it waits for more: its time, or the arrival of its last file on this disk."""
-        arrivals = [path.stat().st_ctime for path in self.files.values() if path.exists()]
-        return max([timestamp_s(self.id), *arrivals])
+        return max([timestamp_s(self.id), *(f.changed_s for f in (*self.members.values(), *self.others))])
 
     def missing(self, expected_subbands: int) -> tuple[int, ...]:
         """Subbands of the set 0..N-1 that have no file."""
-        return tuple(sb for sb in range(expected_subbands) if sb not in self.files)
+        return tuple(sb for sb in range(expected_subbands) if sb not in self.members)
+
+    def is_checked(self) -> bool:
+        """Whether all members were looked into."""
+        return all(member.checked for member in self.members.values())
+
+    def shortage(self, expected_subbands: int) -> str:
+        """What it lacks, in words."""
+        text = f"{len(self.members)} of {expected_subbands} subbands"
+        if missing := self.missing(expected_subbands):
+            text += f"; missing {numbers(missing)}"
+            text += "".join(f"; {f.reason}" for f in self.others if f.subband in missing)
+        if not self.is_checked():
+            unchecked = [sb for sb, member in sorted(self.members.items()) if not member.checked]
+            text += f"; {numbers(unchecked)} came a moment ago or wait for a first look into them"
+        return text
 
 
-def timestamp_s(timestamp: str) -> float:
-    """Seconds since 1970 of a file-name timestamp (UTC)."""
-    return datetime.fromisoformat(timestamp).replace(tzinfo=UTC).timestamp()
+def numbers(subbands: Iterable[int]) -> str:
+    """Subbands as they are written in messages."""
+    return ", ".join(f"{sb:02d}" for sb in subbands)
 
 
 def cluster(
-    paths: Iterable[Path], span_s: float, known: Mapping[str, Mapping[int, Path]] | None = None
+    files: Iterable[RawFile],
+    tolerance_s: float,
+    window_s: float,
+    expected_subbands: int,
+    fixed: Mapping[str, Collection[RawFile]] | None = None,
 ) -> list[FileGroup]:
-    """Groups of `paths`, oldest first.
+    """Groups of `files` and of the `fixed` groups, in order of id.
 
-    span_s  files named at most this long after the anchor belong to it
-    known   groups fixed earlier (id: files by subband): their ids stay, late files join them
+    tolerance_s  files named at most this long after the anchor belong to it
+    window_s     headers can join or part files of groups whose anchors are this close to each other
+    fixed        files by id of groups that have left `collecting`: they stay, others may join
 
-    Of two files of one subband the earlier name counts; the other is a duplicate. Names that are no finished subband
-    files are passed over.
+    Files with a reason never count; they are listed with the group that they are nearest to.
     """
-    known = known or {}
-    taken = {path for files in known.values() for path in files.values()}
-    files: dict[str, dict[int, Path]] = {group: dict(members) for group, members in known.items()}
-    duplicates: dict[str, list[Path]] = {group: [] for group in known}
-    named = [(*parsed, path) for path in paths if path not in taken and (parsed := parse_name(path.name))]
-    anchors = sorted((timestamp_s(group), group) for group in known)
-    fixed = 0  # anchors before this one start too early for the current file
+    files, fixed = list(files), fixed or {}
+    good = sorted((f for f in files if f.reason is None), key=_by_name)
+    drafts = _by_names(good, tolerance_s, fixed)
+    drafts = _by_headers(drafts, window_s, expected_subbands, fixed)
+    groups = [_finish(group, drafts[group], fixed.get(group, ())) for group in sorted(drafts)]
+    return _with_rejected(groups, [f for f in files if f.reason is not None], tolerance_s)
+
+
+def _by_name(file: RawFile) -> tuple:
+    return file.time_s, file.subband, file.path
+
+
+def _by_names(files: list[RawFile], tolerance_s: float, fixed: Mapping) -> dict[str, list[RawFile]]:
+    """Files by the id of their group, as far as names tell; `files` in order of time."""
+    drafts: dict[str, list[RawFile]] = {group: [] for group in fixed}
+    anchors = sorted((timestamp_s(group), group) for group in fixed)
+    passed = 0  # anchors before this one are too early for the current file
     open_anchor: tuple[float, str] | None = None
-    for timestamp, subband, path in sorted(named):
-        time_s = timestamp_s(timestamp)
-        while fixed < len(anchors) and time_s - anchors[fixed][0] > span_s:
-            fixed += 1
-        if fixed < len(anchors) and abs(time_s - anchors[fixed][0]) <= span_s:
-            group = anchors[fixed][1]
-        elif open_anchor and time_s - open_anchor[0] <= span_s:
+    for file in files:
+        time_s = file.time_s
+        while passed < len(anchors) and time_s - anchors[passed][0] > tolerance_s:
+            passed += 1
+        if passed < len(anchors) and abs(time_s - anchors[passed][0]) <= tolerance_s:
+            group = anchors[passed][1]
+        elif open_anchor and time_s - open_anchor[0] <= tolerance_s:
             group = open_anchor[1]
         else:
-            group = timestamp
-            open_anchor = (time_s, timestamp)
-            files[group], duplicates[group] = {}, []
-        if subband in files[group]:
-            duplicates[group].append(path)
+            group = file.timestamp
+            open_anchor = (time_s, group)
+            drafts[group] = []
+        drafts[group].append(file)
+    return drafts
+
+
+def _by_headers(
+    drafts: dict[str, list[RawFile]], window_s: float, expected: int, fixed: Mapping
+) -> dict[str, list[RawFile]]:
+    """Let the headers judge where names are ambiguous: a subband twice, neighbours that are all incomplete; or wrong."""
+    settled, pool, last_s = {}, [], None
+    for group in [*sorted(drafts, key=timestamp_s), None]:
+        if group is not None:
+            files = (*fixed.get(group, ()), *drafts[group])
+            subbands = [f.subband for f in files]
+            starts = [f.outline.start_mjd for f in files if f.outline]
+            agree = not starts or (max(starts) - min(starts)) * 86400 < _SAME_START_S
+            if agree and len(subbands) == len(set(subbands)) == expected:
+                settled[group] = drafts[group]
+                continue
+        if pool and (group is None or timestamp_s(group) - last_s > window_s):
+            settled |= _judge({g: drafts[g] for g in pool}, window_s, fixed, drafts)
+            pool = []
+        if group is not None:
+            pool.append(group)
+            last_s = timestamp_s(group)
+    return settled
+
+
+def _judge(
+    pool: dict[str, list[RawFile]], window_s: float, fixed: Mapping, taken: Collection[str]
+) -> dict[str, list[RawFile]]:
+    """Sort the files of neighbouring ambiguous groups by `time_array[0]`; where it is not known, by the name."""
+    starts = [(f.outline.start_mjd, group) for group in pool for f in fixed.get(group, ()) if f.outline]
+    sorted_files: dict[str, list[RawFile]] = {group: [] for group in pool if group in fixed}
+    unknown: list[tuple[str, RawFile]] = []
+    went: dict[str, Counter] = {group: Counter() for group in pool}  # where the files of a draft went
+    loose = [(group, file) for group, files in pool.items() for file in files]
+    for group, file in sorted(loose, key=lambda pair: _by_name(pair[1])):
+        if file.outline is None:
+            unknown.append((group, file))
+            continue
+        key = next(
+            (k for start, k in starts if abs(start - file.outline.start_mjd) * 86400 < _SAME_START_S
+             and abs(timestamp_s(k) - file.time_s) <= window_s), None,
+        )  # fmt: skip
+        if key is None:
+            key = _free_id(file.timestamp, {*sorted_files, *taken} - (pool.keys() - sorted_files.keys()))
+            starts.append((file.outline.start_mjd, key))
+        sorted_files.setdefault(key, []).append(file)
+        went[group][key] += 1
+    for group, file in unknown:
+        key = went[group].most_common(1)[0][0] if went[group] else group
+        sorted_files.setdefault(key, []).append(file)
+    return sorted_files
+
+
+def _free_id(timestamp: str, taken: Collection[str]) -> str:
+    """The timestamp, or when another group has it, the first second after it that is free."""
+    time = datetime.fromtimestamp(timestamp_s(timestamp), UTC)
+    while timestamp in taken:
+        time += timedelta(seconds=1)
+        timestamp = f"{time:%Y-%m-%dT%H:%M:%S}"
+    return timestamp
+
+
+def _finish(group: str, files: list[RawFile], fixed: Collection[RawFile]) -> FileGroup:
+    """One file a subband: those of a fixed group stay, else the earliest name counts; the odd ones are named."""
+    outlines = [f.outline for f in (*fixed, *files) if f.outline]
+    channels = Counter(o.channels for o in outlines).most_common(1)[0][0] if outlines else 0
+    members: dict[int, RawFile] = {}
+    others = []
+    for file in (*fixed, *files):
+        reason = None
+        if file.outline and file.outline.channels != channels:
+            reason = f"{file.outline.channels} channels, the other files of its group have {channels}"
+        elif file.subband in members:
+            reason = f"duplicate of {members[file.subband].path.name}"
+        if reason:
+            others.append(replace(file, reason=f"{file.path.name}: {reason}"))
         else:
-            files[group][subband] = path
-    return [FileGroup(group, files[group], tuple(duplicates[group])) for group in sorted(files)]
+            members[file.subband] = file
+    return FileGroup(group, members, tuple(others))
+
+
+def _with_rejected(groups: list[FileGroup], rejected: list[RawFile], tolerance_s: float) -> list[FileGroup]:
+    """Bad files join the nearest group of good ones, or make groups that have nothing else."""
+    found = {g.id: g for g in groups}
+    times = sorted((timestamp_s(g), g) for g in found)
+    alone: list[tuple[float, str]] = []
+    for file in sorted(rejected, key=_by_name):
+        near = [(abs(time_s - file.time_s), group) for time_s, group in (*times, *alone[-1:])]
+        distance_s, group = min(near, default=(float("inf"), ""))
+        if distance_s > tolerance_s:
+            group = file.timestamp
+            alone.append((file.time_s, group))
+            found[group] = FileGroup(group, {})
+        found[group] = replace(found[group], others=(*found[group].others, file))
+    return [found[group] for group in sorted(found)]

@@ -1,21 +1,20 @@
-"""The last stage: a group's results into the databases. Products first, the queue's own rows after."""
+"""The last stage: a group's results into products.sqlite3. The queue's own rows come after, by the logger plugin."""
 
 from pathlib import Path
 
-from contimg import db, ingest, products
+from contimg import db, products
 from contimg.config import Config
 from contimg.errors import ValidationError
-from contimg.paths import Paths
+from contimg.paths import STAGES, Paths
 from contimg.stage import read_json
 
-STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa")
 _IMAGE_TYPES = {"image.fits": "image", "pbcor.fits": "pbcor", "pb.fits": "pb"}
 _CASA_TYPES = {"image": "image", "image.pbcor": "pbcor", "pb": "pb"}
 
 
 def results_of(paths: Paths, group: str) -> dict[str, dict]:
     """Results of the stages that a group has been through, by stage."""
-    return {s: read_json(paths.result(group, s)) for s in (*STAGES, "index") if paths.result(group, s).exists()}
+    return {s: read_json(paths.result(group, s)) for s in STAGES if paths.result(group, s).exists()}
 
 
 def index_group(group: str, config: Config) -> dict:
@@ -40,6 +39,4 @@ def index_group(group: str, config: Config) -> dict:
     seconds = {stage: values["seconds"] for stage, values in results.items() if stage != "index"}
     with db.writing(paths.products_db, products.Base) as session:
         products.record_group(session, group, ms, images, imaged, artifacts)
-    with db.writing(paths.ingest_db, ingest.Base) as session:
-        ingest.record_performance(session, group, results["convert"], seconds)
     return {"images": len(images), "artifacts": len(artifacts), "stage_seconds": seconds}

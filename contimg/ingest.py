@@ -1,21 +1,27 @@
 """The queue of groups: which exist, in which state, and why.
 
-States and moves are the contract's (docs/states.md); a move that is not there raises StateError and changes nothing.
+States and moves are the contract's (docs/states.md). A move that is not there raises StateError and changes nothing;
+the database's own triggers refuse it too, whoever tries, and write the history of moves.
 """
 
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import CheckConstraint, ForeignKey, delete, func, or_, select, update
+from sqlalchemy import DDL, CheckConstraint, ForeignKey, delete, event, func, or_, select, update
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from contimg import db
 from contimg.config import IngestConfig
-from contimg.errors import StateError
-from contimg.groups import FileGroup
+from contimg.errors import InputError, StateError
+from contimg.groups import FileGroup, RawFile, numbers
+from contimg.paths import STAGES, Paths
+from contimg.uvh5 import Outline
 
 RUNNING = ("in_progress", "processing_fresh", "resuming")
 MOVES: dict[str, tuple[str, ...]] = {
@@ -28,6 +34,7 @@ MOVES: dict[str, tuple[str, ...]] = {
     "failed": ("collecting", "pending"),
 }
 WAITING = "waiting_calibration"
+LATE = "came after its group was begun; `contimg reprocess` takes it in"
 
 
 class Base(DeclarativeBase):
@@ -45,9 +52,12 @@ class Group(Base):
     last_update: Mapped[str]
     expected_subbands: Mapped[int]
     retry_count: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[str | None]  # back-off: the watcher does not start it earlier
     error: Mapped[str | None]
     checkpoint_path: Mapped[str | None]
-    processing_stage: Mapped[str | None]
+    processing_stage: Mapped[str | None]  # the last one that finished
+    running_stage: Mapped[str | None]  # the last one that was started
+    running_since: Mapped[str | None]
     chunk_minutes: Mapped[float]
     has_calibrator: Mapped[bool | None]
     calibrators: Mapped[str | None]  # JSON list of names
@@ -67,8 +77,43 @@ class SubbandFile(Base):
     group_id: Mapped[str] = mapped_column(ForeignKey("ingest_queue.group_id"), index=True)
     subband_idx: Mapped[int]
     size: Mapped[int]
+    changed_s: Mapped[float]  # ctime, s since 1970
     checked: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str | None]
+    start_mjd: Mapped[float | None]
+    mid_mjd: Mapped[float | None]
+    app_dec_deg: Mapped[float | None]
+    channels: Mapped[int | None]
+
+
+class History(Base):
+    """Every change of state of every group; written by a trigger."""
+
+    __tablename__ = "ingest_history"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    group_id: Mapped[str] = mapped_column(ForeignKey("ingest_queue.group_id", ondelete="CASCADE"), index=True)
+    at: Mapped[str]
+    state_from: Mapped[str]
+    state_to: Mapped[str]
+    stage: Mapped[str | None]
+    owner: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+_LEGAL = ", ".join(f"('{before}', '{after}')" for before, states in MOVES.items() for after in states)
+_TRIGGERS = (
+    f"""CREATE TRIGGER legal_moves BEFORE UPDATE OF state ON ingest_queue
+    WHEN (OLD.state, NEW.state) NOT IN (VALUES {_LEGAL})
+    BEGIN SELECT RAISE(ABORT, 'ingest_queue: no such move'); END""",
+    """CREATE TRIGGER first_state BEFORE INSERT ON ingest_queue WHEN NEW.state != 'collecting'
+    BEGIN SELECT RAISE(ABORT, 'ingest_queue: a group begins as collecting'); END""",
+    """CREATE TRIGGER history AFTER UPDATE OF state ON ingest_queue WHEN OLD.state != NEW.state
+    BEGIN INSERT INTO ingest_history (group_id, at, state_from, state_to, stage, owner, error) VALUES
+    (NEW.group_id, NEW.last_update, OLD.state, NEW.state, OLD.running_stage, COALESCE(NEW.owner, OLD.owner), NEW.error);
+    END""",
+)
+for _trigger in _TRIGGERS:
+    event.listen(History.__table__, "after_create", DDL(_trigger))  # made after ingest_queue: it refers to it
 
 
 class Performance(Base):
@@ -85,191 +130,348 @@ class Performance(Base):
     recorded_at: Mapped[str]
 
 
+@dataclass(frozen=True)
+class GroupStatus:
+    """A group as the queue knows it."""
+
+    id: str
+    state: str
+    retry_count: int = 0
+    error: str | None = None
+    not_before: str | None = None
+    calibrators: tuple[str, ...] = ()
+    mid_mjd: float | None = None
+    app_dec_deg: float | None = None
+    files: tuple[RawFile, ...] = ()
+
+
+def known_groups(path: Path, files: bool = True) -> dict[str, GroupStatus]:
+    """What the queue says of every group, with or without its files; empty without a database. Read-only."""
+    with db.reading(path) as session:
+        if session is None:
+            return {}
+        members = _recorded_files(session) if files else {}
+        columns = (Group.group_id, Group.state, Group.retry_count, Group.error, Group.not_before, Group.calibrators,
+                   Group.mid_mjd, Group.app_dec_deg)  # fmt: skip
+        return {
+            group: GroupStatus(group, *rest, tuple(json.loads(calibrators or "[]")), mid, dec, members.get(group, ()))
+            for group, *rest, calibrators, mid, dec in session.execute(select(*columns))
+        }
+
+
+def _recorded_files(session: Session) -> dict[str, tuple[RawFile, ...]]:
+    found: dict[str, list[RawFile]] = {}
+    columns = (SubbandFile.group_id, SubbandFile.path, SubbandFile.size, SubbandFile.changed_s, SubbandFile.checked,
+               SubbandFile.reason, SubbandFile.start_mjd, SubbandFile.mid_mjd, SubbandFile.app_dec_deg,
+               SubbandFile.channels)  # fmt: skip
+    for group, name, size, changed_s, checked, reason, *header in session.execute(select(*columns)):
+        outline = Outline(*header) if header[0] is not None else None
+        file = RawFile.named(Path(name), size, changed_s)
+        found.setdefault(group, []).append(replace(file, checked=checked, outline=outline, reason=reason))
+    return {group: tuple(files) for group, files in found.items()}
+
+
 def move(session: Session, group_id: str, state: str, **fields) -> None:
     """Move a group to `state`; refuses with StateError what the state machine does not have."""
+    if state not in RUNNING:
+        fields = {"owner": None, "host": None, "pid": None, "heartbeat": None, "running_stage": None,
+                  "running_since": None, **fields}  # fmt: skip
+    before = [s for s, allowed in MOVES.items() if state in allowed]
+    changed = session.execute(
+        update(Group)
+        .where(Group.group_id == group_id, Group.state.in_(before))
+        .values(state=state, last_update=db.now(), **fields)
+    )
+    if changed.rowcount == 1:
+        return
     current = session.scalar(select(Group.state).where(Group.group_id == group_id))
     if current is None:
         raise StateError(f"group {group_id} is not in the queue")
-    if state not in MOVES[current]:
-        raise StateError(f"group {group_id}: no move from {current} to {state} (allowed: {', '.join(MOVES[current])})")
-    if state not in RUNNING:
-        fields = {"owner": None, "host": None, "pid": None, "heartbeat": None, **fields}
-    changed = session.execute(
-        update(Group)
-        .where(Group.group_id == group_id, Group.state == current)
-        .values(state=state, last_update=db.now(), **fields)
-    )
-    if changed.rowcount != 1:
-        raise StateError(f"group {group_id}: somebody else moved it from {current}")
+    raise StateError(f"group {group_id}: no move from {current} to {state} (allowed: {', '.join(MOVES[current])})")
 
 
-def record_files(session: Session, group: FileGroup, options: IngestConfig, now_s: float) -> None:
-    """Bring the queue up to date with a group's files: new groups, late or replaced files, completeness, time-outs."""
-    row = session.get(Group, group.id)
-    if row is None:
-        row = Group(
-            group_id=group.id, state="collecting", received_at=db.now(), last_update=db.now(), retry_count=0,
-            expected_subbands=options.expected_subbands, chunk_minutes=options.chunk_minutes,
-        )  # fmt: skip
-        session.add(row)
-        session.flush()
-    listed = [(sb, path, None) for sb, path in group.files.items()]
-    listed += [(int(p.name[-7:-5]), p, "duplicate: another file of this subband counts") for p in group.duplicates]
-    mine = or_(SubbandFile.group_id == group.id, SubbandFile.path.in_([str(path) for _, path, _ in listed]))
-    known = {f.path: f for f in session.scalars(select(SubbandFile).where(mine))}
-    changed = False
-    for subband, path, reason in listed:
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            continue  # gone since the folder was listed
-        file = known.get(str(path))
-        if file is None:
-            session.add(SubbandFile(path=str(path), group_id=group.id, subband_idx=subband, size=size, reason=reason))
-            changed = True
-        elif file.size != size or file.reason != reason or file.group_id != group.id:
-            file.size, file.checked, file.reason, file.group_id = size, False, reason, group.id
-            changed = True
-    for path, file in known.items():
-        if path not in {str(p) for _, p, _ in listed} and not Path(path).exists():
-            session.delete(file)
-    session.flush()
-    if row.state == "failed" and changed:
-        move(session, group.id, "collecting", error=None, retry_count=0, processing_stage=None)
-        session.refresh(row)
-    if row.state != "collecting":
-        return
+def record(
+    session: Session, groups: Iterable[FileGroup], known: Mapping[str, GroupStatus], options: IngestConfig, now_s: float
+) -> None:
+    """Bring the queue up to date with what `arrivals.look` saw: new groups, late or replaced files, time-outs.
+
+    known  the queue before that look
+    """
+    groups = list(groups)
+    states = dict(session.execute(select(Group.group_id, Group.state)).all())
+    new = [{"group_id": g.id, "state": "collecting", "received_at": db.now(), "last_update": db.now(), "retry_count": 0,
+            "expected_subbands": options.expected_subbands, "chunk_minutes": options.chunk_minutes}
+           for g in groups if g.id not in states]  # fmt: skip
+    if new:
+        session.execute(insert(Group).on_conflict_do_nothing(), new)
+    changed: dict[str, list[RawFile]] = {}
+    gone = []
+    for group in groups:
+        before = {f.path: f for f in known[group.id].files} if group.id in known else {}
+        files = [*group.members.values(), *group.others]
+        if states.get(group.id) in (*RUNNING, "completed"):  # begun without them
+            late = [f for f in group.members.values() if f.path not in before or before[f.path].reason == LATE]
+            files = [replace(f, reason=LATE) if f in late else f for f in files]
+        changed[group.id] = [f for f in files if before.get(f.path) != f]
+        if states.get(group.id) != "completed":
+            gone += [str(p) for p in before.keys() - {f.path for f in files} if not p.exists()]
+    rows = [_row(group, file) for group, files in changed.items() for file in files]
+    if rows:
+        upsert = insert(SubbandFile)
+        values = {k: upsert.excluded[k] for k in rows[0] if k != "path"}
+        session.execute(upsert.on_conflict_do_update(index_elements=["path"], set_=values), rows)
+    if gone:
+        session.execute(delete(SubbandFile).where(SubbandFile.path.in_(gone)))
+    for group in groups:
+        state = states.get(group.id, "collecting")
+        if state == "failed" and group.id in known and has_news(group, known[group.id]):
+            move(session, group.id, "collecting", error=None, retry_count=0, processing_stage=None, not_before=None)
+            state = "collecting"
+        if state in ("collecting", "pending"):
+            _settle(session, group, state, options, now_s)
+    _forget_collecting(session, {g.id for g in groups})
+
+
+def _row(group: str, file: RawFile) -> dict:
+    header = file.outline
+    return {
+        "path": str(file.path), "group_id": group, "subband_idx": file.subband, "size": file.size,
+        "changed_s": file.changed_s, "checked": file.checked, "reason": file.reason,
+        "start_mjd": header and header.start_mjd, "mid_mjd": header and header.mid_mjd,
+        "app_dec_deg": header and header.app_dec_deg, "channels": header and header.channels,
+    }  # fmt: skip
+
+
+def has_news(group: FileGroup, status: GroupStatus) -> bool:
+    """Whether a file of a failed group came late or was replaced."""
+    before = {f.path: f for f in status.files}
+    return any(not member.same_content(before.get(member.path)) for member in group.members.values())
+
+
+def verdict(group: FileGroup, options: IngestConfig, now_s: float) -> tuple[str, str]:
+    """(ready, collecting or failed; why) of a group by its files and its age."""
     missing = group.missing(options.expected_subbands)
+    shortage = group.shortage(options.expected_subbands)
+    if not group.is_checked():
+        return "collecting", shortage
     if not missing:
-        move(session, group.id, "pending")
-    elif now_s - group.waiting_since_s() > options.collecting_timeout_s:
-        if len(group.files) >= options.min_subbands:
-            move(session, group.id, "pending", error=f"subbands {_numbers(missing)} are missing and will be flagged")
-        else:
-            error = (
-                f"{len(group.files)} of {options.expected_subbands} subbands after {options.collecting_timeout_s:g} s"
-            )
-            move(session, group.id, "failed", error=f"{error}; missing {_numbers(missing)}")
+        return "ready", ""
+    if now_s - group.waiting_since_s <= options.collecting_timeout_s:
+        return "collecting", shortage
+    if len(group.members) >= options.min_subbands:
+        return "ready", f"subbands {numbers(missing)} are missing and will be flagged"
+    return "failed", f"{shortage} after {options.collecting_timeout_s:g} s"
 
 
-def _numbers(subbands: Iterable[int]) -> str:
-    return ", ".join(f"{sb:02d}" for sb in subbands)
+def _settle(session: Session, group: FileGroup, state: str, options: IngestConfig, now_s: float) -> None:
+    """Out of `collecting` when it is complete or too late; out of `pending` when its files are gone."""
+    outcome, why = verdict(group, options, now_s)
+    if outcome == "failed":
+        move(session, group.id, "failed", error=why)
+    elif outcome == "ready" and state == "collecting":
+        outline = group.outline
+        move(session, group.id, "pending", error=why or None, mid_mjd=outline.mid_mjd, app_dec_deg=outline.app_dec_deg)
 
 
 def claim(session: Session, group_id: str, run_id: str, resuming: bool) -> None:
     """Take a pending group for a run."""
     mine = {"owner": run_id, "host": socket.gethostname(), "pid": os.getpid(), "heartbeat": db.now()}
-    move(session, group_id, "in_progress", error=None, processing_stage=None, **mine)
+    move(session, group_id, "in_progress", error=None, processing_stage=None, not_before=None, **mine)
     move(session, group_id, "resuming" if resuming else "processing_fresh")
 
 
-def attempt_failed(session: Session, group_id: str, error: str, max_retries: int, permanent: bool = False) -> str:
-    """A running group's attempt failed: back to pending with one retry spent, or failed. Returns the new state.
+def last_move(session: Session) -> int:
+    """Number of the latest change of state of any group."""
+    return session.scalar(select(func.max(History.id))) or 0
 
-    permanent  the data are at fault and another attempt cannot help
-    """
-    retries = session.scalar(select(Group.retry_count).where(Group.group_id == group_id)) or 0
-    current = session.scalar(select(Group.state).where(Group.group_id == group_id))
-    if current == "in_progress":  # claimed, nothing started: failed is reached by way of pending
-        move(session, group_id, "pending", error=error)
-    if permanent or retries >= max_retries:
-        move(session, group_id, "failed", error=error, retry_count=retries + 1)
-        return "failed"
-    if current != "in_progress":
-        move(session, group_id, "pending", error=error)
-    session.execute(update(Group).where(Group.group_id == group_id).values(retry_count=retries + 1))
-    return "pending"
+
+def moved_since(session: Session, mark: int, groups: Collection[str]) -> set[str]:
+    """Which of the groups changed state after `last_move` was `mark`."""
+    query = select(History.group_id).where(History.id > mark, History.group_id.in_(groups))
+    return set(session.scalars(query))
+
+
+def beat(session: Session, run_id: str) -> None:
+    """A sign of life of a run, on all that it holds."""
+    session.execute(update(Group).where(Group.owner == run_id).values(heartbeat=db.now()))
+
+
+def stage_started(session: Session, group_id: str, stage: str) -> None:
+    """A running group began a stage."""
+    values = {"running_stage": stage, "running_since": db.now(), "heartbeat": db.now()}
+    session.execute(update(Group).where(Group.group_id == group_id).values(**values))
 
 
 def stage_finished(session: Session, group_id: str, stage: str, result: Path) -> None:
     """A running group finished a stage."""
     current = session.scalar(select(Group.state).where(Group.group_id == group_id))
-    move(
-        session, group_id, current or "", processing_stage=stage, checkpoint_path=str(result), heartbeat=db.now()
-    )  # fmt: skip
+    fields = {"checkpoint_path": str(result), "heartbeat": db.now(), "running_stage": None, "running_since": None}
+    move(session, group_id, current or "", processing_stage=stage, **fields)
 
 
-def recover(session: Session, finished: Iterable[str], max_retries: int) -> list[str]:
-    """At the start of a run, whose lock says that no other lives: groups of dead runs go on or back.
+def attempt_failed(
+    session: Session, group_id: str, error: str, options: IngestConfig, now_s: float, permanent: bool = False
+) -> str:
+    """An attempt failed: back to pending with one retry spent and a back-off, or failed. Returns the new state.
 
-    finished  groups whose last result is on disk although the queue does not say completed
-    Returns the groups that were released.
+    permanent  the data are at fault and another attempt cannot help
     """
-    finished = set(finished)
-    released = []
+    current, retries = session.execute(
+        select(Group.state, Group.retry_count).where(Group.group_id == group_id)
+    ).one()  # fmt: skip
+    if current == "in_progress":  # claimed, nothing started: failed is reached by way of pending
+        move(session, group_id, "pending", error=error)
+        current = "pending"
+    if permanent or retries >= options.max_retries:
+        move(session, group_id, "failed", error=error, retry_count=retries + 1, not_before=None)
+        return "failed"
+    if current != "pending":
+        move(session, group_id, "pending", error=error)
+    wait = {"retry_count": retries + 1, "not_before": db.utc(now_s + options.retry_backoff_s * 2**retries)}
+    session.execute(update(Group).where(Group.group_id == group_id).values(error=error, **wait))
+    return "pending"
+
+
+def is_alive(row: Group, options: IngestConfig, now_s: float) -> bool:
+    """Whether the run that holds a group lives: its process, where that can be seen, and its sign of life."""
+    if row.heartbeat is None or row.heartbeat < db.utc(now_s - options.lease_s):
+        return False
+    if row.host != socket.gethostname():
+        return True
+    try:
+        return Path(f"/proc/{row.pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def recover(
+    session: Session, finished: Collection[str], options: IngestConfig, now_s: float, alone: bool = False
+) -> dict[str, str]:
+    """Groups of dead runs go on or back, and finished ones are completed.
+
+    An attempt is spent by those that had a stage running when their run died: they may have killed it.
+
+    finished  groups whose last result is on disk, whatever the queue says
+    alone     the caller holds the run lock: no other run lives
+    Returns the new state of each group that was moved.
+    """
+    moved = {}
     for row in session.scalars(select(Group).where(Group.state.in_(RUNNING))).all():
+        if not alone and is_alive(row, options, now_s):
+            continue
         if row.group_id in finished and row.state != "in_progress":
             move(session, row.group_id, "completed", error=None)
+            moved[row.group_id] = "completed"
+        elif row.running_stage is None:
+            release(session, row.group_id)
+            moved[row.group_id] = "pending"
+        else:
+            error = f"run {row.owner} died in {row.running_stage}"
+            moved[row.group_id] = attempt_failed(session, row.group_id, error, options, now_s)
+    # The queue was lost, or a run without the logger plugin made it.
+    for group in session.scalars(select(Group.group_id).where(Group.state == "pending")).all():
+        if group in finished:
+            claim(session, group, "recovered", resuming=True)
+            move(session, group, "completed", error=None)
+            moved[group] = "completed"
+    return moved
+
+
+def note_calibration(session: Session, plans: Mapping) -> None:
+    """Remember of pending groups where they look, which calibrators their beams hold, and whether they wait for one.
+
+    plans  planning.Plan by group id
+    """
+    for row in session.scalars(select(Group).where(Group.state == "pending")):
+        plan = plans.get(row.group_id)
+        if plan is None or plan.mid_mjd is None:
             continue
-        attempt_failed(session, row.group_id, f"run {row.owner} died", max_retries)
-        released.append(row.group_id)
-    for row in session.scalars(select(Group).where(Group.state == "pending", Group.group_id.in_(finished))).all():
-        claim(session, row.group_id, "recovered", resuming=True)
-        move(session, row.group_id, "completed", error=None)
-    return released
+        row.mid_mjd, row.app_dec_deg = plan.mid_mjd, plan.app_dec_deg
+        row.has_calibrator, row.calibrators = bool(plan.calibrators), json.dumps(plan.calibrators)
+        if plan.action == "waiting":
+            row.processing_stage, row.error = WAITING, plan.reason
+        elif row.processing_stage == WAITING:
+            row.processing_stage, row.error = None, None
 
 
-def note_pointing(session: Session, group_id: str, mid_mjd: float, app_dec_deg: float, calibrators: list[str]) -> None:
-    """Remember where a group looks and which calibrators its beam holds."""
-    session.execute(
-        update(Group)
-        .where(Group.group_id == group_id)
-        .values(
-            mid_mjd=mid_mjd,
-            app_dec_deg=app_dec_deg,
-            has_calibrator=bool(calibrators),
-            calibrators=json.dumps(calibrators),
-        )
-    )
-
-
-def record_performance(session: Session, group_id: str, convert: Mapping, stages: Mapping[str, float]) -> None:
-    """Seconds of a group; replaces what an earlier attempt left."""
-    session.execute(delete(Performance).where(Performance.group_id == group_id))
-    session.add(
-        Performance(
-            group_id=group_id, load_time=convert["load_s"], phase_time=convert["phase_s"], write_time=convert["write_s"],
-            total_time=convert["seconds"], writer_type=convert["writer"], stages=json.dumps(dict(stages)),
-            recorded_at=db.now(),
-        )
-    )  # fmt: skip
-    session.execute(
-        update(SubbandFile)
-        .where(SubbandFile.path.in_(list(convert["files"].values())))
-        .values(checked=True, reason=None)
-    )
-
-
-def note_waiting(session: Session, group_id: str, waiting: bool, reason: str) -> None:
-    """A pending group waits for calibration (`waiting_calibration`, and why), or no longer does."""
-    row = session.get(Group, group_id)
-    if row is None or row.state != "pending":
+def record_performance(session: Session, group_id: str, results: Mapping[str, Mapping]) -> None:
+    """Seconds of a group's stages so far, from their results; replaces what an earlier attempt left."""
+    if (convert := results.get("convert")) is None:
         return
-    if waiting:
-        row.processing_stage, row.error = WAITING, reason
-    elif row.processing_stage == WAITING:
-        row.processing_stage, row.error = None, None
+    values = {
+        "group_id": group_id, "load_time": convert["load_s"], "phase_time": convert["phase_s"],
+        "write_time": convert["write_s"], "total_time": convert["seconds"], "writer_type": convert["writer"],
+        "stages": json.dumps({stage: result["seconds"] for stage, result in results.items()}),
+        "recorded_at": db.now(),
+    }  # fmt: skip
+    session.execute(
+        insert(Performance).values(values).on_conflict_do_update(index_elements=["group_id"], set_=values)
+    )  # fmt: skip
 
 
 def requeue(session: Session, group_id: str, min_subbands: int) -> None:
-    """An operator asks for a failed or completed group again, with a fresh budget of attempts."""
-    mine = SubbandFile.group_id == group_id, SubbandFile.reason.is_(None)
-    files = session.scalar(select(func.count()).select_from(SubbandFile).where(*mine)) or 0
-    if session.get(Group, group_id) is not None and files < min_subbands:
+    """An operator asks for a failed or completed group again, with a fresh budget of attempts and no back-off."""
+    row = session.get(Group, group_id)
+    if row is not None and row.state == "pending" and row.not_before:
+        row.not_before, row.retry_count = None, 0
+        return
+    if row is not None and row.state in RUNNING:
+        raise StateError(f"group {group_id} is being worked on ({row.running_stage or 'starting'}); wait for its end")
+    files = session.scalar(select(func.count()).select_from(SubbandFile).where(*_counting(group_id))) or 0
+    if row is not None and files < min_subbands:
         raise StateError(
             f"group {group_id} has {files} files, at least {min_subbands} needed; it comes back when they arrive"
         )
-    move(session, group_id, "pending", error=None, retry_count=0, processing_stage=None)
+    move(session, group_id, "pending", error=None, retry_count=0, processing_stage=None, not_before=None)
+
+
+def _counting(group_id: str) -> tuple:
+    return SubbandFile.group_id == group_id, or_(SubbandFile.reason.is_(None), SubbandFile.reason == LATE)
+
+
+def requeue_failed(session: Session, min_subbands: int) -> list[str]:
+    """All failed groups that have enough files; returns them."""
+    again = []
+    for group in session.scalars(select(Group.group_id).where(Group.state == "failed").order_by(Group.group_id)).all():
+        with suppress(StateError):
+            requeue(session, group, min_subbands)
+            again.append(group)
+    return again
+
+
+def reprocess(session: Session, paths: Paths, group_id: str, first: str | None, min_subbands: int) -> str:
+    """A finished or failed group is to be done again from a stage on; returns that stage.
+
+    The results from there on are removed, the last one first: if this is killed, it can be asked again. Products stay
+    until their stage replaces them. Raises StateError for a group that is being worked on, InputError for a stage that
+    it does not have or whose input is gone.
+    """
+    stages = [s for s in STAGES if s not in ("solve", "register", "caltables")]
+    stages = list(STAGES) if paths.result(group_id, "solve").exists() else ["caltables", *stages]
+    first = first or stages[0]
+    if first not in stages:
+        raise InputError(f"group {group_id} has no stage {first}; it goes through {', '.join(stages)}")
+    requeue(session, group_id, min_subbands)
+    files = [Path(p) for p in session.scalars(select(SubbandFile.path).where(*_counting(group_id)))]
+    if not paths.ms(group_id).exists() or first in ("caltables", "convert", "concat"):
+        absent = [path.name for path in files if not path.exists()]
+        if absent:
+            raise InputError(
+                f"group {group_id}: {first} needs its raw files; {len(absent)} are gone ({absent[0]}, ...)"
+            )
+    for stage in reversed(stages[stages.index(first) :]):
+        paths.result(group_id, stage).unlink(missing_ok=True)
+    return first
 
 
 def release(session: Session, group_id: str) -> None:
-    """A run ends with a group neither done nor failed (only some of its stages were asked for): no attempt is spent."""
+    """A run ends with a group neither done nor failed (stopped, or only some stages asked for): no attempt is spent."""
     move(session, group_id, "pending", error=None)
 
 
-def forget_collecting(session: Session, groups: Iterable[str]) -> None:
+def _forget_collecting(session: Session, groups: Collection[str]) -> None:
     """Drop collecting rows whose files now belong to an id that an earlier file gave; `groups` are those that are."""
-    gone = select(Group.group_id).where(Group.state == "collecting", Group.group_id.not_in(list(groups)))
-    for group_id in session.scalars(gone).all():
-        session.execute(delete(SubbandFile).where(SubbandFile.group_id == group_id))
-        session.execute(delete(Group).where(Group.group_id == group_id))
+    for group_id in session.scalars(select(Group.group_id).where(Group.state == "collecting")).all():
+        if group_id not in groups:
+            session.execute(delete(SubbandFile).where(SubbandFile.group_id == group_id))
+            session.execute(delete(Group).where(Group.group_id == group_id))

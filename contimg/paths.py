@@ -12,6 +12,8 @@ from contimg.config import Config
 
 GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 RAW_PATTERN = "*_sb??.hdf5"
+# The stages of a group, by the names of their results, in the order in which a calibrator group goes through them.
+STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa", "index")
 CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
@@ -60,6 +62,10 @@ class Paths:
         """What the last failed attempt at a group said (JSON); removed when a stage of the group succeeds."""
         return self.products / "logs" / "errors" / f"{group}.json"
 
+    def run_log(self, stamp: str) -> Path:
+        """What a run that the watcher started said."""
+        return self.products / "logs" / "runs" / f"{stamp}.log"
+
     # -- state ---------------------------------------------------------------------------------------------
     @property
     def ingest_db(self) -> Path:
@@ -75,6 +81,16 @@ class Paths:
     def products_db(self) -> Path:
         """Index of Measurement Sets, images and QA artefacts."""
         return self.state / "products.sqlite3"
+
+    @property
+    def watch_lock(self) -> Path:
+        """Held by the watcher for as long as it lives."""
+        return self.state / "locks" / "watch.lock"
+
+    @property
+    def watcher(self) -> Path:
+        """What the watcher does now (JSON)."""
+        return self.state / "watcher.json"
 
     @property
     def run_lock(self) -> Path:

@@ -5,29 +5,33 @@ same process. A dry-run has no `onstart`, so it leaves no trace.
 """
 
 import functools
-import logging
 import os
 import shutil
+import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from contimg import db, ingest
-from contimg.config import Config
+from contimg.config import DEFAULT_CONFIG, Config
 from contimg.errors import LockError
-from contimg.paths import TMPFS, Paths
+from contimg.groups import FileGroup
+from contimg.indexing import results_of
+from contimg.paths import STAGES, TMPFS, Paths
 from contimg.planning import Plan, make_plans
 from contimg.registry import Base as RegistryBase
 from contimg.stage import RUN_ID, lock, read_json, write_json
 
-log = logging.getLogger(__name__)
-
 _STAGED_PER_RAW = 1.2
 _TMPFS_RESERVE_BYTES = 2 << 30  # /dev/shm is memory, and others want some of it
 _RESULT_OF = {"select": "caltables"}
+_BEATS_PER_LEASE = 4
+_SNAPSHOTS_KEPT = 200
 
 
 def _one_at_a_time(method):
@@ -44,16 +48,20 @@ def _one_at_a_time(method):
 class Run:
     """The one run of this process."""
 
-    def __init__(self, config: Config, plans: dict[str, Plan], staging: Path, asked: Collection[str] = ()):
+    def __init__(
+        self, config: Config, plans: dict[str, Plan], staging: Path, asked: Collection[str] = (),
+        say: Callable[[str], None] = print,
+    ):  # fmt: skip
         self.config, self.plans, self.paths = config, plans, Paths.of(config)
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
         self._held = ExitStack()
         self._claimed: set[str] = set()
-        self._lost: set[str] = set()  # groups that failed in this run
+        self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
         self._staging = staging
         self.asked = asked  # groups asked for by name
-        self._ended = False
+        self._say = say
         self._events = threading.Lock()  # the plugin's thread against the main one
+        self._ended = threading.Event()
 
     def begin(self) -> None:
         """Take the run lock, clean what dead runs left, bring the queue up to date. Raises LockError if another runs."""
@@ -65,20 +73,10 @@ class Run:
         now = make_plans(self.config, time.time(), self.asked)
         if any(_gist(now.get(g)) != _gist(p) for g, p in self.plans.items() if p.action == "run"):
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
-        finished = {g for g in self.plans if self.paths.result(g, "index").exists()}
-        now_s = time.time()
+        known = ingest.known_groups(self.paths.ingest_db)
+        refresh(self.config, known, [plan.group for plan in self.plans.values()], alone=True)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
-            ingest.forget_collecting(session, self.plans)
-            for plan in self.plans.values():
-                if plan.action != "done" or session.get(ingest.Group, plan.group.id) is None:
-                    ingest.record_files(session, plan.group, self.config.ingest, now_s)
-                if plan.mid_mjd is not None:
-                    ingest.note_pointing(
-                        session, plan.group.id, plan.mid_mjd, plan.app_dec_deg, list(plan.calibrators)
-                    )  # fmt: skip
-            ingest.recover(session, finished, self.config.ingest.max_retries)
-            for plan in self.plans.values():
-                ingest.note_waiting(session, plan.group.id, plan.action == "waiting", plan.reason)
+            ingest.note_calibration(session, self.plans)
         with db.writing(self.paths.registry_db, RegistryBase):
             pass
         snapshot = {
@@ -87,43 +85,61 @@ class Run:
         write_json(
             self.paths.run_snapshot(self.id), {"run": self.id, "config": self.config.digest(), "groups": snapshot}
         )
+        keep_newest(self.paths.run_snapshot("*"), _SNAPSHOTS_KEPT)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        """Signs of life, until the run ends."""
+        while not self._ended.wait(self.config.ingest.lease_s / _BEATS_PER_LEASE):
+            try:
+                with db.writing(self.paths.ingest_db, ingest.Base) as session:
+                    ingest.beat(session, self.id)
+            except SQLAlchemyError as error:  # a full disk, or one that went away; it may come back
+                self._say(f"the queue could not be told that this run lives: {error}")
 
     @_one_at_a_time
     def job_started(self, group: str, rule: str) -> None:
-        """First job of a group: claim it."""
-        if self._ended or group in self._claimed:
+        """A stage begins; the first one claims the group."""
+        if self._ended.is_set() or group in self._lost:
             return
-        self._claimed.add(group)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
-            row = session.get(ingest.Group, group)
-            if row is None:
+            if group not in self._claimed and not self._claim(session, group):
                 return
-            if row.state in ("completed", "failed") and group in self.asked:
-                ingest.move(session, group, "pending", error=None, retry_count=0)
-            stages = ("convert", "concat", "prepare", "solve", "apply", "image", "qa")
-            earlier = [s for s in stages if self.paths.result(group, s).exists()]
-            ingest.claim(session, group, self.id, resuming=bool(earlier))
-        if earlier:
-            log.info("group %s resumes after %s", group, earlier[-1])
+            if self._holds(session, group):
+                ingest.stage_started(session, group, _RESULT_OF.get(rule, rule))
+
+    def _claim(self, session, group: str) -> bool:
+        row = session.get(ingest.Group, group)
+        if row is None:
+            return False
+        if row.state in ("completed", "failed", "collecting") and group in self.asked:
+            ingest.move(session, group, "pending", error=None, retry_count=0)
+        stages = [s for s in STAGES if s not in ("register", "caltables") and self.paths.result(group, s).exists()]
+        ingest.claim(session, group, self.id, resuming=bool(stages))
+        self._claimed.add(group)
+        if stages:
+            self._say(f"group {group} resumes after {stages[-1]}")
+        return True
 
     @_one_at_a_time
     def job_finished(self, group: str, rule: str) -> None:
         """A stage is done; the last one completes the group."""
-        if not self._is_mine(group):
-            return
         stage = _RESULT_OF.get(rule, rule)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            if not self._holds(session, group):
+                return
             ingest.stage_finished(session, group, stage, self.paths.result(group, stage))
+            ingest.record_performance(session, group, results_of(self.paths, group))
             if rule == "index":
                 ingest.move(session, group, "completed", error=None)
 
     @_one_at_a_time
     def job_failed(self, group: str, rule: str) -> None:
         """The attempt at a group failed: back to the queue, or failed for good."""
-        if not self._is_mine(group):
-            return
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
-            self._fail(session, group, f"{rule} failed; see {self.paths.log(group, rule)}")
+            if self._holds(session, group):
+                words = f"{rule} ended without a word (killed, or out of memory?)"
+                self._fail(session, group, f"{words}; see {self.paths.log(group, rule)}")
 
     def _fail(self, session, group: str, error: str) -> None:
         """Spend an attempt; the stage's own words, where it left some, say why."""
@@ -132,10 +148,18 @@ class Run:
         if self.paths.error(group).exists():
             noted = read_json(self.paths.error(group))
             error, permanent = f"{noted['stage']}: {noted['error']}", noted["permanent"]
-        ingest.attempt_failed(session, group, error, self.config.ingest.max_retries, permanent)
+        ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent)
 
-    def _is_mine(self, group: str) -> bool:
-        return not self._ended and group in self._claimed and group not in self._lost
+    def _holds(self, session, group: str) -> bool:
+        """Whether the group is still this run's: a run that seemed dead (suspended) may have lost it."""
+        if self._ended.is_set() or group not in self._claimed or group in self._lost:
+            return False
+        row = session.get(ingest.Group, group)
+        if row is None or row.owner != self.id:
+            self._lost.add(group)
+            self._say(f"group {group} was taken from this run, which gave no sign of life")
+            return False
+        return True
 
     def end(self) -> None:
         """Settle what is still claimed, and release the lock.
@@ -143,19 +167,52 @@ class Run:
         Events may still be on their way through Snakemake's logging thread: the results on disk decide.
         """
         with self._events:
-            self._ended = True
             with db.writing(self.paths.ingest_db, ingest.Base) as session:
-                for group in self._claimed - self._lost:
-                    row = session.get(ingest.Group, group)
-                    if row is None or row.owner != self.id:
+                for group in sorted(self._claimed - self._lost):
+                    if not self._holds(session, group):
                         continue
                     if self.paths.error(group).exists():
                         self._fail(session, group, "")
                     elif self.paths.result(group, "index").exists():
+                        ingest.record_performance(session, group, results_of(self.paths, group))
                         ingest.move(session, group, "completed", error=None)
                     else:
                         ingest.release(session, group)
+            self._ended.set()
             self._held.close()
+
+
+def refresh(
+    config: Config, known: Mapping[str, ingest.GroupStatus], groups: list[FileGroup], alone: bool = False
+) -> dict[str, str]:
+    """Bring the queue up to date with the folder, and with the runs that died; returns what `ingest.recover` moved.
+
+    known   the queue before
+    groups  what `arrivals.look` saw
+    alone   the caller holds the run lock
+    """
+    paths = Paths.of(config)
+    finished = {g.id for g in groups if paths.result(g.id, "index").exists()}
+    with db.writing(paths.ingest_db, ingest.Base) as session:
+        ingest.record(session, groups, known, config.ingest, time.time())
+        moved = ingest.recover(session, finished, config.ingest, time.time(), alone)
+        for group, state in moved.items():
+            if state == "completed":
+                ingest.record_performance(session, group, results_of(paths, group))
+    return moved
+
+
+def snakemake_command(profile: str, configfiles: Sequence[Path], snakefile: Path | None = None) -> list[str]:
+    """How Snakemake is started, with the default configuration and those on top of it."""
+    files = [str(f) for f in (DEFAULT_CONFIG, *configfiles)]
+    other = ["--snakefile", str(snakefile)] if snakefile else []
+    return [sys.executable, "-m", "snakemake", "--profile", profile, *other, "--configfile", *files]
+
+
+def keep_newest(pattern: Path, number: int) -> None:
+    """Remove all but the last files of a kind, whose names are in order of time."""
+    for path in sorted(pattern.parent.glob(pattern.name))[:-number]:
+        path.unlink(missing_ok=True)
 
 
 def _gist(plan: Plan | None) -> tuple | None:
@@ -184,7 +241,7 @@ def choose_staging(config: Config, plans: dict[str, Plan], cores: int) -> Path:
     largest = 0
     for plan in plans.values():
         if plan.action == "run":
-            largest = max(largest, sum(f.stat().st_size for f in plan.group.files.values() if f.exists()))
+            largest = max(largest, sum(f.size for f in plan.group.members.values()))
     groups = max(1, cores // config.conversion.workers) + 2  # converted at once, and waiting for concat
     needed = groups * _STAGED_PER_RAW * largest
     has_room = TMPFS.is_dir() and shutil.disk_usage(TMPFS).free - needed > _TMPFS_RESERVE_BYTES

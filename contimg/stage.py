@@ -1,5 +1,6 @@
 """What every script of the workflow shares: log, lock, clock, result; and ends when its Snakemake has died."""
 
+import fcntl
 import json
 import logging
 import os
@@ -54,8 +55,6 @@ def read_json(path: Path) -> dict:
 @contextmanager
 def lock(path: Path, wait: bool, what: str) -> Iterator[None]:
     """An flock that dies with its holder; without `wait`, LockError says who holds it."""
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
@@ -70,6 +69,19 @@ def lock(path: Path, wait: bool, what: str) -> Iterator[None]:
         file.write(f"{os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
+
+
+def holder_of(path: Path) -> str | None:
+    """Who holds a lock (process and host), or None if it is free; changes nothing."""
+    try:
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "?"
+    except FileNotFoundError:
+        pass
+    return None
 
 
 def announce_run() -> None:

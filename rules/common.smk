@@ -98,7 +98,7 @@ if workflow.is_main_process:
 
 
 onstart:
-    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED)
+    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED, logger.info)
     try:
         contimg_run.current.begin()
     except ContimgError as error:

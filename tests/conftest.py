@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from contimg.config import load
-from contimg.groups import cluster
+from contimg.groups import RawFile, cluster
 from contimg.simulate import Simulation, read_sky, simulate_group, station_positions
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +78,6 @@ def make_group(tmp_path, sky):
             "integrations": 6,
         } | options
         paths = simulate_group(tmp_path / folder, Simulation(**options), sources or sky, STATIONS)
-        return cluster(paths, SPAN_S)[0]
+        return cluster([RawFile.named(p) for p in paths], SPAN_S, 300, 16)[0]
 
     return make

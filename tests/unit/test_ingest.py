@@ -1,134 +1,318 @@
+"""The queue by itself: states, moves, files, attempts, claims; readers and writers side by side."""
+
 import itertools
+import sqlite3
+import subprocess
+import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
 
 from contimg import db, ingest
 from contimg.config import IngestConfig
-from contimg.errors import StateError
-from contimg.groups import FileGroup
+from contimg.errors import InputError, StateError
+from contimg.groups import FileGroup, RawFile
+from contimg.paths import Paths
+from contimg.stage import write_json
+from contimg.uvh5 import Outline
 
 GROUP = "2026-01-25T22:26:05"
 OPTIONS = IngestConfig()
+WAYS = {  # from `collecting`, the only state in which a group can begin
+    "collecting": (),
+    "pending": ("pending",),
+    "in_progress": ("pending", "in_progress"),
+    "processing_fresh": ("pending", "in_progress", "processing_fresh"),
+    "resuming": ("pending", "in_progress", "resuming"),
+    "completed": ("pending", "in_progress", "resuming", "completed"),
+    "failed": ("failed",),
+}
 
 
 @pytest.fixture
-def session(tmp_path):
-    with db.writing(tmp_path / "state" / "ingest.sqlite3", ingest.Base) as session:
+def database(tmp_path):
+    return tmp_path / "state" / "ingest.sqlite3"
+
+
+@pytest.fixture
+def session(database):
+    with db.writing(database, ingest.Base) as session:
         yield session
 
 
-def add(session, state):
+def add(session, state, group=GROUP):
     session.add(
         ingest.Group(
-            group_id=GROUP,
-            state=state,
-            received_at="",
-            last_update="",
-            expected_subbands=16,
-            chunk_minutes=5,
-            retry_count=0,
+            group_id=group, state="collecting", received_at=db.now(), last_update="", expected_subbands=16,
+            chunk_minutes=5, retry_count=0,
         )
-    )
+    )  # fmt: skip
     session.flush()
+    for step in WAYS[state]:
+        ingest.move(session, group, step)
+
+
+def row(session, group=GROUP) -> ingest.Group:
+    session.flush()
+    session.expire_all()
+    return session.get(ingest.Group, group)
+
+
+def state(session, group=GROUP):
+    return row(session, group).state, row(session, group).retry_count
+
+
+def contents(session) -> list:
+    return [session.execute(text(f"SELECT * FROM {table}")).all() for table in ("ingest_queue", "ingest_history")]
 
 
 @pytest.mark.parametrize(("before", "after"), itertools.product(ingest.MOVES, ingest.MOVES))
-def test_every_move(session, before, after):
+def test_every_move_in_code_and_in_the_schema(session, before, after):
     add(session, before)
+    kept = contents(session)
+    by_hand = text("UPDATE ingest_queue SET state = :state")
     if after in ingest.MOVES[before]:
+        with session.begin_nested() as undo:
+            session.execute(by_hand, {"state": after})
+            undo.rollback()
         ingest.move(session, GROUP, after)
-        assert session.get(ingest.Group, GROUP).state == after
-    else:
-        with pytest.raises(StateError, match=f"no move from {before} to {after}"):
-            ingest.move(session, GROUP, after)
-        assert session.get(ingest.Group, GROUP).state == before
+        assert state(session)[0] == after
+        moves = session.scalars(select(ingest.History).order_by(ingest.History.id)).all()
+        assert [m.state_to for m in moves] == [*WAYS[before], *([after] if after != before else [])]
+        return
+    with pytest.raises(StateError, match=f"no move from {before} to {after}"):
+        ingest.move(session, GROUP, after)
+    with pytest.raises(IntegrityError, match="no such move"), session.begin_nested():
+        session.execute(by_hand, {"state": after})
+    assert contents(session) == kept
 
 
-def state(session):
-    session.expire_all()
-    row = session.get(ingest.Group, GROUP)
-    return row.state, row.retry_count
+@pytest.mark.parametrize("wrong", [s for s in ingest.MOVES if s != "collecting"] + ["lost"])
+def test_a_group_begins_as_collecting(session, wrong):
+    group = ingest.Group(
+        group_id=GROUP, state=wrong, received_at="", last_update="", expected_subbands=16, chunk_minutes=5, retry_count=0
+    )  # fmt: skip
+    session.add(group)
+    with pytest.raises(IntegrityError):
+        session.flush()
 
 
-def test_the_budget_of_attempts_ends(session):
+def test_a_move_of_a_group_that_is_not_there(session):
+    with pytest.raises(StateError, match="is not in the queue"):
+        ingest.move(session, GROUP, "pending")
+
+
+def test_the_budget_of_attempts_ends_and_each_wait_is_longer(session):
     add(session, "pending")
+    waits = []
     for attempt in range(OPTIONS.max_retries + 1):
         assert state(session) == ("pending", attempt)
         ingest.claim(session, GROUP, "run", resuming=attempt > 0)
-        ingest.attempt_failed(session, GROUP, "broken", OPTIONS.max_retries)
+        ingest.attempt_failed(session, GROUP, f"broken {attempt}", OPTIONS, 1e9)
+        waits.append(row(session).not_before)
+    assert waits == [db.utc(1e9 + s) for s in (60, 120, 240)] + [None]
     assert state(session) == ("failed", OPTIONS.max_retries + 1)
-    assert session.get(ingest.Group, GROUP).error == "broken"
+    assert row(session).error == "broken 3"
+    errors = [
+        m.error for m in session.scalars(select(ingest.History)) if m.state_to in ("pending", "failed") and m.error
+    ]
+    assert errors == [f"broken {i}" for i in range(4)]
     with pytest.raises(StateError, match="has 0 files, at least 16 needed"):
         ingest.requeue(session, GROUP, 16)
     ingest.requeue(session, GROUP, 0)
     assert state(session) == ("pending", 0)
 
 
+def test_an_operator_ends_a_back_off(session):
+    add(session, "pending")
+    ingest.claim(session, GROUP, "run", resuming=False)
+    ingest.attempt_failed(session, GROUP, "broken", OPTIONS, time.time())
+    ingest.requeue(session, GROUP, 16)
+    assert (row(session).not_before, row(session).retry_count) == (None, 0)
+    with pytest.raises(StateError, match="no move from pending to pending"):
+        ingest.requeue(session, GROUP, 0)
+
+
 def test_bad_data_fail_at_once(session):
     add(session, "pending")
     ingest.claim(session, GROUP, "run", resuming=False)
-    assert ingest.attempt_failed(session, GROUP, "truncated", OPTIONS.max_retries, permanent=True) == "failed"
-    assert state(session)[0] == "failed"
+    assert ingest.attempt_failed(session, GROUP, "truncated", OPTIONS, 0, permanent=True) == "failed"
+    assert state(session) == ("failed", 1)
 
 
 @pytest.mark.parametrize("claimed", ["in_progress", "processing_fresh", "resuming"])
-def test_groups_of_a_dead_run_come_back(session, claimed):
+def test_groups_of_a_dead_run_come_back_and_the_one_at_work_has_spent_an_attempt(session, claimed):
     add(session, claimed)
-    assert ingest.recover(session, [], OPTIONS.max_retries) == [GROUP]
+    assert ingest.recover(session, [], OPTIONS, time.time()) == {GROUP: "pending"}
+    assert state(session) == ("pending", 0)
+    ingest.claim(session, GROUP, "7", resuming=False)
+    ingest.stage_started(session, GROUP, "image")
+    ingest.recover(session, [], OPTIONS, time.time(), alone=True)
     assert state(session) == ("pending", 1)
+    assert row(session).error == "run 7 died in image"
 
 
 @pytest.mark.parametrize("before", ["pending", "processing_fresh", "resuming"])
 def test_a_finished_group_whose_run_died_is_completed(session, before):
     add(session, before)
-    ingest.recover(session, [GROUP], OPTIONS.max_retries)
+    ingest.recover(session, [GROUP], OPTIONS, time.time(), alone=True)
     assert state(session)[0] == "completed"
 
 
-def test_files_make_a_group_complete_late_ones_reopen_it(session, tmp_path):
-    def files(*subbands):
-        paths = {}
-        for sb in subbands:
-            paths[sb] = tmp_path / f"{GROUP}_sb{sb:02d}.hdf5"
-            paths[sb].write_bytes(b"x")
-        return FileGroup(GROUP, paths)
+def test_a_claim_lives_as_long_as_its_process_and_its_heartbeat(session):
+    add(session, "pending")
+    ingest.claim(session, GROUP, "run", resuming=False)
+    now_s = time.time()
+    assert ingest.recover(session, [], OPTIONS, now_s) == {}
+    assert not ingest.is_alive(row(session), OPTIONS, now_s + OPTIONS.lease_s + 2)
+    row(session).host = "another host"
+    assert ingest.is_alive(row(session), OPTIONS, now_s)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    while Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z":  # dead, nobody has looked yet
+        time.sleep(0.01)
+    claimed = row(session)
+    claimed.host, claimed.pid = __import__("socket").gethostname(), ended.pid
+    assert not ingest.is_alive(claimed, OPTIONS, now_s)
+    ended.wait()
+    assert ingest.recover(session, [], OPTIONS, now_s) == {GROUP: "pending"}
+    ingest.claim(session, GROUP, "run 2", resuming=False)
+    row(session).heartbeat = db.utc(now_s - 3600)
+    ingest.beat(session, "run 2")
+    assert row(session).heartbeat >= db.utc(now_s)
 
-    begin = time.time()  # the files arrive now, long after the observation
-    ingest.record_files(session, files(*range(15)), OPTIONS, begin + 60)
-    assert state(session)[0] == "collecting"
-    ingest.record_files(session, files(*range(15)), OPTIONS, begin + 3601)
-    assert state(session)[0] == "failed"
-    assert "missing 15" in session.get(ingest.Group, GROUP).error
-    ingest.record_files(session, files(*range(16)), OPTIONS, begin + 7200)
-    assert state(session)[0] == "pending"
+
+def files_of(*subbands, changed_s=1000.0, checked=True, **fields):
+    outline = Outline(61000.0, 61000.0018, 16.15, 48) if checked else None
+    return {
+        sb: RawFile(Path(f"/raw/{GROUP}_sb{sb:02d}.hdf5"), GROUP, sb, 10, changed_s, checked, outline, **fields)
+        for sb in subbands
+    }
 
 
-def test_enough_subbands_after_the_time_out(session, tmp_path):
+def see(database, group, options=OPTIONS, now_s=None):
+    """The queue after a look at the folder."""
+    known = ingest.known_groups(database)
+    with db.writing(database, ingest.Base) as session:
+        ingest.record(session, [group], known, options, now_s or group.waiting_since_s + 1)
+        found = session.get(ingest.Group, group.id)
+        return found.state, found.error
+
+
+def test_files_make_a_group_complete_late_ones_reopen_it(database):
+    fifteen, late = FileGroup(GROUP, files_of(*range(15))), FileGroup(GROUP, files_of(*range(16)))
+    since_s = fifteen.waiting_since_s
+    assert see(database, fifteen) == ("collecting", None)
+    state, error = see(database, fifteen, now_s=since_s + 3601)
+    assert (state, error) == ("failed", "15 of 16 subbands; missing 15 after 3600 s")
+    assert see(database, fifteen, now_s=since_s + 7200)[0] == "failed"
+    assert see(database, late, now_s=since_s + 7200) == ("pending", None)
+
+
+def test_a_bad_file_is_named_until_a_good_one_takes_its_place(database):
+    bad = RawFile(Path(f"/raw/{GROUP}_sb07.hdf5"), GROUP, 7, 5, 1000.0, True, None, "SubbandError: truncated")
+    members = files_of(*(sb for sb in range(16) if sb != 7))
+    group = FileGroup(GROUP, members, (bad,))
+    assert see(database, group)[0] == "collecting"
+    state, error = see(database, group, now_s=group.waiting_since_s + 3601)
+    assert state == "failed"
+    assert "missing 07; SubbandError: truncated after 3600 s" in error
+    known = ingest.known_groups(database)[GROUP]
+    assert bad in known.files
+    again = files_of(7, changed_s=2000.0)
+    assert see(database, FileGroup(GROUP, members | again)) == ("pending", None)
+
+
+def test_files_that_nobody_looked_into_do_not_count(database):
+    group = FileGroup(GROUP, files_of(*range(15)) | files_of(15, checked=False))
+    assert see(database, group) == ("collecting", None)
+    assert see(database, group, now_s=group.waiting_since_s + 3601)[0] == "collecting"  # its time is not up: ours is
+    assert "15 came a moment ago" in group.shortage(16)
+
+
+def test_enough_subbands_after_the_time_out(database):
     options = IngestConfig(min_subbands=14)
-    paths = {sb: tmp_path / f"{GROUP}_sb{sb:02d}.hdf5" for sb in range(14)}
-    for path in paths.values():
+    group = FileGroup(GROUP, files_of(*range(14)))
+    assert see(database, group, options) == ("collecting", None)
+    state, error = see(database, group, options, group.waiting_since_s + 3601)
+    assert (state, error) == ("pending", "subbands 14, 15 are missing and will be flagged")
+
+
+def test_a_file_that_comes_after_its_group_was_begun_waits_to_be_asked_for(database):
+    options = IngestConfig(min_subbands=15)
+    group = FileGroup(GROUP, files_of(*range(15)))
+    see(database, group, options, group.waiting_since_s + 3601)
+    with db.writing(database, ingest.Base) as session:
+        ingest.claim(session, GROUP, "run", resuming=False)
+    full = FileGroup(GROUP, files_of(*range(16)))
+    assert see(database, full, options)[0] == "processing_fresh"
+    with db.writing(database, ingest.Base) as session:
+        ingest.move(session, GROUP, "completed")
+    assert see(database, full, options)[0] == "completed"
+    late = [f for f in ingest.known_groups(database)[GROUP].files if f.reason]
+    assert [(f.subband, f.reason) for f in late] == [(15, ingest.LATE)]
+    with db.writing(database, ingest.Base) as session:
+        ingest.requeue(session, GROUP, 16)
+    see(database, full, options)
+    assert all(f.reason is None for f in ingest.known_groups(database)[GROUP].files)
+
+
+def test_what_is_recorded_is_what_was_seen(database):
+    duplicate = replace(files_of(3, reason="duplicate of x")[3], path=Path(f"/raw/{GROUP[:-1]}7_sb03.hdf5"))
+    duplicate = replace(duplicate, timestamp=duplicate.path.name[:19])
+    group = FileGroup(GROUP, files_of(*range(16)), (duplicate,))
+    see(database, group)
+    known = ingest.known_groups(database)[GROUP]
+    assert set(known.files) == {*group.members.values(), duplicate}
+    assert (known.mid_mjd, known.app_dec_deg) == (61000.0018, 16.15)
+
+
+def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
+    paths = Paths(tmp_path, tmp_path / "products", tmp_path / "state")
+    add(session, "completed")
+    for sb in range(16):
+        path = tmp_path / f"{GROUP}_sb{sb:02d}.hdf5"
         path.write_bytes(b"x")
-    ingest.record_files(session, FileGroup(GROUP, paths), options, time.time() + 10)
-    assert state(session)[0] == "collecting"
-    ingest.record_files(session, FileGroup(GROUP, paths), options, time.time() + 3601)
+        session.add(ingest.SubbandFile(path=str(path), group_id=GROUP, subband_idx=sb, size=1, changed_s=0))
+    target = ("caltables", "convert", "concat", "prepare", "apply", "image", "qa", "index")
+
+    def there():
+        return [s for s in target if paths.result(GROUP, s).exists()]
+
+    for stage in target:
+        write_json(paths.result(GROUP, stage), {})
+    with pytest.raises(InputError, match="has no stage solve; it goes through caltables, convert"):
+        ingest.reprocess(session, paths, GROUP, "solve", 16)
+    paths.ms(GROUP).mkdir(parents=True)
+    assert ingest.reprocess(session, paths, GROUP, "image", 16) == "image"
+    assert there() == ["caltables", "convert", "concat", "prepare", "apply"]
     assert state(session)[0] == "pending"
-    assert "14, 15" in session.get(ingest.Group, GROUP).error
+    with pytest.raises(StateError, match="no move from pending"):  # asked already
+        ingest.reprocess(session, paths, GROUP, "image", 16)
+    ingest.claim(session, GROUP, "run", resuming=True)
+    with pytest.raises(StateError, match="is being worked on"):
+        ingest.reprocess(session, paths, GROUP, None, 16)
+    ingest.move(session, GROUP, "completed")
+    (tmp_path / f"{GROUP}_sb03.hdf5").unlink()
+    with pytest.raises(InputError, match="needs its raw files; 1 are gone"), session.begin_nested():
+        ingest.reprocess(session, paths, GROUP, None, 16)
+    assert state(session)[0] == "completed"
 
 
-def test_a_failed_transaction_changes_nothing(tmp_path):
-    path: Path = tmp_path / "ingest.sqlite3"
-
+def test_a_failed_transaction_changes_nothing(database):
     def add_and_fail():
-        with db.writing(path, ingest.Base) as session:
+        with db.writing(database, ingest.Base) as session:
             add(session, "pending")
             ingest.move(session, GROUP, "completed")
 
     with pytest.raises(StateError):
         add_and_fail()
-    with db.reading(path) as session:
-        assert session.get(ingest.Group, GROUP) is None
+    with db.reading(database) as session:
+        assert session is None or session.get(ingest.Group, GROUP) is None
 
 
 def test_a_reader_needs_no_database_and_makes_none(tmp_path):
@@ -137,11 +321,64 @@ def test_a_reader_needs_no_database_and_makes_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_database_killed_while_it_was_made_reads_as_none(tmp_path):
-    import sqlite3
+def test_a_reader_leaves_the_folder_as_it_is(database):
+    with db.writing(database, ingest.Base) as session:
+        add(session, "pending")
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    before = [(p.name, p.stat().st_mtime_ns) for p in database.parent.iterdir()]
+    assert [name for name, _ in before] == [database.name]
+    with db.reading(database) as session:
+        assert session.get(ingest.Group, GROUP).state == "pending"
+        with pytest.raises(Exception, match="readonly"):
+            ingest.move(session, GROUP, "in_progress")
+    assert [(p.name, p.stat().st_mtime_ns) for p in database.parent.iterdir()] == before
 
+
+def test_a_database_killed_while_it_was_made_reads_as_none(tmp_path):
     path = tmp_path / "half.sqlite3"
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA user_version = 1")
     with db.reading(path) as session:
         assert session is None
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from contimg import db, ingest
+path, first = Path(sys.argv[1]), int(sys.argv[2])
+for number in range(first, first + 50):
+    group = f"2026-01-25T00:{number // 60:02d}:{number % 60:02d}"
+    with db.writing(path, ingest.Base) as session:
+        session.add(ingest.Group(group_id=group, state="collecting", received_at="", last_update="",
+                                 expected_subbands=16, chunk_minutes=5, retry_count=0))
+    for state in ("pending", "in_progress", "processing_fresh", "completed"):
+        with db.writing(path, ingest.Base) as session:
+            ingest.move(session, group, state)
+"""
+
+
+def test_two_writers_and_a_reader_at_once(database, figure):
+    """Two processes make the database and 250 transactions each; a reader sees whole transactions, and never waits."""
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(database), str(n)]) for n in (0, 50)]
+    waits = []
+    while any(writer.poll() is None for writer in writers):
+        begin = time.perf_counter()
+        with db.reading(database) as session:
+            if session is not None:
+                completed = session.execute(
+                    text("SELECT count(*) FROM ingest_queue WHERE state = 'completed'")
+                ).scalar()
+                moves = session.execute(
+                    text("SELECT count(*) FROM ingest_history WHERE state_to = 'completed'")
+                ).scalar()
+                assert completed == moves
+        waits.append(time.perf_counter() - begin)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    with db.reading(database) as session:
+        assert session.execute(text("PRAGMA integrity_check")).scalar() == "ok"
+        counted = session.execute(text("SELECT state, count(*) FROM ingest_queue GROUP BY state")).all()
+        assert [tuple(c) for c in counted] == [("completed", 100)]
+        assert session.execute(text("SELECT count(*) FROM ingest_history")).scalar() == 400
+    figure(f"queue: {len(waits)} reads beside two writers (500 transactions), longest {max(waits) * 1e3:.0f} ms")

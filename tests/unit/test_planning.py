@@ -22,7 +22,7 @@ SMALL = {"antennas": 6, "channels": 1, "integrations": 3, "skew_s": 0.0}
 @pytest.fixture
 def config(tmp_path):
     paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
-    return Config(paths=paths)
+    return Config(paths=paths, ingest=IngestConfig(settle_s=0))  # the files were written just now
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_removed_duplicate_gives_way_to_the_other(config, observe):
     other = first.with_name(first.name.replace(":10_", ":12_"))
     other.write_bytes(first.read_bytes())
     with running(config):
-        assert plans(config)[CALIBRATOR_START].group.duplicates == (other,)
+        assert [f.path for f in plans(config)[CALIBRATOR_START].group.others] == [other]
     first.unlink()
     plan = plans(config)[CALIBRATOR_START]
     assert (plan.action, plan.missing, plan.group.files[3]) == ("run", (), other)

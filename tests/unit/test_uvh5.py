@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from contimg.errors import SubbandError
-from contimg.uvh5 import parse_name, read_header, read_pointing
+from contimg.uvh5 import inspect, parse_name, read_header
 from tests.conftest import DEC_DEG
 
 
@@ -41,7 +41,7 @@ def test_channels_descend_and_names_are_numbers_plus_one(make_group):
         name == str(number + 1) for name, number in zip(header.antenna_names, header.antenna_numbers, strict=True)
     )
     assert (header.ant_1 > header.ant_2).any()  # the correlator's out-of-order stations
-    assert read_pointing(group.files[3])[1] == pytest.approx(DEC_DEG)
+    assert inspect(group.files[3]).app_dec_deg == pytest.approx(DEC_DEG)
 
 
 @pytest.mark.parametrize(

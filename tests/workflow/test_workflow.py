@@ -7,9 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -27,7 +29,7 @@ from tests.workflow.conftest import BAD_START, SMALL_IMAGES, make_site
 
 
 def rows(database: Path, query: str) -> list[tuple]:
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+    with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True)) as connection:
         return connection.execute(query).fetchall()
 
 
@@ -82,21 +84,45 @@ def test_a_missing_subband_is_named(tmp_path, incoming):
     assert "subbands 11 are missing and will be flagged" in enough.contimg("plan").stdout
 
 
-def test_good_groups_are_imaged_and_the_bad_one_is_named(first_run, incoming):
+def test_good_groups_are_imaged_and_the_bad_one_waits_by_name(first_run, incoming):
+    """A truncated file does not count; its group is not begun, and says what it waits for."""
     site, outcome = first_run
     text = outcome.stdout + outcome.stderr
-    assert outcome.returncode == 1
-    assert "_sb07.hdf5: truncated (" in text
-    queue = site.paths.ingest_db
-    states = dict(rows(queue, "SELECT group_id, state FROM ingest_queue"))
-    assert states == {CALIBRATOR_START: "completed", TARGET_START: "completed", BAD_START: "failed"}
-    (error,) = rows(queue, f"SELECT error FROM ingest_queue WHERE group_id = '{BAD_START}'")[0]
-    assert "SubbandError" in error
-    assert "_sb07.hdf5" in error
-    why = json.loads(site.contimg("why", BAD_START, "--json").stdout)
-    assert "truncated" in why["error"]
-    assert why["logs"]
+    assert outcome.returncode == 0
+    assert f"not in this run: {BAD_START} collecting: 15 of 16 subbands; missing 07; SubbandError: " in text
+    states = dict(rows(site.paths.ingest_db, "SELECT group_id, state FROM ingest_queue"))
+    assert states == {CALIBRATOR_START: "completed", TARGET_START: "completed", BAD_START: "collecting"}
     assert not site.paths.ms(BAD_START).exists()
+    bad = rows(site.paths.ingest_db, "SELECT subband_idx, reason FROM subband_files WHERE reason IS NOT NULL")
+    assert [subband for subband, _ in bad] == [7]
+    assert "_sb07.hdf5: truncated (" in bad[0][1]
+    (row,) = json.loads(site.contimg("incomplete", "--json").stdout)
+    assert (row["group"], row["missing"], row["state"]) == (BAD_START, [7], "collecting")
+    assert "truncated" in row["reason"]
+    assert BAD_START in site.contimg("incomplete").stdout
+    why = json.loads(site.contimg("why", BAD_START, "--json").stdout)
+    assert why["missing_subbands"] == [7]
+    assert ["truncated" in (f["reason"] or "") for f in why["files"]].count(True) == 1
+    assert "truncated" in site.contimg("why", BAD_START).stdout
+
+
+def test_the_queue_tells_a_groups_story(first_run):
+    site, _ = first_run
+    why = json.loads(site.contimg("why", TARGET_START, "--json").stdout)
+    assert [h["state_to"] for h in why["history"]] == ["pending", "in_progress", "processing_fresh", "completed"]
+    assert why["stage"] == "index"
+    assert why["checkpoint_path"] == str(site.paths.result(TARGET_START, "index"))
+    assert {Path(log).parent.name for log in why["logs"]} >= {"convert", "image", "index"}
+    shown = site.contimg("why", TARGET_START).stdout
+    assert "processing_fresh" in shown
+    assert "_sb07.hdf5" in shown
+    status = json.loads(site.contimg("status", "--json").stdout)
+    assert status["counts"] == {"completed": 2, "collecting": 1}
+    assert status["imaged_last_hour"] == 2
+    assert (status["behind_s"], status["running"], status["watcher"]) == (0, [], None)
+    text = site.contimg("status").stdout
+    assert "3 groups: 1 collecting, 2 completed" in text
+    assert "up to date; 3 groups came in the last hour, 2 were imaged" in text
 
 
 def test_every_database_has_its_rows(first_run):
@@ -130,8 +156,10 @@ def test_every_database_has_its_rows(first_run):
     )
     assert len(performance) == 2
     assert all(min(p[:4]) > 0 and p[4] == "parallel-subband" for p in performance)
-    files = rows(paths.ingest_db, "SELECT count(*), sum(checked) FROM subband_files")
-    assert files == [(48, 32)]
+    (seconds,) = rows(paths.ingest_db, f"SELECT stages FROM performance_metrics WHERE group_id = '{TARGET_START}'")[0]
+    assert json.loads(seconds).keys() >= {"convert", "concat", "prepare", "apply", "image", "qa", "index"}
+    files = rows(paths.ingest_db, "SELECT count(*), sum(checked), sum(reason IS NULL) FROM subband_files")
+    assert files == [(48, 48, 47)]
 
 
 def test_positions_and_fluxes_are_right(first_run, incoming, figure):
@@ -212,10 +240,10 @@ def test_the_second_run_has_nothing_to_do(first_run):
     again = site.snakemake()
     assert again.returncode == 0
     assert "Nothing to be done" in again.stdout + again.stderr
-    assert f"not in this run: {BAD_START} failed" in again.stdout + again.stderr
+    assert f"not in this run: {BAD_START} collecting" in again.stdout + again.stderr
     assert rows(site.paths.ingest_db, "SELECT * FROM ingest_queue ORDER BY group_id") == before
-    table = json.loads(site.contimg("status", "--json").stdout)
-    assert [row["state"] for row in table] == ["completed", "completed", "failed"]
+    table = json.loads(site.contimg("status", "--json").stdout)["groups"]
+    assert [row["state"] for row in table] == ["completed", "completed", "collecting"]
     assert table[1]["catalogue"]["flux_ratio"] == pytest.approx(1, abs=0.03)
 
 
@@ -286,40 +314,74 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
         assert not root.exists() or not any(root.iterdir())
 
 
-def test_a_replaced_file_or_an_operator_brings_a_failed_group_back(tmp_path, sky):
-    folder, mended = tmp_path / "incoming", tmp_path / "mended"
-    sim = Simulation(start=CALIBRATOR_START, antennas=8, channels=1, integrations=4, truncated=(7,))
+def small_group(folder: Path, sky, **options) -> Simulation:
+    sim = Simulation(start=CALIBRATOR_START, antennas=8, channels=1, integrations=4, **options)
     simulate_group(folder, sim, sky, STATIONS)
+    return sim
+
+
+def test_a_group_waits_for_a_good_copy_of_a_file(tmp_path, sky):
+    folder, mended = tmp_path / "incoming", tmp_path / "mended"
+    sim = small_group(folder, sky, truncated=(7,))
     simulate_group(mended, replace(sim, truncated=()), sky, STATIONS)
     site = make_site(tmp_path / "site", folder)
     convert = str(site.paths.result(CALIBRATOR_START, "convert"))
-    assert site.snakemake("--", convert).returncode == 1
-    assert "failed: convert: SubbandError" in site.contimg("plan").stdout
-    assert site.contimg("retry", CALIBRATOR_START).returncode == 0
-    assert "to be imaged" in site.contimg("plan").stdout
-    refused = site.contimg("retry", CALIBRATOR_START)
+    refused = site.snakemake("--", convert)  # asked by name, and still not guessed at
     assert refused.returncode == 1
-    assert "no move from pending to pending" in refused.stderr
-    assert site.snakemake("--", convert).returncode == 1
-    assert "failed: convert: SubbandError" in site.contimg("plan").stdout
+    assert "cannot be imaged now: 15 of 16 subbands; missing 07; SubbandError" in refused.stdout + refused.stderr
     (bad,) = folder.glob("*_sb07.hdf5")
     shutil.copy(mended / bad.name, bad)
     assert "to be imaged" in site.contimg("plan").stdout
     assert site.snakemake("--", convert).returncode == 0
 
 
-def test_a_group_without_a_readable_header_fails_in_words(tmp_path, sky):
-    folder = tmp_path / "incoming"
-    sim = Simulation(start=TARGET_START, antennas=6, channels=1, integrations=3, truncated=tuple(range(16)))
-    simulate_group(folder, sim, sky, STATIONS)
+def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file_comes(tmp_path, sky):
+    """All is well with the file but its data: only the converter can see that."""
+    folder, mended = tmp_path / "incoming", tmp_path / "mended"
+    sim = small_group(folder, sky)
+    simulate_group(mended, sim, sky, STATIONS)
+    for path in folder.glob("*.hdf5"):
+        with h5py.File(path, "r+") as file:
+            file["Data/visdata"][...] = 0
     site = make_site(tmp_path / "site", folder)
-    assert "will fail: " in site.contimg("plan").stdout
+    convert = str(site.paths.result(CALIBRATOR_START, "convert"))
+    assert site.snakemake("--", convert).returncode == 1
+    assert "failed: convert: InputError" in site.contimg("plan").stdout
+    shown = site.contimg("status").stdout
+    assert "1 failed" in shown
+    assert "every visibility is zero" in shown
+    assert site.contimg("retry", CALIBRATOR_START).returncode == 0
+    assert "to be imaged" in site.contimg("plan").stdout
+    refused = site.contimg("retry", CALIBRATOR_START)
+    assert refused.returncode == 1
+    assert "no move from pending to pending" in refused.stderr
+    assert site.snakemake("--", convert).returncode == 1
+    assert "pending again" in site.contimg("retry", "--all").stdout
+    assert site.snakemake("--", convert).returncode == 1
+    for path in mended.glob("*.hdf5"):
+        shutil.copy(path, folder / path.name)
+    assert "to be imaged" in site.contimg("plan").stdout
+    assert site.snakemake("--", convert).returncode == 0
+
+
+def test_reprocess_from_a_stage_repeats_that_and_what_follows(first_run):
+    site, _ = first_run
+    times = {s: site.paths.result(TARGET_START, s).stat().st_mtime_ns for s in ("prepare", "apply", "image", "qa")}
+    said = site.contimg("reprocess", TARGET_START, "--from", "qa")
+    assert said.returncode == 0, said.stderr
+    assert "pending again, from qa on" in said.stdout
+    assert f"{TARGET_START}  target  to be imaged" in site.contimg("plan").stdout
     outcome = site.snakemake()
-    assert outcome.returncode == 1
-    assert "SubbandError" in outcome.stderr
-    (row,) = json.loads(site.contimg("status", "--json").stdout)
-    assert row["state"] == "failed"
-    assert row["error"].startswith("convert: SubbandError")
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"group {TARGET_START} resumes after image" in outcome.stderr
+    again = {s: site.paths.result(TARGET_START, s).stat().st_mtime_ns for s in times}
+    assert [s for s in times if again[s] != times[s]] == ["qa"]
+    wrong = site.contimg("reprocess", TARGET_START, "--from", "cleaning")
+    assert wrong.returncode == 1
+    assert "has no stage cleaning; it goes through caltables, convert" in wrong.stderr
+    assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [
+        ("completed",)
+    ]
 
 
 def test_a_wrong_config_is_refused_in_words(tmp_path, incoming):

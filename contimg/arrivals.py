@@ -1,0 +1,136 @@
+"""What lies in the incoming folder: listing, a look into every new file, groups. Read-only."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from contimg.config import Config, IngestConfig
+from contimg.errors import InputError, SubbandError
+from contimg.groups import FileGroup, RawFile, cluster
+from contimg.ingest import RUNNING, GroupStatus
+from contimg.paths import Paths
+from contimg.uvh5 import inspect
+
+
+def look(
+    config: Config, known: Mapping[str, GroupStatus], now_s: float, seconds: float = float("inf"), wait: bool = False
+) -> list[FileGroup]:
+    """Groups of the files in the incoming folder and of those that the queue remembers.
+
+    known    what the queue says; ids are fixed once a group has left `collecting`
+    seconds  how long to look into new files; the rest stays unchecked, for the next time
+    wait     whether to wait for files that were written to a moment ago (at most `ingest.settle_s`)
+
+    A file that was seen before, and has not changed, is not opened again; nor are those of finished groups. Raises
+    InputError when the folder is gone or empty although the queue waits for its files: a disk that is not mounted.
+    """
+    options = config.ingest
+    files = _files(config, known)
+    groups = _clustered(files, known, options)
+    finished = {g.id for g in groups if _is_finished(g.id, known, Paths.of(config))}
+    new = [f for g in groups if g.id not in finished and chosen(options, g.id)
+           for f in (*g.members.values(), *g.others) if not f.checked]  # fmt: skip
+    if wait:
+        complete = [f for g in groups if not g.missing(options.expected_subbands) for f in g.members.values()]
+        rest_s = options.settle_s - (now_s - max((f.changed_s for f in complete if not f.checked), default=0.0))
+        if 0 < rest_s <= options.settle_s:
+            time.sleep(rest_s)
+            return look(config, known, time.time(), seconds)
+    if options.order == "newest":
+        new.reverse()
+    deadline = time.monotonic() + seconds
+    settled = [files[f.path] for f in new if now_s - f.changed_s >= options.settle_s]
+    looked = {f.path: _check(f) for f in settled if time.monotonic() < deadline}
+    return _clustered(files | looked, known, options) if looked else groups
+
+
+def chosen(options: IngestConfig, group_id: str) -> bool:
+    """Whether the configuration asks for this group."""
+    if options.groups and group_id not in options.groups:
+        return False
+    return (options.start is None or group_id >= options.start) and (options.end is None or group_id < options.end)
+
+
+def _is_finished(group: str, known: Mapping[str, GroupStatus], paths: Paths) -> bool:
+    state = known[group].state if group in known else None
+    return state == "completed" or state in RUNNING or paths.result(group, "index").exists()
+
+
+def _files(config: Config, known: Mapping[str, GroupStatus]) -> dict[Path, RawFile]:
+    """Every finished subband file, with what was found when it was looked into, if it is still the same."""
+    seen = _listed(config.paths.incoming, config.ingest.expected_subbands)
+    if not seen:
+        _must_be_there(config.paths.incoming, known)
+    for status in known.values():
+        for recorded in status.files:
+            file = seen.get(recorded.path)
+            if status.state == "completed" and recorded.reason is None:
+                seen[recorded.path] = recorded  # its raw files may be gone, or others now: it is done
+            elif file is None:
+                if recorded.path.exists() and recorded.path.parent != config.paths.incoming:
+                    stat = recorded.path.stat()
+                    file = RawFile.named(recorded.path, stat.st_size, stat.st_ctime)
+                    seen[recorded.path] = _remember(file, recorded)
+            else:
+                seen[recorded.path] = _remember(file, recorded)
+    return seen
+
+
+def _must_be_there(folder: Path, known: Mapping[str, GroupStatus]) -> None:
+    """Files that cannot be seen for the moment must not fail their groups."""
+    waiting = [s.id for s in known.values() if s.state in ("collecting", "pending") and s.files]
+    if waiting:
+        raise InputError(
+            f"{folder} has no subband file, and {len(waiting)} groups in the queue ({waiting[0]}, ...) need theirs: "
+            "is the disk mounted? If they were removed on purpose, set paths.incoming and paths.state to new folders."
+        )
+
+
+def _listed(folder: Path, expected_subbands: int) -> dict[Path, RawFile]:
+    if not folder.exists():
+        return {}
+    seen = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            file = RawFile.named(folder / entry.name)
+            if file is None or file.subband >= expected_subbands:
+                continue
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:  # gone since the folder was listed, or a dangling link
+                continue
+            seen[file.path] = replace(file, size=stat.st_size, changed_s=stat.st_ctime)
+    return seen
+
+
+def _remember(file: RawFile, recorded: RawFile) -> RawFile:
+    """What an earlier look found; only what the file itself is guilty of, not that it was a duplicate."""
+    if not recorded.checked or not recorded.same_content(file):
+        return file
+    return replace(file, checked=True, outline=recorded.outline, reason=None if recorded.outline else recorded.reason)
+
+
+def _clustered(
+    files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig
+) -> list[FileGroup]:
+    fixed = {
+        group: [files[f.path] for f in status.files if f.reason is None and f.path in files
+                and files[f.path].reason is None]
+        for group, status in known.items() if status.state != "collecting"
+    }  # fmt: skip
+    taken = {f.path for members in fixed.values() for f in members}
+    window_s = options.chunk_minutes * 60
+    return cluster(
+        [f for path, f in files.items() if path not in taken],
+        min(options.tolerance_s, window_s), window_s, options.expected_subbands, fixed,
+    )  # fmt: skip
+
+
+def _check(file: RawFile) -> RawFile:
+    """Look into a file: its outline, or the reason why it does not count."""
+    try:
+        return replace(file, checked=True, outline=inspect(file.path))
+    except SubbandError as error:
+        return replace(file, checked=True, reason=f"{type(error).__name__}: {error}")

@@ -1,0 +1,138 @@
+"""What the queue and the results say, as plain values: for the command line, and for whoever else asks. Read-only."""
+
+import time
+from collections import Counter
+from datetime import datetime
+
+from sqlalchemy import func, select
+
+from contimg import db, ingest
+from contimg.config import Config
+from contimg.errors import InputError
+from contimg.indexing import results_of
+from contimg.ingest import RUNNING, WAITING, Group, GroupStatus, History, SubbandFile
+from contimg.paths import Paths
+from contimg.planning import describe, make_plans
+from contimg.stage import holder_of, read_json
+
+RECENT = 20
+
+
+def status(config: Config, everything: bool = False) -> dict:
+    """Counts, what runs now, how far behind real time, and groups: the latest, those that run, those that failed."""
+    paths, now_s = Paths.of(config), time.time()
+    counts: Counter = Counter()
+    groups, running, pace = [], [], {}
+    with db.reading(paths.ingest_db) as session:
+        if session is not None:
+            for state, stage, number in session.execute(
+                select(Group.state, Group.processing_stage, func.count()).group_by(Group.state, Group.processing_stage)
+            ):
+                counts["waiting" if (state, stage) == ("pending", WAITING) else state] += number
+            rows = select(Group).order_by(Group.group_id.desc())
+            latest = list(session.scalars(rows if everything else rows.limit(RECENT)))
+            if not everything:
+                urgent = rows.where(Group.state.in_((*RUNNING, "failed"))).limit(RECENT)
+                latest += [row for row in session.scalars(urgent) if row not in latest]
+            groups = [_group(row, paths) for row in sorted(latest, key=lambda row: row.group_id)]
+            running = [
+                {"group": row.group_id, "stage": row.running_stage, "since": row.running_since, "run": row.owner,
+                 "attempt": row.retry_count + 1, "alive": ingest.is_alive(row, config.ingest, now_s)}
+                for row in session.scalars(select(Group).where(Group.state.in_(RUNNING)).order_by(Group.group_id))
+            ]  # fmt: skip
+            pace = _pace(session, now_s)
+    return {"counts": dict(counts), "running": running, **pace, "watcher": _watcher(paths), "groups": groups}
+
+
+def _pace(session, now_s: float) -> dict:
+    """Whether it keeps up: the oldest group that could be done and is not, arrivals and images of the last hour."""
+    waits = Group.processing_stage.is_(None) | (Group.processing_stage != WAITING)
+    open_states = (Group.state == "pending") & waits | Group.state.in_(RUNNING)
+    first = session.execute(
+        select(Group.group_id, Group.received_at).where(open_states).order_by(Group.received_at).limit(1)
+    ).first()
+    hour_ago = db.utc(now_s - 3600)
+    return {
+        "behind_s": now_s - datetime.fromisoformat(first[1]).timestamp() if first else 0.0,
+        "oldest_unfinished": first[0] if first else None,
+        "observed_until": session.scalar(select(func.max(Group.group_id))),
+        "imaged_until": session.scalar(select(func.max(Group.group_id)).where(Group.state == "completed")),
+        "arrived_last_hour": session.scalar(select(func.count()).where(Group.received_at >= hour_ago)),
+        "imaged_last_hour": session.scalar(
+            select(func.count(History.group_id.distinct())).where(
+                History.at >= hour_ago, History.state_to == "completed"
+            )
+        ),
+    }
+
+
+def _watcher(paths: Paths) -> dict | None:
+    """What the watcher does now; None when there is none."""
+    if holder_of(paths.watch_lock) is None or not paths.watcher.exists():
+        return None
+    return read_json(paths.watcher)
+
+
+def _group(row: Group, paths: Paths) -> dict:
+    results = results_of(paths, row.group_id)
+    found = {
+        "group": row.group_id, "state": row.state, "stage": row.processing_stage, "error": row.error,
+        "retry_count": row.retry_count, "not_before": row.not_before,
+        "seconds": {stage: r["seconds"] for stage, r in results.items() if stage != "index"},
+    }  # fmt: skip
+    if image := results.get("image"):
+        keys = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "rms_jy", "catalogue")
+        found |= {key: image[key] for key in keys if key in image}
+        found["image"] = image["images"].get("pbcor.fits", image["images"].get("image.pbcor"))
+    return found
+
+
+def why(config: Config, group: str) -> dict:
+    """Everything known about one group: plan, state, files, attempts, errors, logs. Raises InputError if nothing is."""
+    paths = Paths.of(config)
+    plan = make_plans(config, time.time()).get(group)
+    known = {"group": group, "state": "not in the queue yet", "plan": describe(plan) if plan else None}
+    files = plan and [*plan.group.members.values(), *plan.group.others]
+    with db.reading(paths.ingest_db) as session:
+        row = session.get(Group, group) if session is not None else None
+        if plan is None and row is None:
+            raise InputError(f"group {group}: no such group in {config.paths.incoming} or in the queue")
+        if row is not None:
+            keys = ("received_at", "last_update", "running_stage", "running_since", "owner", "host", "pid", "heartbeat",
+                    "mid_mjd", "app_dec_deg", "calibrators", "checkpoint_path")  # fmt: skip
+            known |= _group(row, paths) | {key: getattr(row, key) for key in keys}
+            moves = select(History).where(History.group_id == group).order_by(History.id)
+            columns = ("at", "state_from", "state_to", "stage", "owner", "error")
+            known["history"] = [{c: getattr(move, c) for c in columns} for move in session.scalars(moves)]
+            if not files:
+                recorded = select(SubbandFile).where(SubbandFile.group_id == group).order_by(SubbandFile.path)
+                known["files"] = [
+                    {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason}
+                    for f in session.scalars(recorded)
+                ]
+    if files:
+        known["missing_subbands"] = list(plan.missing)
+        known["files"] = [
+            {"subband": f.subband, "path": str(f.path), "size": f.size, "reason": f.reason}
+            for f in sorted(files, key=lambda f: (f.subband, f.path))
+        ]
+    known["logs"] = [str(path) for path in sorted((paths.products / "logs").glob(f"*/{group}.*"))]
+    return known
+
+
+def incomplete(config: Config) -> list[dict]:
+    """Groups that lack subbands: which, why, and until when they wait."""
+    found = []
+    now_s, options = time.time(), config.ingest
+    recorded = ingest.known_groups(Paths.of(config).ingest_db)
+    for name, plan in make_plans(config, now_s).items():
+        status = recorded.get(name, GroupStatus(name, "collecting"))
+        if plan.action not in ("collecting", "failed") or not (plan.missing or plan.action == "collecting"):
+            continue
+        until_s = plan.group.waiting_since_s + options.collecting_timeout_s
+        found.append(
+            {"group": name, "state": status.state, "have": len(plan.group.members), "expected": options.expected_subbands,
+             "missing": list(plan.missing), "waits_until": db.utc(until_s) if plan.action == "collecting" else None,
+             "reason": plan.reason}
+        )  # fmt: skip
+    return found

@@ -1,0 +1,244 @@
+"""The watcher: files in, groups into the queue, and one bounded Snakemake run after the other on those that can go.
+
+It looks at the folder when something happens there (watchdog), and every `ingest.poll_s` anyway (network file systems
+send no events). Everything that it knows is in the queue and on disk: it can be killed at any moment. It never
+imports CASA: the science happens in the Snakemake that it starts.
+"""
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from contimg import arrivals, db, ingest
+from contimg.config import Config
+from contimg.errors import ContimgError
+from contimg.paths import Paths
+from contimg.planning import Plan, make_plans
+from contimg.run import keep_newest, refresh, snakemake_command
+from contimg.stage import holder_of, lock, write_json
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 5.0  # at most this long into new files at a time, so that groups can start while an archive is looked at
+_LOGS_KEPT = 500
+_LONGEST_WAIT_S = 600.0
+
+
+class Watcher:
+    """Feeds Snakemake. One at a time for a state folder; `watch` returns when it was told to stop."""
+
+    def __init__(self, config: Config, configfiles: Sequence[Path], profile: str, snakefile: Path | None = None):
+        self.config, self.paths = config, Paths.of(config)
+        self._command = snakemake_command(profile, configfiles, snakefile)
+        self._child: subprocess.Popen | None = None
+        self._stamp = ""  # of the child
+        self._batch: list[str] = []  # its groups
+        self._mark = 0  # the queue's last move before it was started
+        self._refusals = 0  # runs in a row that ended before they began
+        self._suspects: set[str] = set()  # groups whose run did so while they were alone in it
+        self._not_before_s = 0.0
+        self._stops = 0  # signals that asked to stop
+        self._waits_for: str | None = None
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+
+    def watch(self) -> None:
+        """Work until SIGTERM or SIGINT; raises LockError if another watcher is at work here."""
+        with lock(self.paths.watch_lock, wait=False, what="another watcher is at work on this state folder"):
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._stop)
+            observer = self._observe()
+            log.info("watching %s; a group every run of at most %d", self.config.paths.incoming,
+                     self.config.ingest.groups_per_run)  # fmt: skip
+            while not (self._stops and self._child is None):
+                try:
+                    busy = self._step()
+                except (OSError, SQLAlchemyError, ContimgError) as error:  # a full disk, a lost mount: they come back
+                    log.error("%s: %s", type(error).__name__, error)
+                    busy = False
+                if not busy:
+                    self._sleep()
+            if observer:
+                observer.stop()
+            log.info("stopped")
+
+    def _stop(self, *_) -> None:
+        """Finish the running jobs and stop; the second time, stop at once."""
+        self._stops += 1
+        self._pass_on_stop()
+        self._wake()
+
+    def _pass_on_stop(self) -> None:
+        if self._child:
+            with suppress(ProcessLookupError):
+                os.kill(self._child.pid, signal.SIGTERM if self._stops == 1 else signal.SIGKILL)
+
+    def _wake(self) -> None:
+        """From a signal handler or another thread: end the sleep."""
+        with suppress(BlockingIOError):
+            os.write(self._writer, b".")
+
+    def _sleep(self) -> None:
+        if select.select([self._reader], [], [], self.config.ingest.poll_s)[0]:
+            if self._child is None and not self._stops:
+                time.sleep(self.config.ingest.settle_s)  # a group's files come one after the other
+            os.read(self._reader, 1 << 16)
+
+    def _observe(self):
+        """Events of the incoming folder, where the system gives them."""
+        handler = FileSystemEventHandler()
+        handler.on_created = handler.on_moved = handler.on_closed = self._seen
+        observer = Observer()
+        try:
+            observer.schedule(handler, str(self.config.paths.incoming))
+            observer.start()
+        except OSError as error:
+            log.warning("no events from %s (%s): looking every %g s", self.config.paths.incoming, error,
+                        self.config.ingest.poll_s)  # fmt: skip
+            return None
+        return observer
+
+    def _seen(self, event: FileSystemEvent) -> None:
+        if self._child is None:
+            self._wake()
+
+    def _step(self) -> bool:
+        """One look at everything; True when there is more to look at."""
+        begin = time.monotonic()
+        known = ingest.known_groups(self.paths.ingest_db)
+        groups = arrivals.look(self.config, known, time.time(), seconds=_LOOK_S)
+        unfinished = time.monotonic() - begin > _LOOK_S
+        for group, state in refresh(self.config, known, groups).items():
+            log.info("%s: its run died; now %s", group, state)
+        now_known = ingest.known_groups(self.paths.ingest_db, files=False)
+        _say_news(known, now_known)
+        if self._child is not None and self._child.poll() is not None:
+            self._read_outcome()
+        if self._child is None and not self._stops and time.time() >= self._not_before_s:
+            now = db.now()
+            self._start_run({g for g, s in now_known.items() if s.state == "pending" and (s.not_before or "") <= now})
+        self._tell()
+        return unfinished
+
+    def _start_run(self, ready: set[str]) -> None:
+        """Start Snakemake on those of the `ready` groups (pending, back-off over) that can go."""
+        if not ready or self._run_lock_is_held():
+            return
+        if ready <= self._suspects:
+            self._suspects.clear()
+        plans = make_plans(self.config, time.time())
+        with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            ingest.note_calibration(session, plans)
+            self._mark = ingest.last_move(session)
+        most = 1 if self._refusals else self.config.ingest.groups_per_run
+        self._batch = choose(plans, ready - self._suspects, self.config.ingest.order == "newest", most)
+        if not self._batch:
+            return
+        self._stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3]
+        logfile = self.paths.run_log(self._stamp)
+        logfile.parent.mkdir(parents=True, exist_ok=True)
+        keep_newest(self.paths.run_log("*"), _LOGS_KEPT)
+        targets = [str(self.paths.result(g, "index")) for g in self._batch]
+        log.info(
+            "run %s: %d groups, %s to %s; %s", self._stamp, len(targets), min(self._batch), max(self._batch), logfile
+        )
+        with logfile.open("w") as output:
+            # A session of its own: Ctrl-C in a terminal reaches the watcher alone, which lets the jobs finish.
+            self._child = subprocess.Popen(
+                [*self._command, "--", *targets], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
+        threading.Thread(target=self._wake_at_end_of, args=(self._child.pid,), daemon=True).start()
+        if self._stops:
+            self._pass_on_stop()
+
+    def _wake_at_end_of(self, pid: int) -> None:
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # leaves the status for poll()
+        self._wake()
+
+    def _read_outcome(self) -> None:
+        """What became of the groups of a run that has ended."""
+        code, self._child = self._child.returncode, None
+        options, now_s = self.config.ingest, time.time()
+        with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            begun = ingest.moved_since(session, self._mark, self._batch)
+            rows = [session.get(ingest.Group, group) for group in sorted(begun)]
+            counts = Counter(row.state for row in rows)
+            for row in rows:
+                if row.error and row.state in ("failed", "pending"):
+                    log.error("%s: %s after attempt %d: %s", row.group_id, row.state, row.retry_count, row.error)
+            for group in self._suspects if begun else ():  # others can run, so it is this group
+                state = ingest.attempt_failed(session, group, "no run begins with this group", options, now_s)
+                log.error("%s: no run begins with this group; now %s", group, state)
+        log.info("run %s ended with status %d: %s", self._stamp, code,
+                 ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing was begun")  # fmt: skip
+        if begun:
+            self._refusals, self._suspects = 0, set()
+        elif code >= 0 and not self._stops:  # a run that was killed says nothing about its groups
+            self._refusals += 1
+            self._suspects |= set(self._batch) if len(self._batch) == 1 else set()
+            wait_s = min(options.retry_backoff_s * 2 ** (self._refusals - 1), _LONGEST_WAIT_S)
+            self._not_before_s = now_s + wait_s
+            log.error("the run ended before it began; see %s. Next attempt in %g s, with one group",
+                      self.paths.run_log(self._stamp), wait_s)  # fmt: skip
+
+    def _tell(self) -> None:
+        """For `contimg status`: what the watcher does now."""
+        problem = None
+        if self._refusals:
+            problem = f"the last {self._refusals} runs ended before they began; see {self.paths.run_log(self._stamp)}"
+        write_json(
+            self.paths.watcher,
+            {"pid": os.getpid(), "at": db.now(), "run": self._stamp if self._child else None,
+             "groups": self._batch if self._child else [], "problem": problem},
+        )  # fmt: skip
+
+    def _run_lock_is_held(self) -> bool:
+        """Whether a run is at work: an operator's, or one of a watcher that was killed."""
+        holder = holder_of(self.paths.run_lock)
+        if holder and holder != self._waits_for:
+            log.info("waiting for the run of process %s", holder)
+        self._waits_for = holder
+        return holder is not None
+
+
+def _say_news(before: dict[str, ingest.GroupStatus], after: dict[str, ingest.GroupStatus]) -> None:
+    """Groups that came, became complete, or failed for want of files."""
+    for name, status in after.items():
+        was = before[name].state if name in before else None
+        if was is None:
+            log.info("%s: new group, %s", name, status.state)
+        elif was in ("collecting", "failed") and was != status.state:
+            log.info("%s: %s%s", name, status.state, f": {status.error}" if status.error else "")
+
+
+def choose(plans: dict[str, Plan], ready: set[str], newest_first: bool, most: int) -> list[str]:
+    """Groups for one run: those that can go, in order, each calibrator group ahead of the targets that need it.
+
+    ready  pending groups whose back-off is over; a target whose calibrator group is not among them stays
+    """
+    chosen: list[str] = []
+    for group in sorted(plans, reverse=newest_first):
+        plan = plans[group]
+        needed = [g for g in dict.fromkeys((plan.depends_on or group, group)) if g not in chosen]
+        if plan.action != "run" or not {plan.depends_on or group, group} <= ready:
+            continue
+        if len(chosen) + len(needed) <= most:
+            chosen += needed
+        elif most == 1 and not chosen:
+            chosen = needed[:1]  # the calibrator group alone
+    return chosen

@@ -1,0 +1,106 @@
+"""Which groups a run of the watcher gets; and what it does when the folder is not there."""
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from contimg import arrivals, ingest
+from contimg.config import Config, IngestConfig, PathsConfig
+from contimg.errors import InputError
+from contimg.groups import FileGroup
+from contimg.planning import Plan
+from contimg.watch import Watcher, choose
+
+
+def plans(**groups):
+    """`C=None`: runs with its own or a registered set; `T="C"`: with the set of group C, solved in this run."""
+    return {g: Plan(FileGroup(g, {}), "run", "", depends_on=needs) for g, needs in sorted(groups.items())}
+
+
+@pytest.mark.parametrize(
+    ("newest_first", "most", "expected"),
+    [
+        (False, 9, ["c", "a", "b", "d"]),
+        (True, 9, ["d", "c", "b", "a"]),
+        (False, 2, ["c", "a"]),
+        (True, 2, ["d", "c"]),
+        (False, 1, ["c"]),  # a needs c first
+    ],
+)
+def test_calibrators_come_ahead_of_the_targets_that_need_them(newest_first, most, expected):
+    found = plans(a="c", b="c", c="c", d=None)
+    assert choose(found, set(found), newest_first, most) == expected
+
+
+def test_a_target_waits_while_its_calibrator_group_backs_off():
+    found = plans(a="c", c="c", d=None)
+    assert choose(found, {"a", "d"}, False, 9) == ["d"]
+
+
+def test_only_what_can_run_is_started():
+    found = plans(a=None, b=None) | {"c": Plan(FileGroup("c", {}), "waiting", "waits for calibration")}
+    assert choose(found, {"a", "c"}, False, 9) == ["a"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
+    return Config(paths=paths, ingest=IngestConfig(settle_s=0))
+
+
+def test_a_disk_that_is_not_mounted_fails_no_group(config, make_group):
+    group = make_group(folder="incoming", antennas=4, channels=1, integrations=2)
+    watcher = Watcher(config, (), "profiles/local")
+    watcher._stops = 1  # look, start nothing
+    watcher._step()
+    before = ingest.known_groups(watcher.paths.ingest_db)
+    assert before[group.id].state == "pending"
+    config.paths.incoming.rename(config.paths.incoming.with_name("unmounted"))
+    for _ in range(2):
+        with pytest.raises(InputError, match="is the disk mounted"):
+            watcher._step()
+        config.paths.incoming.mkdir(exist_ok=True)  # an empty mount point
+    assert ingest.known_groups(watcher.paths.ingest_db) == before
+    with pytest.raises(InputError, match="is the disk mounted"):
+        arrivals.look(config, before, time.time())
+
+
+def test_without_events_it_looks_from_time_to_time(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert Watcher(config, (), "profiles/local")._observe() is None  # there is no such folder
+    assert "looking every 10 s" in caplog.text
+
+
+def test_a_growing_file_is_left_alone(config, make_group):
+    group = make_group(folder="incoming", antennas=4, channels=1, integrations=2)
+    patient = config.model_copy(update={"ingest": IngestConfig(settle_s=60)})
+    (seen,) = arrivals.look(patient, {}, time.time())
+    assert not seen.is_checked()
+    assert "16 of 16 subbands" in seen.shortage(16)
+    (later,) = arrivals.look(patient, {}, time.time() + 61)
+    assert later.is_checked()
+    assert later.id == group.id
+
+
+def test_a_run_waits_for_files_that_came_this_moment(config, make_group):
+    make_group(folder="incoming", antennas=4, channels=1, integrations=2)
+    patient = config.model_copy(update={"ingest": IngestConfig(settle_s=0.5)})
+    (seen,) = arrivals.look(patient, {}, time.time(), wait=True)
+    assert seen.is_checked()
+
+
+def test_a_file_is_opened_once(config, make_group, monkeypatch):
+    make_group(folder="incoming", antennas=4, channels=1, integrations=2)
+    opened = []
+    real = arrivals.inspect
+    monkeypatch.setattr(arrivals, "inspect", lambda path: opened.append(path) or real(path))
+    watcher = Watcher(config, (), "profiles/local")
+    watcher._stops = 1
+    for _ in range(3):
+        watcher._step()
+    assert len(opened) == len(set(opened)) == 16
+    next(iter(Path(config.paths.incoming).glob("*_sb05.hdf5"))).touch()
+    watcher._step()
+    assert len(opened) == 17

@@ -1,0 +1,76 @@
+"""Takes the place of every science script in the replay: no data, but results, outputs and ends like a real stage.
+
+What began and ended is in `journal` beside the site's state folder. A group named in `fails_always` or `fails_once`
+fails in its image stage.
+"""
+
+import fcntl
+import json
+import os
+import select
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+config, group = snakemake.config["paths"], snakemake.wildcards.group
+products, site = Path(config["products"]), Path(config["state"]).parent
+result = Path(snakemake.output.result)
+stage = result.name.split(".")[-2]
+
+
+def end_with_snakemake():
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(int(os.environ["CONTIMG_RUN_PID"]))], [], [])
+    os._exit(9)
+
+
+def note(what):
+    with (site / "journal").open("a") as file:
+        file.write(f"{what} {group} {stage}\n")
+
+
+def named(name):
+    path = site / name
+    return path.exists() and group in path.read_text().split()
+
+
+threading.Thread(target=end_with_snakemake, daemon=True).start()
+lock = Path(config["state"]) / "locks" / f"{group}.lock"
+lock.parent.mkdir(parents=True, exist_ok=True)
+with lock.open("a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    note("begin")
+    error = products / "logs" / "errors" / f"{group}.json"
+    error.unlink(missing_ok=True)
+    failed_before = site / f"failed.{group}"
+    if stage == "image" and (named("fails_always") or (named("fails_once") and not failed_before.exists())):
+        failed_before.touch()
+        error.parent.mkdir(parents=True, exist_ok=True)
+        words = {"stage": stage, "error": "ImagingError: the stub was told to fail", "permanent": False}
+        error.write_text(json.dumps(words))
+        raise SystemExit(1)
+    time.sleep(0.02)
+    for path in map(Path, snakemake.output):
+        if path.suffix == ".fits":
+            path.write_text("stub")
+        elif path != result:
+            path.mkdir(parents=True, exist_ok=True)
+    begin = datetime.fromisoformat(group).replace(tzinfo=UTC).timestamp()
+    values = {"stage": stage, "group": group, "seconds": 0.02}
+    if stage == "convert":
+        values |= {"load_s": 0.01, "phase_s": 0.0, "write_s": 0.01, "writer": "stub"}
+    if stage == "caltables":
+        values |= {
+            "set_name": snakemake.input[0].split("/")[-1].removesuffix(".register.json") if snakemake.input else ""
+        }
+    if stage == "solve":
+        tables = products / "caltables" / f"{group}.bpcal"
+        tables.mkdir(parents=True, exist_ok=True)
+        values |= {"mid_mjd": begin / 86400 + 40587 + 0.0018, "app_dec_deg": 16.15, "calibrator": "stub", "refant": "1",
+                   "flux_scale": "stub", "quality": {"G": {"median_snr": 9.0}}, "tables": {"B": str(tables)}}  # fmt: skip
+    partial = result.with_name(f".{result.name}")
+    partial.write_text(json.dumps(values))
+    partial.rename(result)
+    note("end")
