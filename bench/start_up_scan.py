@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from contimg import arrivals, ingest
+from contimg import arrivals, db, ingest
 from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.groups import RawFile, cluster
 from contimg.paths import Paths
@@ -60,3 +60,10 @@ with tempfile.TemporaryDirectory() as work:
     timed("and what it writes", refresh, config, known, groups)
     plans = timed("plan all of them (what a dry-run does before its DAG)", make_plans, config, time.time())
     print(f"{len(plans)} groups: {sum(p.action == 'run' for p in plans.values())} to be run")
+    with db.writing(Paths.of(config).ingest_db, ingest.Base) as session:
+        for group in known:
+            ingest.claim(session, group, "bench", resuming=False)
+            ingest.move(session, group, "completed")
+    known = timed("the same when all are completed: the queue", ingest.known_groups, Paths.of(config).ingest_db)
+    groups = timed("  a look at the folder", arrivals.look, config, known, time.time())
+    timed("  and what it writes", refresh, config, known, groups)

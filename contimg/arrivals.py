@@ -9,7 +9,7 @@ from pathlib import Path
 from contimg.config import Config, IngestConfig
 from contimg.errors import InputError, SubbandError
 from contimg.groups import FileGroup, RawFile, cluster
-from contimg.ingest import RUNNING, GroupStatus
+from contimg.ingest import RUNNING, GroupStatus, finished_files
 from contimg.paths import Paths
 from contimg.uvh5 import inspect
 
@@ -60,7 +60,8 @@ def _is_finished(group: str, known: Mapping[str, GroupStatus], paths: Paths) -> 
 
 def _files(config: Config, known: Mapping[str, GroupStatus]) -> dict[Path, RawFile]:
     """Every finished subband file, with what was found when it was looked into, if it is still the same."""
-    seen = _listed(config.paths.incoming, config.ingest.expected_subbands)
+    finished = finished_files(Paths.of(config).ingest_db)
+    seen = _listed(config.paths.incoming, config.ingest.expected_subbands, finished)
     if not seen:
         _must_be_there(config.paths.incoming, known)
     for status in known.values():
@@ -88,12 +89,14 @@ def _must_be_there(folder: Path, known: Mapping[str, GroupStatus]) -> None:
         )
 
 
-def _listed(folder: Path, expected_subbands: int) -> dict[Path, RawFile]:
+def _listed(folder: Path, expected_subbands: int, passed_over: set[str]) -> dict[Path, RawFile]:
     if not folder.exists():
         return {}
     seen = {}
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.path in passed_over:
+                continue
             file = RawFile.named(folder / entry.name)
             if file is None or file.subband >= expected_subbands:
                 continue

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import DDL, CheckConstraint, ForeignKey, delete, event, func, or_, select, update
+from sqlalchemy import DDL, CheckConstraint, ForeignKey, bindparam, delete, event, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -145,12 +145,16 @@ class GroupStatus:
     files: tuple[RawFile, ...] = ()
 
 
-def known_groups(path: Path, files: bool = True) -> dict[str, GroupStatus]:
-    """What the queue says of every group, with or without its files; empty without a database. Read-only."""
+def known_groups(path: Path, asked: Collection[str] = (), files: bool = True) -> dict[str, GroupStatus]:
+    """What the queue says of every group; empty without a database. Read-only.
+
+    asked  completed groups whose files are wanted: of the others one stands for all (an archive has very many)
+    files  whether files are wanted at all
+    """
     with db.reading(path) as session:
         if session is None:
             return {}
-        members = _recorded_files(session) if files else {}
+        members = _recorded_files(session, asked) if files else {}
         columns = (Group.group_id, Group.state, Group.retry_count, Group.error, Group.not_before, Group.calibrators,
                    Group.mid_mjd, Group.app_dec_deg)  # fmt: skip
         return {
@@ -159,16 +163,28 @@ def known_groups(path: Path, files: bool = True) -> dict[str, GroupStatus]:
         }
 
 
-def _recorded_files(session: Session) -> dict[str, tuple[RawFile, ...]]:
-    found: dict[str, list[RawFile]] = {}
+def _recorded_files(session: Session, asked: Collection[str]) -> dict[str, tuple[RawFile, ...]]:
     columns = (SubbandFile.group_id, SubbandFile.path, SubbandFile.size, SubbandFile.changed_s, SubbandFile.checked,
                SubbandFile.reason, SubbandFile.start_mjd, SubbandFile.mid_mjd, SubbandFile.app_dec_deg,
                SubbandFile.channels)  # fmt: skip
-    for group, name, size, changed_s, checked, reason, *header in session.execute(select(*columns)):
+    wanted = or_(Group.state != "completed", Group.group_id.in_(asked))
+    each = select(*columns).join(Group).where(wanted)
+    one = select(*columns, func.min(SubbandFile.path)).join(Group).where(~wanted, SubbandFile.reason.is_(None))
+    found: dict[str, list[RawFile]] = {}
+    for row in (*session.execute(each), *session.execute(one.group_by(SubbandFile.group_id))):
+        group, name, size, changed_s, checked, reason, *header = row[: len(columns)]
         outline = Outline(*header) if header[0] is not None else None
         file = RawFile.named(Path(name), size, changed_s)
         found.setdefault(group, []).append(replace(file, checked=checked, outline=outline, reason=reason))
     return {group: tuple(files) for group, files in found.items()}
+
+
+def finished_files(path: Path) -> set[str]:
+    """Paths of the files of completed groups: nobody needs to look at them again. Read-only."""
+    with db.reading(path) as session:
+        if session is None:
+            return set()
+        return set(session.scalars(select(SubbandFile.path).join(Group).where(Group.state == "completed")))
 
 
 def move(session: Session, group_id: str, state: str, **fields) -> None:
@@ -204,24 +220,28 @@ def record(
            for g in groups if g.id not in states]  # fmt: skip
     if new:
         session.execute(insert(Group).on_conflict_do_nothing(), new)
-    changed: dict[str, list[RawFile]] = {}
-    gone = []
+    changed, late, gone = [], [], []
     for group in groups:
+        state = states.get(group.id)
         before = {f.path: f for f in known[group.id].files} if group.id in known else {}
-        files = [*group.members.values(), *group.others]
-        if states.get(group.id) in (*RUNNING, "completed"):  # begun without them
-            late = [f for f in group.members.values() if f.path not in before or before[f.path].reason == LATE]
-            files = [replace(f, reason=LATE) if f in late else f for f in files]
-        changed[group.id] = [f for f in files if before.get(f.path) != f]
-        if states.get(group.id) != "completed":
-            gone += [str(p) for p in before.keys() - {f.path for f in files} if not p.exists()]
-    rows = [_row(group, file) for group, files in changed.items() for file in files]
-    if rows:
-        upsert = insert(SubbandFile)
-        values = {k: upsert.excluded[k] for k in rows[0] if k != "path"}
-        session.execute(upsert.on_conflict_do_update(index_elements=["path"], set_=values), rows)
+        for file in (*group.members.values(), *group.others):
+            recorded = before.get(file.path)
+            if state in (*RUNNING, "completed") and (recorded is None or recorded.reason == LATE):
+                late.append(_row(group.id, replace(file, reason=LATE)))
+            elif recorded != file:
+                changed.append(_row(group.id, file))
+        if state != "completed":
+            seen = {f.path for f in (*group.members.values(), *group.others)}
+            gone += [str(p) for p in before.keys() - seen if not p.exists()]
+    add = insert(SubbandFile)
+    if changed:
+        values = {key: add.excluded[key] for key in changed[0] if key != "path"}
+        session.execute(add.on_conflict_do_update(index_elements=["path"], set_=values), changed)
+    if late:  # those of a completed group may be recorded though they are not `known`
+        session.execute(add.on_conflict_do_nothing(), late)
     if gone:
-        session.execute(delete(SubbandFile).where(SubbandFile.path.in_(gone)))
+        one = delete(SubbandFile).where(SubbandFile.path == bindparam("gone"))
+        session.connection().execute(one, [{"gone": path} for path in gone])
     for group in groups:
         state = states.get(group.id, "collecting")
         if state == "failed" and group.id in known and has_news(group, known[group.id]):

@@ -51,7 +51,7 @@ def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict
           there are `ingest.min_subbands`
     """
     paths, options = Paths.of(config), config.ingest
-    known = known_groups(paths.ingest_db)
+    known = known_groups(paths.ingest_db, only)
     plans, pending = {}, []
     for group in arrivals.look(config, known, now_s, wait=True):
         status = known.get(group.id, GroupStatus(group.id, "collecting"))

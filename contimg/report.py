@@ -82,8 +82,8 @@ def _group(row: Group, paths: Paths) -> dict:
     }  # fmt: skip
     if image := results.get("image"):
         keys = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "rms_jy", "catalogue")
-        found |= {key: image[key] for key in keys if key in image}
-        found["image"] = image["images"].get("pbcor.fits", image["images"].get("image.pbcor"))
+        found |= {key: image[key] for key in keys}
+        found["image"] = image["images"].get("pbcor.fits") or image["images"]["image.pbcor"]
     return found
 
 
@@ -92,7 +92,7 @@ def why(config: Config, group: str) -> dict:
     paths = Paths.of(config)
     plan = make_plans(config, time.time()).get(group)
     known = {"group": group, "state": "not in the queue yet", "plan": describe(plan) if plan else None}
-    files = plan and [*plan.group.members.values(), *plan.group.others]
+    files = [*plan.group.members.values(), *plan.group.others] if plan and plan.action != "done" else []
     with db.reading(paths.ingest_db) as session:
         row = session.get(Group, group) if session is not None else None
         if plan is None and row is None:

@@ -73,7 +73,7 @@ class Run:
         now = make_plans(self.config, time.time(), self.asked)
         if any(_gist(now.get(g)) != _gist(p) for g, p in self.plans.items() if p.action == "run"):
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
-        known = ingest.known_groups(self.paths.ingest_db)
+        known = ingest.known_groups(self.paths.ingest_db, self.asked)
         refresh(self.config, known, [plan.group for plan in self.plans.values()], alone=True)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             ingest.note_calibration(session, self.plans)

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +38,49 @@ _LOGS_KEPT = 500
 _LONGEST_WAIT_S = 600.0
 
 
+@dataclass
+class Refusals:
+    """Runs that end before they begin: is it the workflow (configuration, disk), or one of the groups?
+
+    After such a run its groups are tried alone. One with which no run begins is to blame only if a run with another one
+    has begun in the meantime.
+    """
+
+    in_a_row: int = 0
+    untried: set[str] = field(default_factory=set)  # groups of such a run that were not tried alone yet
+    tried: list[str] = field(default_factory=list)  # alone, and refused; the latest last
+    others_begin: bool = False
+
+    def alone(self, ready: set[str]) -> list[str]:
+        """Groups to be tried alone, in order; empty when there is no need for it."""
+        self.untried &= ready
+        self.tried = [group for group in self.tried if group in ready]
+        if not self.untried and not self.tried:
+            return []
+        return [*sorted(ready - set(self.tried)), *self.tried]
+
+    def begun(self, batch: Sequence[str]) -> None:
+        """A run has begun."""
+        self.in_a_row, self.others_begin = 0, True
+        self.untried -= set(batch)
+        self.tried = [group for group in self.tried if group not in batch]
+
+    def refused(self, batch: Sequence[str]) -> str | None:
+        """A run has ended before it began; returns the group that is to blame, if that can be said."""
+        self.in_a_row += 1
+        if not self.untried and not self.tried:
+            self.untried, self.others_begin = set(batch), False
+        if len(batch) > 1:
+            return None
+        (group,) = batch
+        self.untried.discard(group)
+        self.tried = [other for other in self.tried if other != group]
+        if self.others_begin:
+            return group
+        self.tried.append(group)
+        return None
+
+
 class Watcher:
     """Feeds Snakemake. One at a time for a state folder; `watch` returns when it was told to stop."""
 
@@ -47,8 +91,7 @@ class Watcher:
         self._stamp = ""  # of the child
         self._batch: list[str] = []  # its groups
         self._mark = 0  # the queue's last move before it was started
-        self._refusals = 0  # runs in a row that ended before they began
-        self._suspects: set[str] = set()  # groups whose run did so while they were alone in it
+        self._refusals = Refusals()
         self._not_before_s = 0.0
         self._stops = 0  # signals that asked to stop
         self._waits_for: str | None = None
@@ -137,14 +180,15 @@ class Watcher:
         """Start Snakemake on those of the `ready` groups (pending, back-off over) that can go."""
         if not ready or self._run_lock_is_held():
             return
-        if ready <= self._suspects:
-            self._suspects.clear()
         plans = make_plans(self.config, time.time())
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             ingest.note_calibration(session, plans)
             self._mark = ingest.last_move(session)
-        most = 1 if self._refusals else self.config.ingest.groups_per_run
-        self._batch = choose(plans, ready - self._suspects, self.config.ingest.order == "newest", most)
+        newest_first = self.config.ingest.order == "newest"
+        self._batch = next(
+            filter(None, (choose({g: plans[g]}, ready, newest_first, 1) for g in self._refusals.alone(ready) if g in plans)),
+            [],
+        ) or choose(plans, ready, newest_first, self.config.ingest.groups_per_run)  # fmt: skip
         if not self._batch:
             return
         self._stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3]
@@ -181,17 +225,18 @@ class Watcher:
             for row in rows:
                 if row.error and row.state in ("failed", "pending"):
                     log.error("%s: %s after attempt %d: %s", row.group_id, row.state, row.retry_count, row.error)
-            for group in self._suspects if begun else ():  # others can run, so it is this group
-                state = ingest.attempt_failed(session, group, "no run begins with this group", options, now_s)
-                log.error("%s: no run begins with this group; now %s", group, state)
-        log.info("run %s ended with status %d: %s", self._stamp, code,
-                 ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing was begun")  # fmt: skip
+            killed = code < 0 or self._stops  # says nothing about its groups
+            blamed = None if begun or killed else self._refusals.refused(self._batch)
+            if blamed:
+                error = f"no run begins with this group; see {self.paths.run_log(self._stamp)}"
+                state = ingest.attempt_failed(session, blamed, error, options, now_s)
+                log.error("%s: %s: %s", blamed, state, error)
+        words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing was begun"
+        log.info("run %s ended with status %d: %s", self._stamp, code, words)
         if begun:
-            self._refusals, self._suspects = 0, set()
-        elif code >= 0 and not self._stops:  # a run that was killed says nothing about its groups
-            self._refusals += 1
-            self._suspects |= set(self._batch) if len(self._batch) == 1 else set()
-            wait_s = min(options.retry_backoff_s * 2 ** (self._refusals - 1), _LONGEST_WAIT_S)
+            self._refusals.begun(self._batch)
+        elif not killed:
+            wait_s = min(options.retry_backoff_s * 2 ** (self._refusals.in_a_row - 1), _LONGEST_WAIT_S)
             self._not_before_s = now_s + wait_s
             log.error("the run ended before it began; see %s. Next attempt in %g s, with one group",
                       self.paths.run_log(self._stamp), wait_s)  # fmt: skip
@@ -199,8 +244,8 @@ class Watcher:
     def _tell(self) -> None:
         """For `contimg status`: what the watcher does now."""
         problem = None
-        if self._refusals:
-            problem = f"the last {self._refusals} runs ended before they began; see {self.paths.run_log(self._stamp)}"
+        if number := self._refusals.in_a_row:
+            problem = f"the last {number} runs ended before they began; see {self.paths.run_log(self._stamp)}"
         write_json(
             self.paths.watcher,
             {"pid": os.getpid(), "at": db.now(), "run": self._stamp if self._child else None,

@@ -253,7 +253,8 @@ def test_a_file_that_comes_after_its_group_was_begun_waits_to_be_asked_for(datab
     with db.writing(database, ingest.Base) as session:
         ingest.move(session, GROUP, "completed")
     assert see(database, full, options)[0] == "completed"
-    late = [f for f in ingest.known_groups(database)[GROUP].files if f.reason]
+    assert [f.reason for f in ingest.known_groups(database)[GROUP].files] == [None]  # one stands for all
+    late = [f for f in ingest.known_groups(database, [GROUP])[GROUP].files if f.reason]
     assert [(f.subband, f.reason) for f in late] == [(15, ingest.LATE)]
     with db.writing(database, ingest.Base) as session:
         ingest.requeue(session, GROUP, 16)

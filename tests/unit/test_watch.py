@@ -11,7 +11,7 @@ from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.errors import InputError
 from contimg.groups import FileGroup
 from contimg.planning import Plan
-from contimg.watch import Watcher, choose
+from contimg.watch import Refusals, Watcher, choose
 
 
 def plans(**groups):
@@ -42,6 +42,39 @@ def test_a_target_waits_while_its_calibrator_group_backs_off():
 def test_only_what_can_run_is_started():
     found = plans(a=None, b=None) | {"c": Plan(FileGroup("c", {}), "waiting", "waits for calibration")}
     assert choose(found, {"a", "c"}, False, 9) == ["a"]
+
+
+def blames(broken, ready, rounds=30):
+    """Whom `Refusals` blames in runs of up to three groups that do not begin when `broken` says so of one of them."""
+    refusals, blamed = Refusals(), []
+    ready = set(ready)
+    for _ in range(rounds):
+        if not ready:
+            break
+        batch = refusals.alone(ready)[:1] or sorted(ready)[:3]
+        if any(broken(group) for group in batch):
+            if culprit := refusals.refused(batch):
+                blamed.append(culprit)
+                ready.discard(culprit)
+        else:
+            refusals.begun(batch)
+            ready -= set(batch)
+    return blamed, ready
+
+
+def test_the_one_group_with_which_no_run_begins_is_to_blame():
+    for poison in "abcde":
+        assert blames(lambda group, poison=poison: group == poison, "abcde") == ([poison], set())
+
+
+def test_no_group_is_to_blame_when_no_run_begins_at_all():
+    assert blames(lambda group: True, "abcde") == ([], set("abcde"))
+    assert blames(lambda group: True, "a") == ([], {"a"})
+
+
+def test_after_the_workflow_is_mended_nobody_was_to_blame():
+    calls = iter([True] * 9 + [False] * 99)
+    assert blames(lambda group: next(calls), "abcde") == ([], set())
 
 
 @pytest.fixture

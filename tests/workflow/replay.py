@@ -44,6 +44,7 @@ class Night:
     seed: int
     every_s: float = 0.4  # of real time
     late_s: float = 25.0  # after the time-out
+    trouble: bool = True
     events: list[tuple[float, str, Path, bytes]] = field(default_factory=list)  # when, what, path, content
     expected: dict[str, tuple[str, str]] = field(default_factory=dict)  # group: (state, words of the reason)
     counts: dict[str, int] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Night:
         fates = ["whole"] * self.groups
         # 1 % of the groups lack subbands; the rest of the trouble is rarer, and each kind must be there.
         unlucky = {"missing": max(1, self.groups // 100), "truncated for ever": 2, "truncated, then copied again": 3,
-                   "empty": 1, "duplicate": 4, "never renamed": 1, "late": 2}  # fmt: skip
+                   "empty": 1, "duplicate": 4, "never renamed": 1, "late": 2} if self.trouble else {}  # fmt: skip
         places = chance.sample(range(self.groups), sum(unlucky.values()))
         for fate, number in unlucky.items():
             for _ in range(number):

@@ -1,7 +1,7 @@
 """Takes the place of every science script in the replay: no data, but results, outputs and ends like a real stage.
 
 What began and ended is in `journal` beside the site's state folder. A group named in `fails_always` or `fails_once`
-fails in its image stage.
+fails in its image stage; one in `slow` takes its time in every stage.
 """
 
 import fcntl
@@ -51,7 +51,7 @@ with lock.open("a") as file:
         words = {"stage": stage, "error": "ImagingError: the stub was told to fail", "permanent": False}
         error.write_text(json.dumps(words))
         raise SystemExit(1)
-    time.sleep(0.02)
+    time.sleep(3 if named("slow") else 0.02)
     for path in map(Path, snakemake.output):
         if path.suffix == ".fits":
             path.write_text("stub")
@@ -61,6 +61,10 @@ with lock.open("a") as file:
     values = {"stage": stage, "group": group, "seconds": 0.02}
     if stage == "convert":
         values |= {"load_s": 0.01, "phase_s": 0.0, "write_s": 0.01, "writer": "stub"}
+    if stage == "image":
+        values |= {"images": {"pbcor.fits": str(products / "images" / f"{group}.pbcor.fits")}, "rms_jy": 5e-4,
+                   "beam_major_arcsec": 20.0, "beam_minor_arcsec": 15.0, "beam_pa_deg": 0.0,
+                   "catalogue": {"found": 0, "expected": 0, "flux_ratio": None, "offset_arcsec": None}}  # fmt: skip
     if stage == "caltables":
         values |= {
             "set_name": snakemake.input[0].split("/")[-1].removesuffix(".register.json") if snakemake.input else ""

@@ -160,3 +160,66 @@ def test_a_replay(site, tmp_path, figure, kills):
     fates = ", ".join(f"{n} {fate}" for fate, n in night.counts.items())
     figure(f"replay, {kills} kills ({dict(killed)}): {GROUPS[kills]} groups in {seconds:.0f} s, {runs} runs")
     figure(f"  {dict(states)}: {fates}")
+
+
+@pytest.fixture
+def quiet_night(tmp_path):
+    """Three groups without trouble, the first of them a calibrator's; the files are there already."""
+    night = Night(tmp_path / "incoming", 3, seed=1, trouble=False)
+    night.events = [(0.0, *event[1:]) for event in night.events]
+    night.play().join()
+    return night
+
+
+def test_sigterm_finishes_the_running_job_and_loses_nothing(site, tmp_path, quiet_night):
+    first, *_ = sorted(quiet_night.expected)
+    journal = site.configfile.parent / "journal"
+    (site.configfile.parent / "slow").write_text(first)
+    watch = Watch(site, stub_workflow(tmp_path / "workflow"), tmp_path / "watch.log")
+    watch.start()
+    while not (journal.exists() and f"begin {first} concat" in journal.read_text()):
+        assert watch.process.poll() is None
+        time.sleep(0.1)
+    (job,) = rows(site, f"SELECT state, running_stage, retry_count, owner FROM ingest_queue WHERE group_id = '{first}'")
+    assert job[:3] == ("processing_fresh", "concat", 0)
+    now = json.loads(site.contimg("status", "--json").stdout)
+    assert [(j["group"], j["stage"], j["alive"]) for j in now["running"]] == [(first, "concat", True)]
+    assert now["watcher"]["groups"]
+    assert watch.stop() == 0
+    lines = journal.read_text().splitlines()
+    assert lines[-1] == f"end {first} concat"  # it ended, and nothing was begun after it
+    assert watch.snakemake() is None
+    (row,) = rows(site, f"SELECT state, retry_count, owner FROM ingest_queue WHERE group_id = '{first}'")
+    assert row == ("pending", 0, None)
+    (site.configfile.parent / "slow").unlink()
+    watch.start()
+    found = until(quiet_night, site, watch, 60)
+    watch.stop()
+    check(quiet_night, site, found)
+    assert any(
+        f"group {first} resumes after concat" in log.read_text() for log in site.paths.products.glob("logs/runs/*")
+    )
+
+
+def test_a_broken_workflow_costs_no_group_an_attempt_a_poisonous_group_only_itself(site, tmp_path, quiet_night):
+    poison = max(quiet_night.expected)
+    snakefile = stub_workflow(tmp_path / "workflow")
+    whole = snakefile.read_text()
+    snakefile.write_text("raise WorkflowError('broken')\n" + whole)
+    watch = Watch(site, snakefile, tmp_path / "watch.log")
+    watch.start()
+    deadline = time.monotonic() + 60
+    while watch.log.read_text().count("the run ended before it began") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert set(rows(site, "SELECT state, retry_count FROM ingest_queue")) == {("pending", 0)}
+    assert (
+        "runs ended before they began; see" in json.loads(site.contimg("status", "--json").stdout)["watcher"]["problem"]
+    )
+    snakefile.write_text(
+        f"if any({poison!r} in word for word in __import__('sys').argv): raise WorkflowError('x')\n" + whole
+    )
+    quiet_night.expected[poison] = ("failed", "no run begins with this group")
+    found = until(quiet_night, site, watch, 150)
+    watch.stop()
+    check(quiet_night, site, found)

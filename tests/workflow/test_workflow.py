@@ -47,8 +47,9 @@ def test_a_dry_run_lists_what_is_pending_and_changes_nothing(tmp_path, incoming)
     outcome = site.snakemake("-n")
     assert outcome.returncode == 0, outcome.stderr
     text = outcome.stdout + outcome.stderr
-    for group in (CALIBRATOR_START, TARGET_START, BAD_START):
+    for group in (CALIBRATOR_START, TARGET_START):
         assert f"{group}: image" in text
+    assert f"not in this run: {BAD_START} collecting: 15 of 16 subbands; missing 07; SubbandError" in text
     assert text.count("solve for bandpass") == 1
     plan = site.contimg("plan")
     assert f"{CALIBRATOR_START}  calibrator  to be imaged: calibrates itself on 3C454.3" in plan.stdout
@@ -336,7 +337,7 @@ def test_a_group_waits_for_a_good_copy_of_a_file(tmp_path, sky):
 
 
 def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file_comes(tmp_path, sky):
-    """All is well with the file but its data: only the converter can see that."""
+    """All is well with the file but its data: only the conversion can see that."""
     folder, mended = tmp_path / "incoming", tmp_path / "mended"
     sim = small_group(folder, sky)
     simulate_group(mended, sim, sky, STATIONS)
@@ -344,9 +345,9 @@ def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file
         with h5py.File(path, "r+") as file:
             file["Data/visdata"][...] = 0
     site = make_site(tmp_path / "site", folder)
-    convert = str(site.paths.result(CALIBRATOR_START, "convert"))
-    assert site.snakemake("--", convert).returncode == 1
-    assert "failed: convert: InputError" in site.contimg("plan").stdout
+    concat = str(site.paths.result(CALIBRATOR_START, "concat"))
+    assert site.snakemake("--", concat).returncode == 1
+    assert "failed: concat: InputError" in site.contimg("plan").stdout
     shown = site.contimg("status").stdout
     assert "1 failed" in shown
     assert "every visibility is zero" in shown
@@ -355,13 +356,26 @@ def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file
     refused = site.contimg("retry", CALIBRATOR_START)
     assert refused.returncode == 1
     assert "no move from pending to pending" in refused.stderr
-    assert site.snakemake("--", convert).returncode == 1
+    assert site.snakemake("--", concat).returncode == 1
     assert "pending again" in site.contimg("retry", "--all").stdout
-    assert site.snakemake("--", convert).returncode == 1
+    assert site.snakemake("--", concat).returncode == 1
     for path in mended.glob("*.hdf5"):
         shutil.copy(path, folder / path.name)
     assert "to be imaged" in site.contimg("plan").stdout
-    assert site.snakemake("--", convert).returncode == 0
+    assert site.snakemake("--", concat).returncode == 0
+
+
+def test_a_group_of_bad_files_fails_in_words_when_its_time_is_up(tmp_path, sky):
+    folder = tmp_path / "incoming"
+    small_group(folder, sky, truncated=tuple(range(16)))
+    site = make_site(tmp_path / "site", folder)
+    assert "incomplete: 0 of 16 subbands; missing 00, 01" in site.contimg("plan").stdout
+    site = make_site(tmp_path / "site", folder, ingest={"collecting_timeout_s": 0.1})
+    assert site.snakemake().returncode == 0
+    (row,) = json.loads(site.contimg("status", "--json").stdout)["groups"]
+    assert row["state"] == "failed"
+    assert row["error"].startswith("0 of 16 subbands; missing 00")
+    assert row["error"].count("truncated (") == 16
 
 
 def test_reprocess_from_a_stage_repeats_that_and_what_follows(first_run):
