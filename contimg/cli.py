@@ -34,7 +34,7 @@ _WIDTH_WITHOUT_TERMINAL = 200
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
 
 
 def _command(function):
@@ -123,10 +123,14 @@ def _show_status(found: dict) -> None:
     if watcher and watcher["problem"]:
         console.print(f"[bold red]{escape(watcher['problem'])}[/bold red]")
     for job in found["running"]:
-        dead = "" if job["alive"] else "; its run is dead: the next run or the watcher takes it up"
-        console.print(
-            f"now: {job['group']} {job['stage'] or 'starting'} since {job['since'] or '-'}, attempt {job['attempt']}{dead}"
-        )
+        if not job["alive"]:
+            console.print(f"[red]{job['group']}: its run is dead; the watcher or the next run takes it up[/red]")
+        elif job["stage"]:
+            console.print(
+                f"now: {job['group']} [bold]{job['stage']}[/bold] since {job['since']}, attempt {job['attempt']}"
+            )
+    if between := sum(job["alive"] and not job["stage"] for job in found["running"]):
+        console.print(f"{between} more groups of the run are between two stages")
     console.print(_status_table(found["groups"]))
     if len(found["groups"]) < total:
         console.print(f"{len(found['groups'])} of {total} groups shown; --all shows every one")
@@ -160,8 +164,8 @@ def _status_table(rows: list[dict]) -> Table:
         state = row["state"]
         if state == "pending" and row["retry_count"]:
             state = f"pending, attempt {row['retry_count'] + 1}"
-        if not image or row["error"]:
-            reason = row["error"] or (f"at {row['stage']}" if row["stage"] else "")
+        if not image or row["state"] != "completed":
+            reason = row["error"] or (f"done: {row['stage']}" if row["stage"] else "")
             table.add_row(row["group"], state, escape(reason), "", "", "", "", "", seconds)
             continue
         table.add_row(
@@ -187,6 +191,8 @@ def why(
     for key, value in known.items():
         if value not in (None, [], {}):
             console.print(f"[bold]{key.replace('_', ' ')}[/bold]  {escape(str(value))}", soft_wrap=True)
+    for file in files:
+        file["path"] = Path(file["path"]).name
     for title, rows in (("files", files), ("history", history)):
         if rows:
             table = Table(title=title, title_justify="left")

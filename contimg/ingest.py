@@ -280,7 +280,7 @@ def verdict(group: FileGroup, options: IngestConfig, now_s: float) -> tuple[str,
         return "collecting", shortage
     if len(group.members) >= options.min_subbands:
         return "ready", f"subbands {numbers(missing)} are missing and will be flagged"
-    return "failed", f"{shortage} after {options.collecting_timeout_s:g} s"
+    return "failed", f"after {options.collecting_timeout_s:g} s only {shortage}"
 
 
 def _settle(session: Session, group: FileGroup, state: str, options: IngestConfig, now_s: float) -> None:

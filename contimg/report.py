@@ -15,11 +15,12 @@ from contimg.paths import Paths
 from contimg.planning import describe, make_plans
 from contimg.stage import holder_of, read_json
 
-RECENT = 20
+RECENT = 10  # groups of each kind in a status
+_TO_COME = ("collecting", "pending")
 
 
 def status(config: Config, everything: bool = False) -> dict:
-    """Counts, what runs now, how far behind real time, and groups: the latest, those that run, those that failed."""
+    """Counts, what runs now, how far behind real time, and the latest groups of each kind."""
     paths, now_s = Paths.of(config), time.time()
     counts: Counter = Counter()
     groups, running, pace = [], [], {}
@@ -29,11 +30,15 @@ def status(config: Config, everything: bool = False) -> dict:
                 select(Group.state, Group.processing_stage, func.count()).group_by(Group.state, Group.processing_stage)
             ):
                 counts["waiting" if (state, stage) == ("pending", WAITING) else state] += number
-            rows = select(Group).order_by(Group.group_id.desc())
-            latest = list(session.scalars(rows if everything else rows.limit(RECENT)))
-            if not everything:
-                urgent = rows.where(Group.state.in_((*RUNNING, "failed"))).limit(RECENT)
-                latest += [row for row in session.scalars(urgent) if row not in latest]
+            rows, kinds = (
+                select(Group).order_by(Group.group_id.desc()),
+                (("completed",), ("failed",), RUNNING, _TO_COME),
+            )
+            latest = [
+                row
+                for states in kinds
+                for row in session.scalars(rows.where(Group.state.in_(states)).limit(None if everything else RECENT))
+            ]
             groups = [_group(row, paths) for row in sorted(latest, key=lambda row: row.group_id)]
             running = [
                 {"group": row.group_id, "stage": row.running_stage, "since": row.running_since, "run": row.owner,
@@ -105,7 +110,7 @@ def why(config: Config, group: str) -> dict:
             columns = ("at", "state_from", "state_to", "stage", "owner", "error")
             known["history"] = [{c: getattr(move, c) for c in columns} for move in session.scalars(moves)]
             if not files:
-                recorded = select(SubbandFile).where(SubbandFile.group_id == group).order_by(SubbandFile.path)
+                recorded = select(SubbandFile).where(SubbandFile.group_id == group).order_by(SubbandFile.subband_idx)
                 known["files"] = [
                     {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason}
                     for f in session.scalars(recorded)
@@ -116,6 +121,12 @@ def why(config: Config, group: str) -> dict:
             {"subband": f.subband, "path": str(f.path), "size": f.size, "reason": f.reason}
             for f in sorted(files, key=lambda f: (f.subband, f.path))
         ]
+    if known["state"] == "failed":
+        lacking = plan is not None and len(plan.group.members) < config.ingest.min_subbands
+        known["mend"] = (
+            f"put good files of the missing subbands into {config.paths.incoming}: the group comes back by itself"
+            if lacking else f"mend the cause, then: contimg retry {group}"
+        )  # fmt: skip
     known["logs"] = [str(path) for path in sorted((paths.products / "logs").glob(f"*/{group}.*"))]
     return known
 

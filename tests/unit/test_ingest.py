@@ -208,7 +208,7 @@ def test_files_make_a_group_complete_late_ones_reopen_it(database):
     since_s = fifteen.waiting_since_s
     assert see(database, fifteen) == ("collecting", None)
     state, error = see(database, fifteen, now_s=since_s + 3601)
-    assert (state, error) == ("failed", "15 of 16 subbands; missing 15 after 3600 s")
+    assert (state, error) == ("failed", "after 3600 s only 15 of 16 subbands; missing 15")
     assert see(database, fifteen, now_s=since_s + 7200)[0] == "failed"
     assert see(database, late, now_s=since_s + 7200) == ("pending", None)
 
@@ -220,7 +220,7 @@ def test_a_bad_file_is_named_until_a_good_one_takes_its_place(database):
     assert see(database, group)[0] == "collecting"
     state, error = see(database, group, now_s=group.waiting_since_s + 3601)
     assert state == "failed"
-    assert "missing 07; SubbandError: truncated after 3600 s" in error
+    assert error == "after 3600 s only 15 of 16 subbands; missing 07; SubbandError: truncated"
     known = ingest.known_groups(database)[GROUP]
     assert bad in known.files
     again = files_of(7, changed_s=2000.0)

@@ -374,7 +374,7 @@ def test_a_group_of_bad_files_fails_in_words_when_its_time_is_up(tmp_path, sky):
     assert site.snakemake().returncode == 0
     (row,) = json.loads(site.contimg("status", "--json").stdout)["groups"]
     assert row["state"] == "failed"
-    assert row["error"].startswith("0 of 16 subbands; missing 00")
+    assert row["error"].startswith("after 0.1 s only 0 of 16 subbands; missing 00")
     assert row["error"].count("truncated (") == 16
 
 
