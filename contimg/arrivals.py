@@ -1,5 +1,6 @@
 """What lies in the incoming folder: listing, a look into every new file, groups. Read-only."""
 
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contimg.config import Config, IngestConfig
-from contimg.errors import InputError, SubbandError
+from contimg.errors import SubbandError
 from contimg.groups import FileGroup, RawFile, cluster
 from contimg.ingest import RUNNING, GroupStatus, finished_files
 from contimg.paths import Paths
@@ -23,27 +24,40 @@ def look(
     seconds  how long to look into new files; the rest stays unchecked, for the next time
     wait     whether to wait for files that were written to a moment ago (at most `ingest.settle_s`)
 
-    A file that was seen before, and has not changed, is not opened again; nor are those of finished groups. Raises
-    InputError when the folder is gone or empty although the queue waits for its files: a disk that is not mounted.
+    A file that was seen before, and has not changed, is not opened again; nor are those of finished groups.
     """
     options = config.ingest
     files = _files(config, known)
     groups = _clustered(files, known, options)
-    finished = {g.id for g in groups if _is_finished(g.id, known, Paths.of(config))}
-    new = [f for g in groups if g.id not in finished and chosen(options, g.id)
-           for f in (*g.members.values(), *g.others) if not f.checked]  # fmt: skip
     if wait:
         complete = [f for g in groups if not g.missing(options.expected_subbands) for f in g.members.values()]
         rest_s = options.settle_s - (now_s - max((f.changed_s for f in complete if not f.checked), default=0.0))
         if 0 < rest_s <= options.settle_s:
             time.sleep(rest_s)
             return look(config, known, time.time(), seconds)
-    if options.order == "newest":
-        new.reverse()
     deadline = time.monotonic() + seconds
-    settled = [files[f.path] for f in new if now_s - f.changed_s >= options.settle_s]
-    looked = {f.path: _check(f) for f in settled if time.monotonic() < deadline}
+    looked = {
+        f.path: _check(files[f.path]) for f in new_files(config, known, groups, now_s) if time.monotonic() < deadline
+    }
     return _clustered(files | looked, known, options) if looked else groups
+
+
+def new_files(config: Config, known: Mapping[str, GroupStatus], groups: list[FileGroup], now_s: float) -> list[RawFile]:
+    """Files that have settled, and that nobody has looked into, in the order in which their groups are wanted."""
+    options, paths = config.ingest, Paths.of(config)
+    new = []
+    for group in reversed(groups) if options.order == "newest" else groups:
+        files = [f for f in (*group.members.values(), *group.others) if not f.checked]
+        if not files or not chosen(options, group.id):
+            continue
+        status = known.get(group.id)
+        if status and status.state in (*RUNNING, "completed"):  # it is begun: only what came since then is new
+            recorded = {f.path for f in status.files}
+            files = [f for f in files if f.path not in recorded]
+        elif paths.result(group.id, "index").exists():
+            continue
+        new += [f for f in files if now_s - f.changed_s >= options.settle_s]
+    return new
 
 
 def chosen(options: IngestConfig, group_id: str) -> bool:
@@ -53,17 +67,10 @@ def chosen(options: IngestConfig, group_id: str) -> bool:
     return (options.start is None or group_id >= options.start) and (options.end is None or group_id < options.end)
 
 
-def _is_finished(group: str, known: Mapping[str, GroupStatus], paths: Paths) -> bool:
-    state = known[group].state if group in known else None
-    return state == "completed" or state in RUNNING or paths.result(group, "index").exists()
-
-
 def _files(config: Config, known: Mapping[str, GroupStatus]) -> dict[Path, RawFile]:
     """Every finished subband file, with what was found when it was looked into, if it is still the same."""
     finished = finished_files(Paths.of(config).ingest_db)
     seen = _listed(config.paths.incoming, config.ingest.expected_subbands, finished)
-    if not seen:
-        _must_be_there(config.paths.incoming, known)
     for status in known.values():
         for recorded in status.files:
             file = seen.get(recorded.path)
@@ -79,16 +86,6 @@ def _files(config: Config, known: Mapping[str, GroupStatus]) -> dict[Path, RawFi
     return seen
 
 
-def _must_be_there(folder: Path, known: Mapping[str, GroupStatus]) -> None:
-    """Files that cannot be seen for the moment must not fail their groups."""
-    waiting = [s.id for s in known.values() if s.state in ("collecting", "pending") and s.files]
-    if waiting:
-        raise InputError(
-            f"{folder} has no subband file, and {len(waiting)} groups in the queue ({waiting[0]}, ...) need theirs: "
-            "is the disk mounted? If they were removed on purpose, set paths.incoming and paths.state to new folders."
-        )
-
-
 def _listed(folder: Path, expected_subbands: int, passed_over: set[str]) -> dict[Path, RawFile]:
     if not folder.exists():
         return {}
@@ -102,8 +99,10 @@ def _listed(folder: Path, expected_subbands: int, passed_over: set[str]) -> dict
                 continue
             try:
                 stat = entry.stat()
-            except FileNotFoundError:  # gone since the folder was listed, or a dangling link
-                continue
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):  # gone since the folder was listed, or a dangling link
+                    continue
+                raise
             seen[file.path] = replace(file, size=stat.st_size, changed_s=stat.st_ctime)
     return seen
 
@@ -132,8 +131,10 @@ def _clustered(
 
 
 def _check(file: RawFile) -> RawFile:
-    """Look into a file: its outline, or the reason why it does not count."""
+    """Look into a file: its outline, or the reason why it does not count; not checked if the disk would not let us."""
     try:
         return replace(file, checked=True, outline=inspect(file.path))
     except SubbandError as error:
         return replace(file, checked=True, reason=f"{type(error).__name__}: {error}")
+    except OSError:
+        return file

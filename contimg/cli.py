@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import config as configuration
 from contimg import db, report
@@ -45,7 +46,7 @@ def _command(function):
     def wrapped(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except ContimgError as error:
+        except (ContimgError, SQLAlchemyError, OSError) as error:
             print(f"contimg {function.__name__}: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
 
@@ -114,7 +115,7 @@ def _show_status(found: dict) -> None:
     console.print(f"[bold]{total} groups[/bold]: " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
     behind = found["oldest_unfinished"]
     pace = f"{found['arrived_last_hour']} groups came in the last hour, {found['imaged_last_hour']} were imaged"
-    text = f"behind by {_duration(found['behind_s'])} (since {behind} came)" if behind else "up to date"
+    text = f"behind by {_duration(found['behind_s'])} ({behind} is the oldest to be done)" if behind else "up to date"
     console.print(
         f"{text}; {pace}; observed until {found['observed_until']}, imaged until {found['imaged_until'] or '-'}"
     )

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Session
+
+from contimg.errors import ContimgError
 
 BUSY_TIMEOUT_S = 30
 
@@ -58,7 +61,7 @@ def writing(path: Path, base: type[DeclarativeBase]) -> Iterator[Session]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _made.discard((path, base))
-    with Session(_engine(f"sqlite:///file:{path}?uri=true", readonly=False)) as session, session.begin():
+    with Session(_engine(f"sqlite:///file:{quote(str(path))}?uri=true", readonly=False)) as session, session.begin():
         if (path, base) not in _made:  # inside the transaction: two processes may come at once
             base.metadata.create_all(session.connection())
         yield session
@@ -81,8 +84,10 @@ def reading(path: Path) -> Iterator[Session | None]:
         mode = "mode=ro"
     elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         mode = "mode=rw"
-    else:  # not ours, and nobody writes to it now
-        mode = "immutable=1"
-    with Session(_engine(f"sqlite:///file:{path}?uri=true&{mode}", readonly=True)) as session:
+    else:
+        raise ContimgError(
+            f"{path}: reading it needs the permission to write to it and its folder (SQLite's WAL). Ask its owner, or copy it."
+        )
+    with Session(_engine(f"sqlite:///file:{quote(str(path))}?uri=true&{mode}", readonly=True)) as session:
         tables = session.scalar(text("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))
         yield session if tables else None  # none: killed while it was made

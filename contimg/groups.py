@@ -5,6 +5,7 @@ group starts 309 s later. The earliest file that belongs to no group yet is the 
 id; files within a tolerance after an anchor join it. The rules, case by case, are in docs/ingest.md.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -65,8 +66,8 @@ class FileGroup:
 
     @property
     def waiting_since_s(self) -> float:
-        """Since when (s since 1970) it waits for more: its time, or the arrival of its last file on this disk."""
-        return max([timestamp_s(self.id), *(f.changed_s for f in (*self.members.values(), *self.others))])
+        """Since when (s since 1970) it waits for more: the arrival of its last file on this disk."""
+        return max((f.changed_s for f in (*self.members.values(), *self.others)), default=timestamp_s(self.id))
 
     def missing(self, expected_subbands: int) -> tuple[int, ...]:
         """Subbands of the set 0..N-1 that have no file."""
@@ -84,7 +85,7 @@ class FileGroup:
             text += "".join(f"; {f.reason}" for f in self.others if f.subband in missing)
         if not self.is_checked():
             unchecked = [sb for sb, member in sorted(self.members.items()) if not member.checked]
-            text += f"; {numbers(unchecked)} came a moment ago or wait for a first look into them"
+            text += f"; {numbers(unchecked)} came a moment ago, or could not be looked into yet"
         return text
 
 
@@ -227,7 +228,10 @@ def _with_rejected(groups: list[FileGroup], rejected: list[RawFile], tolerance_s
     times = sorted((timestamp_s(g), g) for g in found)
     alone: list[tuple[float, str]] = []
     for file in sorted(rejected, key=_by_name):
-        near = [(abs(time_s - file.time_s), group) for time_s, group in (*times, *alone[-1:])]
+        place = bisect(times, (file.time_s, ""))
+        near = [
+            (abs(time_s - file.time_s), group) for time_s, group in (*times[max(place - 1, 0) : place + 1], *alone[-1:])
+        ]
         distance_s, group = min(near, default=(float("inf"), ""))
         if distance_s > tolerance_s:
             group = file.timestamp

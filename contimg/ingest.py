@@ -7,7 +7,7 @@ the database's own triggers refuse it too, whoever tries, and write the history 
 import json
 import os
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,10 +208,11 @@ def move(session: Session, group_id: str, state: str, **fields) -> None:
 
 def record(
     session: Session, groups: Iterable[FileGroup], known: Mapping[str, GroupStatus], options: IngestConfig, now_s: float
-) -> None:
+) -> list[str]:
     """Bring the queue up to date with what `arrivals.look` saw: new groups, late or replaced files, time-outs.
 
     known  the queue before that look
+    Returns failed groups that came back: what was made of their former files is worth nothing.
     """
     groups = list(groups)
     states = dict(session.execute(select(Group.group_id, Group.state)).all())
@@ -226,8 +227,11 @@ def record(
         before = {f.path: f for f in known[group.id].files} if group.id in known else {}
         for file in (*group.members.values(), *group.others):
             recorded = before.get(file.path)
-            if state in (*RUNNING, "completed") and (recorded is None or recorded.reason == LATE):
-                late.append(_row(group.id, replace(file, reason=LATE)))
+            begun = state in (*RUNNING, "completed")
+            if not file.checked and (state == "failed" or (begun and recorded is None)):
+                continue  # a late file is nobody's until its header has spoken
+            if begun and (recorded is None or recorded.reason == LATE):
+                late.append(_row(group.id, replace(file, reason=file.reason or LATE)))
             elif recorded != file:
                 changed.append(_row(group.id, file))
         if state != "completed":
@@ -242,14 +246,19 @@ def record(
     if gone:
         one = delete(SubbandFile).where(SubbandFile.path == bindparam("gone"))
         session.connection().execute(one, [{"gone": path} for path in gone])
+    reopened = []
     for group in groups:
         state = states.get(group.id, "collecting")
         if state == "failed" and group.id in known and has_news(group, known[group.id]):
+            if verdict(group, options, now_s)[0] != "ready":
+                continue
             move(session, group.id, "collecting", error=None, retry_count=0, processing_stage=None, not_before=None)
+            reopened.append(group.id)
             state = "collecting"
         if state in ("collecting", "pending"):
             _settle(session, group, state, options, now_s)
     _forget_collecting(session, {g.id for g in groups})
+    return reopened
 
 
 def _row(group: str, file: RawFile) -> dict:
@@ -365,21 +374,21 @@ def is_alive(row: Group, options: IngestConfig, now_s: float) -> bool:
 
 
 def recover(
-    session: Session, finished: Collection[str], options: IngestConfig, now_s: float, alone: bool = False
+    session: Session, is_finished: Callable[[str], bool], options: IngestConfig, now_s: float, alone: bool = False
 ) -> dict[str, str]:
     """Groups of dead runs go on or back, and finished ones are completed.
 
     An attempt is spent by those that had a stage running when their run died: they may have killed it.
 
-    finished  groups whose last result is on disk, whatever the queue says
-    alone     the caller holds the run lock: no other run lives
+    is_finished  whether the last result of a group is on disk, whatever the queue says
+    alone        the caller holds the run lock: no other run lives
     Returns the new state of each group that was moved.
     """
     moved = {}
     for row in session.scalars(select(Group).where(Group.state.in_(RUNNING))).all():
         if not alone and is_alive(row, options, now_s):
             continue
-        if row.group_id in finished and row.state != "in_progress":
+        if row.state != "in_progress" and is_finished(row.group_id):
             move(session, row.group_id, "completed", error=None)
             moved[row.group_id] = "completed"
         elif row.running_stage is None:
@@ -390,7 +399,7 @@ def recover(
             moved[row.group_id] = attempt_failed(session, row.group_id, error, options, now_s)
     # The queue was lost, or a run without the logger plugin made it.
     for group in session.scalars(select(Group.group_id).where(Group.state == "pending")).all():
-        if group in finished:
+        if is_finished(group):
             claim(session, group, "recovered", resuming=True)
             move(session, group, "completed", error=None)
             moved[group] = "completed"
@@ -435,9 +444,13 @@ def requeue(session: Session, group_id: str, min_subbands: int) -> None:
     if row is not None and row.state == "pending" and row.not_before:
         row.not_before, row.retry_count = None, 0
         return
+    if row is not None and row.state == "pending":
+        raise StateError(f"group {group_id} is pending already; the next run takes it")
+    if row is not None and row.state == "collecting":
+        raise StateError(f"group {group_id} waits for files (`contimg why {group_id}`); it comes by itself")
     if row is not None and row.state in RUNNING:
         raise StateError(f"group {group_id} is being worked on ({row.running_stage or 'starting'}); wait for its end")
-    files = session.scalar(select(func.count()).select_from(SubbandFile).where(*_counting(group_id))) or 0
+    files = session.scalar(select(func.count(SubbandFile.subband_idx.distinct())).where(*_counting(group_id))) or 0
     if row is not None and files < min_subbands:
         raise StateError(
             f"group {group_id} has {files} files, at least {min_subbands} needed; it comes back when they arrive"
@@ -479,9 +492,14 @@ def reprocess(session: Session, paths: Paths, group_id: str, first: str | None, 
             raise InputError(
                 f"group {group_id}: {first} needs its raw files; {len(absent)} are gone ({absent[0]}, ...)"
             )
-    for stage in reversed(stages[stages.index(first) :]):
-        paths.result(group_id, stage).unlink(missing_ok=True)
+    remove_results(paths, group_id, stages[stages.index(first) :])
     return first
+
+
+def remove_results(paths: Paths, group_id: str, stages: Sequence[str]) -> None:
+    """Make stages undone, the last one first."""
+    for stage in reversed(stages):
+        paths.result(group_id, stage).unlink(missing_ok=True)
 
 
 def release(session: Session, group_id: str) -> None:
@@ -493,5 +511,6 @@ def _forget_collecting(session: Session, groups: Collection[str]) -> None:
     """Drop collecting rows whose files now belong to an id that an earlier file gave; `groups` are those that are."""
     for group_id in session.scalars(select(Group.group_id).where(Group.state == "collecting")).all():
         if group_id not in groups:
-            session.execute(delete(SubbandFile).where(SubbandFile.group_id == group_id))
+            for table in (SubbandFile, Performance):
+                session.execute(delete(table).where(table.group_id == group_id))
             session.execute(delete(Group).where(Group.group_id == group_id))

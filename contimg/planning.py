@@ -1,17 +1,19 @@
 """What a run would do with each group, and why not: read-only, from one look at the folder and the databases."""
 
 import json
+import math
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from contimg import arrivals
 from contimg.config import Config
-from contimg.errors import InputError
 from contimg.groups import FileGroup, numbers
 from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, verdict
 from contimg.paths import Paths
 from contimg.registry import CalSet, active_sets, choose, validity
-from contimg.uvh5 import inspect
+
+WATCHED = "CONTIMG_WATCHED"
 
 
 @dataclass(frozen=True)
@@ -31,36 +33,27 @@ class Plan:
     not_before: str | None = None  # the watcher leaves it until then
 
 
-def _pointing(group: FileGroup) -> tuple[float | None, float | None, str | None]:
-    """Mid time and declination from the first file whose header can be read, or why there is none."""
-    problem = "no file"
-    for path in group.files.values():
-        try:
-            outline = inspect(path)
-        except InputError as error:
-            problem = str(error)
-        else:
-            return outline.mid_mjd, outline.app_dec_deg, None
-    return None, None, problem
-
-
 def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict[str, Plan]:
     """The plan of every group, by id.
 
     only  groups asked for by name: taken whatever their state, and without waiting for subbands that are missing, if
           there are `ingest.min_subbands`
+
+    New files are looked into; not where a watcher does that (WATCHED in the environment).
     """
     paths, options = Paths.of(config), config.ingest
+    watched = WATCHED in os.environ
     known = known_groups(paths.ingest_db, only)
+    groups = arrivals.look(config, known, now_s, seconds=0 if watched else math.inf, wait=not watched)
     plans, pending = {}, []
-    for group in arrivals.look(config, known, now_s, wait=True):
+    for group in groups:
         status = known.get(group.id, GroupStatus(group.id, "collecting"))
         common = {"group": group, "missing": group.missing(options.expected_subbands), "error": status.error,
                   "calibrators": status.calibrators, "mid_mjd": status.mid_mjd, "app_dec_deg": status.app_dec_deg,
                   "not_before": status.not_before}  # fmt: skip
         outcome, why = verdict(group, options, now_s)
-        if group.id in only and len(group.members) >= options.min_subbands:
-            pending.append((status, group, common))
+        if group.id in only and len(group.members) >= options.min_subbands and group.is_checked():
+            pending.append((group, common))
         elif status.state == "completed" or paths.result(group.id, "index").exists():
             plans[group.id] = Plan(action="done", reason="imaged and indexed", **common)
         elif not group.members and not group.others:
@@ -76,7 +69,7 @@ def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict
         elif outcome != "ready":
             plans[group.id] = Plan(action=outcome, reason=why, **common)
         else:
-            pending.append((status, group, common))
+            pending.append((group, common))
     plans |= _plan_pending(config, paths, pending)
     return dict(sorted(plans.items()))
 
@@ -89,31 +82,21 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     from contimg.skymodel import read_catalogue
 
     options = config.calibration
-    pointed = []
-    for status, group, common in pending:
-        problem = None
-        mid, dec = status.mid_mjd, status.app_dec_deg
-        if group.outline:
-            mid, dec = group.outline.mid_mjd, group.outline.app_dec_deg
-        elif mid is None or dec is None:
-            mid, dec, problem = _pointing(group)
-        pointed.append((group, common, mid, dec, problem))
-    known = [(i, p) for i, p in enumerate(pointed) if p[2] is not None]
     table = read_calibrators(config.catalogues.calibrators, read_catalogue(config.catalogues.sky), options)
-    found = find_candidates(table, [p[2] for _, p in known], [p[3] for _, p in known], options)
-    candidates = {i: tuple(c.name for c in names) for (i, _), names in zip(known, found, strict=True)}
+    outlines = [group.outline for group, _ in pending]
+    found = find_candidates(table, [o.mid_mjd for o in outlines], [o.app_dec_deg for o in outlines], options)
+    candidates = [tuple(c.name for c in names) for names in found]
     sets = active_sets(paths.registry_db)
     solved = {s.name for s in sets}
-    for i, (group, _, mid, dec, _) in enumerate(pointed):
-        if candidates.get(i) and group.id not in solved:
-            start, end = validity(mid, options)
-            sets.append(CalSet(group.id, mid, dec, valid_start_mjd=start, valid_end_mjd=end))
+    for (group, _), outline, names in zip(pending, outlines, candidates, strict=True):
+        if names and group.id not in solved:
+            start, end = validity(outline.mid_mjd, options)
+            calset = CalSet(group.id, outline.mid_mjd, outline.app_dec_deg, valid_start_mjd=start, valid_end_mjd=end)
+            sets.append(calset)
     plans = {}
-    for i, (group, known_before, mid, dec, problem) in enumerate(pointed):
-        common = known_before | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": candidates.get(i, ())}
-        if problem is not None:
-            plans[group.id] = Plan(action="run", reason=f"will fail: {problem}", **common)
-            continue
+    for (group, known), outline, names in zip(pending, outlines, candidates, strict=True):
+        mid, dec = outline.mid_mjd, outline.app_dec_deg
+        common = known | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": names}
         frozen = paths.result(group.id, "caltables")
         if frozen.exists():  # a set that came later changes nothing already chosen
             name, solved_here, why = json.loads(frozen.read_text())["set_name"], False, ", chosen earlier"
@@ -127,7 +110,7 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
             why = ", solved in this run" if solved_here else ""
         reason = f"calibrated by {name}{why}"
         if name == group.id:
-            reason = f"calibrates itself on {candidates[i][0]}" if candidates.get(i) else "calibrates itself"
+            reason = f"calibrates itself on {names[0]}" if names else "calibrates itself"
         depends = name if solved_here else None
         plans[group.id] = Plan(action="run", reason=reason, calset=name, depends_on=depends, **common)
     return plans

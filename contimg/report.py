@@ -52,10 +52,14 @@ def status(config: Config, everything: bool = False) -> dict:
 def _pace(session, now_s: float) -> dict:
     """Whether it keeps up: the oldest group that could be done and is not, arrivals and images of the last hour."""
     waits = Group.processing_stage.is_(None) | (Group.processing_stage != WAITING)
-    open_states = (Group.state == "pending") & waits | Group.state.in_(RUNNING)
+    due = (Group.state == "pending") & waits & (func.coalesce(Group.not_before, "") <= db.now())
+    asked = History.state_from.in_(("collecting", "completed", "failed"))  # complete, or asked for again
+    since = func.max(History.at)
+    query = select(Group.group_id, since).join(History, History.group_id == Group.group_id)
     first = session.execute(
-        select(Group.group_id, Group.received_at).where(open_states).order_by(Group.received_at).limit(1)
-    ).first()
+        query.where(due | Group.state.in_(RUNNING), asked, History.state_to == "pending")
+        .group_by(Group.group_id).order_by(since).limit(1)
+    ).first()  # fmt: skip
     hour_ago = db.utc(now_s - 3600)
     return {
         "behind_s": now_s - datetime.fromisoformat(first[1]).timestamp() if first else 0.0,

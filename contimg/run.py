@@ -19,19 +19,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import db, ingest
 from contimg.config import DEFAULT_CONFIG, Config
-from contimg.errors import LockError
+from contimg.errors import InputError, LockError
 from contimg.groups import FileGroup
 from contimg.indexing import results_of
 from contimg.paths import STAGES, TMPFS, Paths
 from contimg.planning import Plan, make_plans
 from contimg.registry import Base as RegistryBase
 from contimg.stage import RUN_ID, lock, read_json, write_json
+from contimg.uvh5 import parse_name
 
 _STAGED_PER_RAW = 1.2
 _TMPFS_RESERVE_BYTES = 2 << 30  # /dev/shm is memory, and others want some of it
 _RESULT_OF = {"select": "caltables"}
 _BEATS_PER_LEASE = 4
 _SNAPSHOTS_KEPT = 200
+NOT_NOW = 75
+"""Exit status of a run that was refused because of another run, or for want of a disk (EX_TEMPFAIL)."""
 
 
 def _one_at_a_time(method):
@@ -54,6 +57,7 @@ class Run:
     ):  # fmt: skip
         self.config, self.plans, self.paths = config, plans, Paths.of(config)
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self._since = db.now()
         self._held = ExitStack()
         self._claimed: set[str] = set()
         self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
@@ -71,7 +75,8 @@ class Run:
         os.environ[RUN_ID] = self.id
         clean_staging(self.paths, self._staging, {g for g, p in self.plans.items() if p.action == "run"})
         now = make_plans(self.config, time.time(), self.asked)
-        if any(_gist(now.get(g)) != _gist(p) for g, p in self.plans.items() if p.action == "run"):
+        mine = {g: p for g, p in self.plans.items() if p.action == "run" and (g in self.asked or not self.asked)}
+        if any(_gist(now.get(g)) != _gist(p) for g, p in mine.items()):
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
         refresh(self.config, known, [plan.group for plan in self.plans.values()], alone=True)
@@ -145,10 +150,15 @@ class Run:
         """Spend an attempt; the stage's own words, where it left some, say why."""
         self._lost.add(group)
         permanent = False
-        if self.paths.error(group).exists():
-            noted = read_json(self.paths.error(group))
+        if noted := self._noted(group):
             error, permanent = f"{noted['stage']}: {noted['error']}", noted["permanent"]
         ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent)
+
+    def _noted(self, group: str) -> dict | None:
+        """What a stage said when it failed in this run."""
+        path = self.paths.error(group)
+        noted = read_json(path) if path.exists() else None
+        return noted if noted and noted["at"] >= self._since else None
 
     def _holds(self, session, group: str) -> bool:
         """Whether the group is still this run's: a run that seemed dead (suspended) may have lost it."""
@@ -157,6 +167,8 @@ class Run:
         row = session.get(ingest.Group, group)
         if row is None or row.owner != self.id:
             self._lost.add(group)
+            if row is not None and row.state == "completed":
+                return False
             self._say(f"group {group} was taken from this run, which gave no sign of life")
             return False
         return True
@@ -169,10 +181,16 @@ class Run:
         with self._events:
             with db.writing(self.paths.ingest_db, ingest.Base) as session:
                 for group in sorted(self._claimed - self._lost):
-                    if not self._holds(session, group):
+                    row = session.get(ingest.Group, group)
+                    if row is None or row.state == "completed" or not self._holds(session, group):
                         continue
-                    if self.paths.error(group).exists():
-                        self._fail(session, group, "")
+                    stage = row.running_stage
+                    if self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
+                        self._fail(
+                            session,
+                            group,
+                            f"{stage} ended without a word (killed?); see {self.paths.log(group, stage)}",
+                        )
                     elif self.paths.result(group, "index").exists():
                         ingest.record_performance(session, group, results_of(self.paths, group))
                         ingest.move(session, group, "completed", error=None)
@@ -187,19 +205,34 @@ def refresh(
 ) -> dict[str, str]:
     """Bring the queue up to date with the folder, and with the runs that died; returns what `ingest.recover` moved.
 
+    Raises InputError, and changes nothing, when the folder is gone or empty: a disk that is not mounted.
+
     known   the queue before
     groups  what `arrivals.look` saw
     alone   the caller holds the run lock
     """
     paths = Paths.of(config)
-    finished = {g.id for g in groups if paths.result(g.id, "index").exists()}
+    _must_be_there(config.paths.incoming, known)
     with db.writing(paths.ingest_db, ingest.Base) as session:
-        ingest.record(session, groups, known, config.ingest, time.time())
-        moved = ingest.recover(session, finished, config.ingest, time.time(), alone)
+        for group in ingest.record(session, groups, known, config.ingest, time.time()):
+            ingest.remove_results(paths, group, [stage for stage in STAGES if stage != "caltables"])
+        moved = ingest.recover(
+            session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone
+        )
         for group, state in moved.items():
             if state == "completed":
                 ingest.record_performance(session, group, results_of(paths, group))
     return moved
+
+
+def _must_be_there(folder: Path, known: Mapping[str, ingest.GroupStatus]) -> None:
+    """Files that cannot be seen for the moment must not fail their groups."""
+    waiting = [s.id for s in known.values() if s.state != "completed" and s.files]
+    if waiting and not (folder.is_dir() and any(parse_name(path.name) for path in folder.iterdir())):
+        raise InputError(
+            f"{folder} has no subband file, and {len(waiting)} groups in the queue ({waiting[0]}, ...) have theirs there: "
+            "is the disk mounted? If they were removed on purpose: all goes on with the next file that comes."
+        )
 
 
 def snakemake_command(profile: str, configfiles: Sequence[Path], snakefile: Path | None = None) -> list[str]:

@@ -86,7 +86,11 @@ def open_subband(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except FileNotFoundError:
         raise SubbandError(f"{path}: the file is not there any more. Copy it again.") from None
+    except PermissionError as error:
+        raise SubbandError(f"{path}: not readable: {error.strerror}. Give this user permission to read it.") from None
     except OSError as error:
+        if error.errno is not None:  # the disk, not the file: it may be well a moment later
+            raise
         match = re.search(r"eof = (\d+).*stored_eof = (\d+)", str(error))
         if match:
             found, expected = (int(x) / 1e6 for x in match.groups())
@@ -119,7 +123,9 @@ def _outline(path: Path, file: h5py.File) -> Outline:
         absent = [name for name in _NEEDED if name.encode() not in header]
         dec_rad = float(_read(header, b"phase_center_app_dec", np.float64))
         first, last = _read(header, b"time_array", np.float64, ends=True) - JD_MINUS_MJD
-    except (KeyError, OSError, ValueError, IndexError, TypeError) as error:
+    except Exception as error:  # HDF5 says RuntimeError and more of a file whose structure is damaged
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise SubbandError(f"{path}: not a UVH5 subband file of this telescope: {error}. Remove it.") from None
     problems = [f"{k} has shape {found}, expected {expected}" for k, (found, expected) in shapes.items()
                 if found != expected]  # fmt: skip

@@ -27,8 +27,8 @@ from contimg import arrivals, db, ingest
 from contimg.config import Config
 from contimg.errors import ContimgError
 from contimg.paths import Paths
-from contimg.planning import Plan, make_plans
-from contimg.run import keep_newest, refresh, snakemake_command
+from contimg.planning import WATCHED, Plan, make_plans
+from contimg.run import NOT_NOW, keep_newest, refresh, snakemake_command
 from contimg.stage import holder_of, lock, write_json
 
 log = logging.getLogger(__name__)
@@ -51,13 +51,14 @@ class Refusals:
     tried: list[str] = field(default_factory=list)  # alone, and refused; the latest last
     others_begin: bool = False
 
-    def alone(self, ready: set[str]) -> list[str]:
-        """Groups to be tried alone, in order; empty when there is no need for it."""
-        self.untried &= ready
+    def alone(self, ready: Sequence[str]) -> list[str]:
+        """Groups to be tried alone, in order; empty when there is no need for it. `ready` is in the order preferred."""
+        self.untried &= set(ready)
         self.tried = [group for group in self.tried if group in ready]
         if not self.untried and not self.tried:
             return []
-        return [*sorted(ready - set(self.tried)), *self.tried]
+        witness = [group for group in ready if group not in self.untried and group not in self.tried][:1]
+        return [*(group for group in ready if group in self.untried), *witness, *self.tried]
 
     def begun(self, batch: Sequence[str]) -> None:
         """A run has begun."""
@@ -65,9 +66,11 @@ class Refusals:
         self.untried -= set(batch)
         self.tried = [group for group in self.tried if group not in batch]
 
-    def refused(self, batch: Sequence[str]) -> str | None:
+    def refused(self, batch: Sequence[str], killed: bool = False) -> str | None:
         """A run has ended before it began; returns the group that is to blame, if that can be said."""
         self.in_a_row += 1
+        if killed:
+            return None
         if not self.untried and not self.tried:
             self.untried, self.others_begin = set(batch), False
         if len(batch) > 1:
@@ -106,12 +109,16 @@ class Watcher:
             observer = self._observe()
             log.info("watching %s; a group every run of at most %d", self.config.paths.incoming,
                      self.config.ingest.groups_per_run)  # fmt: skip
+            os.environ[WATCHED] = "1"
             while not (self._stops and self._child is None):
+                busy = False
                 try:
                     busy = self._step()
+                    self._tell(None)
                 except (OSError, SQLAlchemyError, ContimgError) as error:  # a full disk, a lost mount: they come back
                     log.error("%s: %s", type(error).__name__, error)
-                    busy = False
+                    with suppress(OSError):
+                        self._tell(f"{type(error).__name__}: {error}")
                 if not busy:
                     self._sleep()
             if observer:
@@ -160,21 +167,20 @@ class Watcher:
 
     def _step(self) -> bool:
         """One look at everything; True when there is more to look at."""
+        if self._child is not None and self._child.poll() is not None:
+            self._read_outcome()
         begin = time.monotonic()
         known = ingest.known_groups(self.paths.ingest_db)
         groups = arrivals.look(self.config, known, time.time(), seconds=_LOOK_S)
-        unfinished = time.monotonic() - begin > _LOOK_S
+        more = time.monotonic() - begin > _LOOK_S and bool(arrivals.new_files(self.config, known, groups, time.time()))
         for group, state in refresh(self.config, known, groups).items():
             log.info("%s: its run died; now %s", group, state)
         now_known = ingest.known_groups(self.paths.ingest_db, files=False)
         _say_news(known, now_known)
-        if self._child is not None and self._child.poll() is not None:
-            self._read_outcome()
         if self._child is None and not self._stops and time.time() >= self._not_before_s:
             now = db.now()
             self._start_run({g for g, s in now_known.items() if s.state == "pending" and (s.not_before or "") <= now})
-        self._tell()
-        return unfinished
+        return more
 
     def _start_run(self, ready: set[str]) -> None:
         """Start Snakemake on those of the `ready` groups (pending, back-off over) that can go."""
@@ -185,8 +191,9 @@ class Watcher:
             ingest.note_calibration(session, plans)
             self._mark = ingest.last_move(session)
         newest_first = self.config.ingest.order == "newest"
+        alone = self._refusals.alone(sorted(ready, reverse=newest_first))
         self._batch = next(
-            filter(None, (choose({g: plans[g]}, ready, newest_first, 1) for g in self._refusals.alone(ready) if g in plans)),
+            filter(None, (choose({g: plans[g]}, ready, newest_first, 1) for g in alone if g in plans)),
             [],
         ) or choose(plans, ready, newest_first, self.config.ingest.groups_per_run)  # fmt: skip
         if not self._batch:
@@ -225,8 +232,8 @@ class Watcher:
             for row in rows:
                 if row.error and row.state in ("failed", "pending"):
                     log.error("%s: %s after attempt %d: %s", row.group_id, row.state, row.retry_count, row.error)
-            killed = code < 0 or self._stops  # says nothing about its groups
-            blamed = None if begun or killed else self._refusals.refused(self._batch)
+            not_now = self._stops or code == NOT_NOW
+            blamed = None if begun or not_now else self._refusals.refused(self._batch, killed=code < 0)
             if blamed:
                 error = f"no run begins with this group; see {self.paths.run_log(self._stamp)}"
                 state = ingest.attempt_failed(session, blamed, error, options, now_s)
@@ -235,15 +242,14 @@ class Watcher:
         log.info("run %s ended with status %d: %s", self._stamp, code, words)
         if begun:
             self._refusals.begun(self._batch)
-        elif not killed:
+        elif not not_now:
             wait_s = min(options.retry_backoff_s * 2 ** (self._refusals.in_a_row - 1), _LONGEST_WAIT_S)
             self._not_before_s = now_s + wait_s
             log.error("the run ended before it began; see %s. Next attempt in %g s, with one group",
                       self.paths.run_log(self._stamp), wait_s)  # fmt: skip
 
-    def _tell(self) -> None:
+    def _tell(self, problem: str | None) -> None:
         """For `contimg status`: what the watcher does now."""
-        problem = None
         if number := self._refusals.in_a_row:
             problem = f"the last {number} runs ended before they began; see {self.paths.run_log(self._stamp)}"
         write_json(

@@ -54,7 +54,7 @@ def plan_of(wildcards):
     if wildcards.group not in PLANS:
         raise WorkflowError(f"group {wildcards.group} has no files in {PATHS.incoming}; see `contimg plan`")
     plan = PLANS[wildcards.group]
-    if plan.calset is None and plan.action != "run":
+    if plan.calset is None:
         raise WorkflowError(f"group {wildcards.group} cannot be imaged now: {plan.reason}")
     return plan
 
@@ -65,7 +65,7 @@ def raw_files(wildcards):
 
 def calibration_first(wildcards):
     """A target chooses its calibration before anything is done with its data; a calibrator group cannot."""
-    if plan_of(wildcards).calset in (wildcards.group, None):  # None: no header can be read, and convert will say so
+    if plan_of(wildcards).calset == wildcards.group:
         return []
     return [result(wildcards.group, "caltables")]
 
@@ -73,8 +73,6 @@ def calibration_first(wildcards):
 def registered_first(wildcards):
     """The set that this group will get is registered before it chooses, if it is its own or solved in this run."""
     plan = plan_of(wildcards)
-    if plan.calset is None:
-        return [result(wildcards.group, "convert")]
     solver = wildcards.group if plan.calset == wildcards.group else plan.depends_on
     return [result(solver, "register")] if solver else []
 
@@ -103,7 +101,7 @@ onstart:
         contimg_run.current.begin()
     except ContimgError as error:
         logger.error(f"{type(error).__name__}: {error}")
-        sys.exit(1)
+        sys.exit(contimg_run.NOT_NOW)
 
 
 onsuccess:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from contimg import db, ingest
 from contimg.config import IngestConfig
 from contimg.errors import InputError, StateError
-from contimg.groups import FileGroup, RawFile
+from contimg.groups import FileGroup, RawFile, cluster
 from contimg.paths import Paths
 from contimg.stage import write_json
 from contimg.uvh5 import Outline
@@ -43,6 +43,11 @@ def database(tmp_path):
 def session(database):
     with db.writing(database, ingest.Base) as session:
         yield session
+
+
+def nothing(group):
+    """No group is finished on disk."""
+    return False
 
 
 def add(session, state, group=GROUP):
@@ -134,7 +139,7 @@ def test_an_operator_ends_a_back_off(session):
     ingest.attempt_failed(session, GROUP, "broken", OPTIONS, time.time())
     ingest.requeue(session, GROUP, 16)
     assert (row(session).not_before, row(session).retry_count) == (None, 0)
-    with pytest.raises(StateError, match="no move from pending to pending"):
+    with pytest.raises(StateError, match="is pending already"):
         ingest.requeue(session, GROUP, 0)
 
 
@@ -148,11 +153,11 @@ def test_bad_data_fail_at_once(session):
 @pytest.mark.parametrize("claimed", ["in_progress", "processing_fresh", "resuming"])
 def test_groups_of_a_dead_run_come_back_and_the_one_at_work_has_spent_an_attempt(session, claimed):
     add(session, claimed)
-    assert ingest.recover(session, [], OPTIONS, time.time()) == {GROUP: "pending"}
+    assert ingest.recover(session, nothing, OPTIONS, time.time()) == {GROUP: "pending"}
     assert state(session) == ("pending", 0)
     ingest.claim(session, GROUP, "7", resuming=False)
     ingest.stage_started(session, GROUP, "image")
-    ingest.recover(session, [], OPTIONS, time.time(), alone=True)
+    ingest.recover(session, nothing, OPTIONS, time.time(), alone=True)
     assert state(session) == ("pending", 1)
     assert row(session).error == "run 7 died in image"
 
@@ -160,7 +165,7 @@ def test_groups_of_a_dead_run_come_back_and_the_one_at_work_has_spent_an_attempt
 @pytest.mark.parametrize("before", ["pending", "processing_fresh", "resuming"])
 def test_a_finished_group_whose_run_died_is_completed(session, before):
     add(session, before)
-    ingest.recover(session, [GROUP], OPTIONS, time.time(), alone=True)
+    ingest.recover(session, {GROUP}.__contains__, OPTIONS, time.time(), alone=True)
     assert state(session)[0] == "completed"
 
 
@@ -168,7 +173,7 @@ def test_a_claim_lives_as_long_as_its_process_and_its_heartbeat(session):
     add(session, "pending")
     ingest.claim(session, GROUP, "run", resuming=False)
     now_s = time.time()
-    assert ingest.recover(session, [], OPTIONS, now_s) == {}
+    assert ingest.recover(session, nothing, OPTIONS, now_s) == {}
     assert not ingest.is_alive(row(session), OPTIONS, now_s + OPTIONS.lease_s + 2)
     row(session).host = "another host"
     assert ingest.is_alive(row(session), OPTIONS, now_s)
@@ -179,7 +184,7 @@ def test_a_claim_lives_as_long_as_its_process_and_its_heartbeat(session):
     claimed.host, claimed.pid = __import__("socket").gethostname(), ended.pid
     assert not ingest.is_alive(claimed, OPTIONS, now_s)
     ended.wait()
-    assert ingest.recover(session, [], OPTIONS, now_s) == {GROUP: "pending"}
+    assert ingest.recover(session, nothing, OPTIONS, now_s) == {GROUP: "pending"}
     ingest.claim(session, GROUP, "run 2", resuming=False)
     row(session).heartbeat = db.utc(now_s - 3600)
     ingest.beat(session, "run 2")
@@ -223,6 +228,8 @@ def test_a_bad_file_is_named_until_a_good_one_takes_its_place(database):
     assert error == "after 3600 s only 15 of 16 subbands; missing 07; SubbandError: truncated"
     known = ingest.known_groups(database)[GROUP]
     assert bad in known.files
+    again = files_of(7, changed_s=2000.0, checked=False)
+    assert see(database, FileGroup(GROUP, members | again))[0] == "failed"  # nobody has looked into it yet
     again = files_of(7, changed_s=2000.0)
     assert see(database, FileGroup(GROUP, members | again)) == ("pending", None)
 
@@ -262,6 +269,30 @@ def test_a_file_that_comes_after_its_group_was_begun_waits_to_be_asked_for(datab
     assert all(f.reason is None for f in ingest.known_groups(database)[GROUP].files)
 
 
+def test_the_late_file_that_has_the_earliest_name_joins_the_id_that_is_fixed(database):
+    group = FileGroup(GROUP, files_of(*range(1, 16)))
+    see(database, group, now_s=group.waiting_since_s + 3601)
+    with db.writing(database, ingest.Base) as session:  # an earlier attempt left its seconds
+        values = {"load_time": 1.0, "phase_time": 1.0, "write_time": 1.0, "total_time": 3.0, "writer_type": "x"}
+        session.add(ingest.Performance(group_id=GROUP, stages="{}", recorded_at="", **values))
+    early = replace(
+        files_of(0, checked=False)[0], path=Path("/raw/2026-01-25T22:25:55_sb00.hdf5"), timestamp="2026-01-25T22:25:55"
+    )
+    for checked in (False, True):
+        early = replace(early, checked=checked, outline=files_of(1)[1].outline if checked else None)
+        fixed = {g: s.files for g, s in ingest.known_groups(database).items()}
+        groups = cluster([early], 120, 300, 16, fixed)
+        assert [g.id for g in groups] == [GROUP]
+        state, _ = see(database, groups[0])
+    assert state == "pending"
+
+
+def test_a_requested_group_that_waits_for_files_is_refused(session):
+    add(session, "collecting")
+    with pytest.raises(StateError, match="waits for files"):
+        ingest.requeue(session, GROUP, 0)
+
+
 def test_what_is_recorded_is_what_was_seen(database):
     duplicate = replace(files_of(3, reason="duplicate of x")[3], path=Path(f"/raw/{GROUP[:-1]}7_sb03.hdf5"))
     duplicate = replace(duplicate, timestamp=duplicate.path.name[:19])
@@ -292,7 +323,7 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
     assert ingest.reprocess(session, paths, GROUP, "image", 16) == "image"
     assert there() == ["caltables", "convert", "concat", "prepare", "apply"]
     assert state(session)[0] == "pending"
-    with pytest.raises(StateError, match="no move from pending"):  # asked already
+    with pytest.raises(StateError, match="is pending already"):  # asked already
         ingest.reprocess(session, paths, GROUP, "image", 16)
     ingest.claim(session, GROUP, "run", resuming=True)
     with pytest.raises(StateError, match="is being worked on"):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from contimg import db, ingest, registry
+from contimg import arrivals, db, ingest, registry
 from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.paths import Paths
 from contimg.planning import make_plans
@@ -95,7 +95,8 @@ def test_files_that_are_gone_leave_their_group_and_the_others_go_on(config, obse
     with running(config) as run:
         run.job_started(CALIBRATOR_START, "convert")
         write_json(
-            run.paths.error(CALIBRATOR_START), {"stage": "convert", "error": "SubbandError: bad", "permanent": True}
+            run.paths.error(CALIBRATOR_START),
+            {"stage": "convert", "error": "SubbandError: bad", "permanent": True, "at": db.now()},
         )
         run.job_failed(CALIBRATOR_START, "convert")
     assert state(config, CALIBRATOR_START) == ("failed", 1)
@@ -151,7 +152,8 @@ def test_a_failure_whose_event_is_late_keeps_its_reason(config, observe):
     with running(config) as run:
         run.job_started(CALIBRATOR_START, "convert")
         write_json(
-            run.paths.error(CALIBRATOR_START), {"stage": "convert", "error": "SubbandError: x", "permanent": True}
+            run.paths.error(CALIBRATOR_START),
+            {"stage": "convert", "error": "SubbandError: x", "permanent": True, "at": db.now()},
         )
     assert state(config, CALIBRATOR_START)[0] == "failed"
     assert plans(config)[CALIBRATOR_START].reason == "convert: SubbandError: x"
@@ -174,6 +176,45 @@ def test_impossible_dates_and_stray_subbands_stop_nobody(config, observe):
     for name in ("2026-02-30T00:00:00_sb01.hdf5", f"{CALIBRATOR_START}_sb20.hdf5"):
         (config.paths.incoming / name).write_bytes(b"")
     assert [(g, p.action) for g, p in plans(config).items()] == [(CALIBRATOR_START, "run")]
+
+
+def test_a_second_observation_that_begins_while_the_first_runs_is_a_group_of_its_own(config, observe):
+    """The correlator was restarted: 100 s after the first, within the tolerance of the names."""
+    observe(CALIBRATOR_START)
+    second = "2026-03-02T20:04:50"
+    for completed in (False, True):
+        with running(config, [CALIBRATOR_START]) as run:
+            run.job_started(CALIBRATOR_START, "convert")
+            if not completed:
+                observe(second)
+                groups = arrivals.look(config, ingest.known_groups(run.paths.ingest_db), time.time())
+                assert [(g.id, len(g.members)) for g in groups] == [(CALIBRATOR_START, 16), (second, 16)]
+                with db.writing(run.paths.ingest_db, ingest.Base) as session:
+                    ingest.record(session, groups, ingest.known_groups(run.paths.ingest_db), config.ingest, time.time())
+            else:
+                write_json(run.paths.result(CALIBRATOR_START, "index"), {"seconds": 1.0})
+                run.job_finished(CALIBRATOR_START, "index")
+        assert state(config, second) == ("pending", 0)
+    assert state(config, CALIBRATOR_START)[0] == "completed"
+    assert plans(config)[second].action == "run"
+
+
+def test_new_data_of_a_failed_group_are_not_given_its_old_results(config, observe):
+    paths = observe(CALIBRATOR_START)
+    with running(config) as run:
+        run.job_started(CALIBRATOR_START, "image")
+        error = {"stage": "image", "error": "x", "permanent": True, "at": db.now()}
+        write_json(run.paths.error(CALIBRATOR_START), error)
+        for stage in ("caltables", "convert", "apply"):
+            write_json(run.paths.result(CALIBRATOR_START, stage), {"set_name": CALIBRATOR_START})
+    assert state(config, CALIBRATOR_START)[0] == "failed"
+    content = paths[3].read_bytes()
+    paths[3].unlink()
+    paths[3].write_bytes(content)
+    with running(config):
+        assert state(config, CALIBRATOR_START) == ("pending", 0)
+        left = [p.name.split(".")[-2] for p in (config.paths.products / "results").iterdir()]
+        assert left == ["caltables"]
 
 
 def test_start_end_and_groups_choose(config, observe):

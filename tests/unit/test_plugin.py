@@ -68,7 +68,7 @@ def test_a_fused_chain_that_fails_in_its_middle(current, send):
     for number, rule in enumerate(CHAIN):
         info(send, number, rule)
     write_json(current.paths.result(CALIBRATOR_START, "convert"), {"seconds": 1.0})
-    words = {"stage": "concat", "error": "OSError: disk full", "permanent": False}
+    words = {"stage": "concat", "error": "OSError: disk full", "permanent": False, "at": db.now()}
     write_json(current.paths.error(CALIBRATOR_START), words)
     for number, rule in enumerate(CHAIN):
         send(LogEvent.JOB_ERROR, jobid=number, rule_name=rule)
@@ -80,6 +80,28 @@ def test_a_job_that_was_killed_from_outside(current, send):
     info(send, 1, "convert")
     send(LogEvent.JOB_ERROR, jobid=1, rule_name="convert")
     assert row(current).error.startswith("convert ended without a word (killed, or out of memory?); see ")
+
+
+def test_a_failure_whose_event_does_not_come_in_time_spends_an_attempt(current, send):
+    info(send, 1, "convert")
+    current.end()
+    found = row(current)
+    assert (found.state, found.retry_count) == ("pending", 1)
+    assert "convert ended without a word" in found.error
+
+
+def test_what_an_earlier_attempt_said_is_not_blamed(current, send):
+    words = {
+        "stage": "convert",
+        "error": "SubbandError: long ago",
+        "permanent": True,
+        "at": "2026-01-01T00:00:00+00:00",
+    }
+    write_json(current.paths.error(CALIBRATOR_START), words)
+    info(send, 1, "convert")
+    send(LogEvent.JOB_ERROR, jobid=1)
+    assert row(current).state == "pending"
+    assert "without a word" in row(current).error
 
 
 def test_a_full_disk_does_not_stop_the_science(current, send, monkeypatch, caplog):
@@ -94,7 +116,9 @@ def test_a_run_that_lost_its_group_leaves_it_alone(current, send):
     info(send, 1, "convert")
     with db.writing(current.paths.ingest_db, ingest.Base) as session:
         session.get(ingest.Group, CALIBRATOR_START).heartbeat = db.utc(0)
-        assert ingest.recover(session, [], current.config.ingest, time.time()) == {CALIBRATOR_START: "pending"}
+        assert ingest.recover(session, lambda group: False, current.config.ingest, time.time()) == {
+            CALIBRATOR_START: "pending"
+        }
         ingest.claim(session, CALIBRATOR_START, "another run", resuming=False)
     send(LogEvent.JOB_FINISHED, job_id=1)
     send(LogEvent.JOB_ERROR, jobid=1)

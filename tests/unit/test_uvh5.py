@@ -65,6 +65,19 @@ def test_a_bad_file_is_named_with_the_reason(make_group, damage, words):
     assert str(path) in str(caught.value)
 
 
+def test_whatever_is_wrong_inside_a_file_it_is_named(make_group, tmp_path):
+    """HDF5 itself says RuntimeError and others of a damaged file: bytes flipped one by one in its structure."""
+    content = make_group(antennas=4, channels=1, integrations=2).files[5].read_bytes()
+    path, refused = tmp_path / "2026-01-25T22:26:05_sb05.hdf5", 0
+    for place in range(0, min(len(content), 8000), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            inspect(path)
+        except SubbandError as error:
+            refused += str(path) in str(error)
+    assert refused > 100
+
+
 def edit(path, key, value):
     with h5py.File(path, "r+") as file:
         del file["Header"][key]

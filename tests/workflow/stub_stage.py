@@ -48,7 +48,8 @@ with lock.open("a") as file:
     if stage == "image" and (named("fails_always") or (named("fails_once") and not failed_before.exists())):
         failed_before.touch()
         error.parent.mkdir(parents=True, exist_ok=True)
-        words = {"stage": stage, "error": "ImagingError: the stub was told to fail", "permanent": False}
+        words = {"stage": stage, "error": "ImagingError: the stub was told to fail", "permanent": False,
+                 "at": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
         error.write_text(json.dumps(words))
         raise SystemExit(1)
     time.sleep(3 if named("slow") else 0.02)

@@ -9,13 +9,12 @@ import sqlite3
 import subprocess
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from contimg.paths import STAGES
-from contimg.stage import holder_of
 from tests.conftest import ROOT
 from tests.workflow.conftest import BIN, Site, make_site
 from tests.workflow.replay import Night
@@ -64,9 +63,14 @@ class Watch:
             self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log)
 
     def snakemake(self) -> int | None:
-        """The process of the run at work, whoever started it."""
-        holder = holder_of(self.site.paths.run_lock)
-        return int(holder.split()[0]) if holder and holder[0].isdigit() else None
+        """The Snakemake at work, whoever started it, from its first moment on (its jobs are other programs)."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if b"snakemake" in words and str(self.site.configfile).encode() in words:
+                        return int(entry.name)
+        return None
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -135,8 +139,8 @@ def test_a_replay(site, tmp_path, figure, kills):
     for number in range(kills):
         time.sleep(chance.uniform(3, 22))
         if number % 2:
-            while (run := watch.snakemake()) is None:
-                time.sleep(0.2)
+            while (run := watch.snakemake()) is None and time.monotonic() < begin + 300:
+                time.sleep(0.05)
             os.kill(run, signal.SIGKILL)
             killed["snakemake"] += 1
         else:

@@ -355,7 +355,7 @@ def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file
     assert "to be imaged" in site.contimg("plan").stdout
     refused = site.contimg("retry", CALIBRATOR_START)
     assert refused.returncode == 1
-    assert "no move from pending to pending" in refused.stderr
+    assert "is pending already" in refused.stderr
     assert site.snakemake("--", concat).returncode == 1
     assert "pending again" in site.contimg("retry", "--all").stdout
     assert site.snakemake("--", concat).returncode == 1
