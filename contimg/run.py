@@ -79,7 +79,9 @@ class Run:
         if any(_gist(now.get(g)) != _gist(p) for g, p in mine.items()):
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
-        refresh(self.config, known, [plan.group for plan in self.plans.values()], alone=True)
+        _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], alone=True)
+        if renewed:
+            raise LockError(f"{', '.join(renewed)}: other files came, its old results are gone: run it again")
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             ingest.note_calibration(session, self.plans)
         with db.writing(self.paths.registry_db, RegistryBase):
@@ -202,9 +204,10 @@ class Run:
 
 def refresh(
     config: Config, known: Mapping[str, ingest.GroupStatus], groups: list[FileGroup], alone: bool = False
-) -> dict[str, str]:
-    """Bring the queue up to date with the folder, and with the runs that died; returns what `ingest.recover` moved.
+) -> tuple[dict[str, str], list[str]]:
+    """Bring the queue up to date with the folder, and with the runs that died.
 
+    Returns what `ingest.recover` moved, and the failed groups that came back with other files and lost their results.
     Raises InputError, and changes nothing, when the folder is gone or empty: a disk that is not mounted.
 
     known   the queue before
@@ -214,7 +217,9 @@ def refresh(
     paths = Paths.of(config)
     _must_be_there(config.paths.incoming, known)
     with db.writing(paths.ingest_db, ingest.Base) as session:
-        for group in ingest.record(session, groups, known, config.ingest, time.time()):
+        reopened = set(ingest.record(session, groups, known, config.ingest, time.time()))
+        renewed = [g.id for g in groups if g.id in reopened and _is_older_than_results(g, paths)]
+        for group in renewed:
             ingest.remove_results(paths, group, [stage for stage in STAGES if stage != "caltables"])
         moved = ingest.recover(
             session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone
@@ -222,7 +227,14 @@ def refresh(
         for group, state in moved.items():
             if state == "completed":
                 ingest.record_performance(session, group, results_of(paths, group))
-    return moved
+    return moved, renewed
+
+
+def _is_older_than_results(group: FileGroup, paths: Paths) -> bool:
+    """Whether Snakemake, which goes by modification times, would not see that a group has other files now."""
+    converted = paths.result(group.id, "convert")
+    files_s = [path.stat().st_mtime for path in group.files.values()]
+    return converted.exists() and max(files_s) <= converted.stat().st_mtime
 
 
 def _must_be_there(folder: Path, known: Mapping[str, ingest.GroupStatus]) -> None:

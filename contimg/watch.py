@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 5.0  # at most this long into new files at a time, so that groups can start while an archive is looked at
 _LOGS_KEPT = 500
 _LONGEST_WAIT_S = 600.0
+_IDLE_S = 60.0  # plan again after this long, though nothing has changed (somebody may have registered a calibration)
 
 
 @dataclass
@@ -98,6 +99,8 @@ class Watcher:
         self._not_before_s = 0.0
         self._stops = 0  # signals that asked to stop
         self._waits_for: str | None = None
+        self._idle_for: set[str] = set()  # pending groups of which none could go
+        self._idle_until_s = 0.0
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
 
@@ -173,7 +176,7 @@ class Watcher:
         known = ingest.known_groups(self.paths.ingest_db)
         groups = arrivals.look(self.config, known, time.time(), seconds=_LOOK_S)
         more = time.monotonic() - begin > _LOOK_S and bool(arrivals.new_files(self.config, known, groups, time.time()))
-        for group, state in refresh(self.config, known, groups).items():
+        for group, state in refresh(self.config, known, groups)[0].items():
             log.info("%s: its run died; now %s", group, state)
         now_known = ingest.known_groups(self.paths.ingest_db, files=False)
         _say_news(known, now_known)
@@ -184,7 +187,7 @@ class Watcher:
 
     def _start_run(self, ready: set[str]) -> None:
         """Start Snakemake on those of the `ready` groups (pending, back-off over) that can go."""
-        if not ready or self._run_lock_is_held():
+        if not ready or (ready == self._idle_for and time.time() < self._idle_until_s) or self._run_lock_is_held():
             return
         plans = make_plans(self.config, time.time())
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
@@ -196,7 +199,8 @@ class Watcher:
             filter(None, (choose({g: plans[g]}, ready, newest_first, 1) for g in alone if g in plans)),
             [],
         ) or choose(plans, ready, newest_first, self.config.ingest.groups_per_run)  # fmt: skip
-        if not self._batch:
+        if not self._batch:  # all wait for a calibration
+            self._idle_for, self._idle_until_s = ready, time.time() + _IDLE_S
             return
         self._stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3]
         logfile = self.paths.run_log(self._stamp)

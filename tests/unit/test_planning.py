@@ -1,6 +1,7 @@
 """What a run would do, from hand-made states: no job runs here."""
 
 import json
+import os
 import time
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ import pytest
 
 from contimg import arrivals, db, ingest, registry
 from contimg.config import Config, IngestConfig, PathsConfig
+from contimg.errors import LockError
 from contimg.paths import Paths
 from contimg.planning import make_plans
 from contimg.run import Run
@@ -40,9 +42,10 @@ def plans(config, only=()):
 @contextmanager
 def running(config, only=()):
     run = Run(config, plans(config, only), config.paths.state / "staging", only)
-    run.begin()
-    yield run
-    run.end()
+    with run._held:
+        run.begin()
+        yield run
+        run.end()
 
 
 def state(config, group):
@@ -211,6 +214,9 @@ def test_new_data_of_a_failed_group_are_not_given_its_old_results(config, observ
     content = paths[3].read_bytes()
     paths[3].unlink()
     paths[3].write_bytes(content)
+    os.utime(paths[3], (1e9, 1e9))  # as rsync -a does: Snakemake would not see that it is new
+    with pytest.raises(LockError, match="its old results are gone: run it again"), running(config):
+        pass
     with running(config):
         assert state(config, CALIBRATOR_START) == ("pending", 0)
         left = [p.name.split(".")[-2] for p in (config.paths.products / "results").iterdir()]
