@@ -47,7 +47,7 @@ def new_files(config: Config, known: Mapping[str, GroupStatus], groups: list[Fil
     options, paths = config.ingest, Paths.of(config)
     new = []
     for group in reversed(groups) if options.order == "newest" else groups:
-        files = [f for f in (*group.members.values(), *group.others) if not f.checked]
+        files = [f for f in group.all_files if not f.checked]
         if not files or not chosen(options, group.id):
             continue
         status = known.get(group.id)

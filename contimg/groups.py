@@ -60,6 +60,11 @@ class FileGroup:
         return {subband: member.path for subband, member in sorted(self.members.items())}
 
     @property
+    def all_files(self) -> tuple[RawFile, ...]:
+        """Members and others."""
+        return (*self.members.values(), *self.others)
+
+    @property
     def outline(self) -> Outline | None:
         """Header of a member, if one was looked into."""
         return next((m.outline for m in self.members.values() if m.outline), None)
@@ -67,7 +72,7 @@ class FileGroup:
     @property
     def waiting_since_s(self) -> float:
         """Since when (s since 1970) it waits for more: the arrival of its last file on this disk."""
-        return max((f.changed_s for f in (*self.members.values(), *self.others)), default=timestamp_s(self.id))
+        return max((f.changed_s for f in self.all_files), default=timestamp_s(self.id))
 
     def missing(self, expected_subbands: int) -> tuple[int, ...]:
         """Subbands of the set 0..N-1 that have no file."""

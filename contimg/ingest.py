@@ -225,7 +225,7 @@ def record(
     for group in groups:
         state = states.get(group.id)
         before = {f.path: f for f in known[group.id].files} if group.id in known else {}
-        for file in (*group.members.values(), *group.others):
+        for file in group.all_files:
             recorded = before.get(file.path)
             begun = state in (*RUNNING, "completed")
             if not file.checked and (state == "failed" or (begun and recorded is None)):
@@ -235,7 +235,7 @@ def record(
             elif recorded != file:
                 changed.append(_row(group.id, file))
         if state != "completed":
-            seen = {f.path for f in (*group.members.values(), *group.others)}
+            seen = {f.path for f in group.all_files}
             gone += [str(p) for p in before.keys() - seen if not p.exists()]
     add = insert(SubbandFile)
     if changed:

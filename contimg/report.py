@@ -101,7 +101,7 @@ def why(config: Config, group: str) -> dict:
     paths = Paths.of(config)
     plan = make_plans(config, time.time()).get(group)
     known = {"group": group, "state": "not in the queue yet", "plan": describe(plan) if plan else None}
-    files = [*plan.group.members.values(), *plan.group.others] if plan and plan.action != "done" else []
+    files = plan.group.all_files if plan and plan.action != "done" else ()
     with db.reading(paths.ingest_db) as session:
         row = session.get(Group, group) if session is not None else None
         if plan is None and row is None:
@@ -139,7 +139,7 @@ def incomplete(config: Config) -> list[dict]:
     """Groups that lack subbands: which, why, and until when they wait."""
     found = []
     now_s, options = time.time(), config.ingest
-    recorded = ingest.known_groups(Paths.of(config).ingest_db)
+    recorded = ingest.known_groups(Paths.of(config).ingest_db, files=False)
     for name, plan in make_plans(config, now_s).items():
         status = recorded.get(name, GroupStatus(name, "collecting"))
         if plan.action not in ("collecting", "failed") or not (plan.missing or plan.action == "collecting"):

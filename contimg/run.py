@@ -145,15 +145,16 @@ class Run:
         """The attempt at a group failed: back to the queue, or failed for good."""
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             if self._holds(session, group):
-                words = f"{rule} ended without a word (killed, or out of memory?)"
-                self._fail(session, group, f"{words}; see {self.paths.log(group, rule)}")
+                self._fail(session, group, rule)
 
-    def _fail(self, session, group: str, error: str) -> None:
+    def _fail(self, session, group: str, rule: str | None) -> None:
         """Spend an attempt; the stage's own words, where it left some, say why."""
         self._lost.add(group)
-        permanent = False
         if noted := self._noted(group):
             error, permanent = f"{noted['stage']}: {noted['error']}", noted["permanent"]
+        else:
+            words = f"{rule} ended without a word (killed, or out of memory?)"
+            error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
         ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent)
 
     def _noted(self, group: str) -> dict | None:
@@ -188,11 +189,7 @@ class Run:
                         continue
                     stage = row.running_stage
                     if self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
-                        self._fail(
-                            session,
-                            group,
-                            f"{stage} ended without a word (killed?); see {self.paths.log(group, stage)}",
-                        )
+                        self._fail(session, group, stage)
                     elif self.paths.result(group, "index").exists():
                         ingest.record_performance(session, group, results_of(self.paths, group))
                         ingest.move(session, group, "completed", error=None)

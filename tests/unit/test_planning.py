@@ -48,6 +48,12 @@ def running(config, only=()):
         run.end()
 
 
+def leave_error(run, stage, error):
+    """What a stage leaves behind when the data are at fault."""
+    words = {"stage": stage, "error": error, "permanent": True, "at": db.now()}
+    write_json(run.paths.error(CALIBRATOR_START), words)
+
+
 def state(config, group):
     with db.reading(Paths.of(config).ingest_db) as session:
         row = session.get(ingest.Group, group)
@@ -97,10 +103,7 @@ def test_files_that_are_gone_leave_their_group_and_the_others_go_on(config, obse
     observe(TARGET_START)
     with running(config) as run:
         run.job_started(CALIBRATOR_START, "convert")
-        write_json(
-            run.paths.error(CALIBRATOR_START),
-            {"stage": "convert", "error": "SubbandError: bad", "permanent": True, "at": db.now()},
-        )
+        leave_error(run, "convert", "SubbandError: bad")
         run.job_failed(CALIBRATOR_START, "convert")
     assert state(config, CALIBRATOR_START) == ("failed", 1)
     paths[7].unlink()  # as the message says: remove it
@@ -154,10 +157,7 @@ def test_a_failure_whose_event_is_late_keeps_its_reason(config, observe):
     observe(CALIBRATOR_START)
     with running(config) as run:
         run.job_started(CALIBRATOR_START, "convert")
-        write_json(
-            run.paths.error(CALIBRATOR_START),
-            {"stage": "convert", "error": "SubbandError: x", "permanent": True, "at": db.now()},
-        )
+        leave_error(run, "convert", "SubbandError: x")
     assert state(config, CALIBRATOR_START)[0] == "failed"
     assert plans(config)[CALIBRATOR_START].reason == "convert: SubbandError: x"
     assert plans(config, [CALIBRATOR_START])[CALIBRATOR_START].action == "run"  # asked for by name
@@ -206,8 +206,7 @@ def test_new_data_of_a_failed_group_are_not_given_its_old_results(config, observ
     paths = observe(CALIBRATOR_START)
     with running(config) as run:
         run.job_started(CALIBRATOR_START, "image")
-        error = {"stage": "image", "error": "x", "permanent": True, "at": db.now()}
-        write_json(run.paths.error(CALIBRATOR_START), error)
+        leave_error(run, "image", "x")
         for stage in ("caltables", "convert", "apply"):
             write_json(run.paths.result(CALIBRATOR_START, stage), {"set_name": CALIBRATOR_START})
     assert state(config, CALIBRATOR_START)[0] == "failed"
