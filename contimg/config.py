@@ -19,6 +19,7 @@ from contimg.errors import ConfigError
 
 DEFAULT_CONFIG = Path("config/config.yaml")
 
+_PYUVDATA_SUBBANDS = 2
 _FLUX_UNITS_JY = {"jy": 1.0, "mjy": 1e-3, "ujy": 1e-6}
 
 
@@ -95,9 +96,12 @@ class IngestConfig(_Section):
 class ConversionConfig(_Section):
     """UVH5 to Measurement Set."""
 
-    writer: Literal["auto", "parallel-subband"] = Field("auto", description="auto: parallel-subband")
+    writer: Literal["auto", "parallel-subband", "pyuvdata"] = Field(
+        "auto", description="pyuvdata: a check, for 1 or 2 subbands; auto: that for so few, else parallel-subband"
+    )
     workers: int = Field(16, ge=1, description="subbands converted at once; bounded by the cores of the job")
     staging: Literal["auto", "tmpfs", "disk"] = Field("auto", description="auto: tmpfs when it has room, else disk")
+    tmpfs_keep_free_gb: float = Field(4, ge=0, description="memory that staging in tmpfs leaves to others")
     telescope_name: str = Field("OVRO_MMA", description="name in the Measurement Set; CASA must know it")
 
 
@@ -167,6 +171,13 @@ class Config(_Section):
     calibration: CalibrationConfig = CalibrationConfig()
     imaging: ImagingConfig = ImagingConfig()
 
+    @property
+    def writer(self) -> str:
+        """The writer that conversion uses."""
+        if self.conversion.writer != "auto":
+            return self.conversion.writer
+        return "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
+
     def digest(self) -> str:
         """Short hash of what decides the science: all but `paths` and the choice of groups."""
         science = self.model_dump(mode="json", exclude={"paths", "ingest"})
@@ -184,6 +195,11 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         ) from None
     if config.ingest.min_subbands > config.ingest.expected_subbands:
         raise ConfigError("configuration: ingest.min_subbands is larger than ingest.expected_subbands")
+    if config.writer == "pyuvdata" and config.ingest.expected_subbands > _PYUVDATA_SUBBANDS:
+        raise ConfigError(
+            f"configuration: conversion.writer pyuvdata is for {_PYUVDATA_SUBBANDS} subbands at most, and "
+            f"ingest.expected_subbands is {config.ingest.expected_subbands}: choose parallel-subband"
+        )
     return config
 
 

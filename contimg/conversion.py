@@ -13,33 +13,43 @@ import ctypes
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numba import njit
 
 from contimg import measurement_set as mset
+from contimg.config import Config
 from contimg.errors import InputError, SubbandError, ValidationError
 from contimg.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_icrs_deg, meridian_vector, track
 from contimg.measurement_set import Observation, Rows
-from contimg.uvh5 import SubbandHeader, read_data, read_header
+from contimg.uvh5 import SubbandHeader, opened_data, read_header
 
 _SAME_TIME_S = 1e-3
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @njit(cache=True)
-def _move_to_phase_centre(raw, flags, nsamples, full, conjugate, path_m, wavenumber, out, out_flags, out_weights):
-    """Phase, orient and reverse rows (nrow, nchan, npol); `wavenumber` = nu / c of the ascending channels."""
+def _move_to_phase_centre(
+    raw, flags, nsamples, full, conjugate, path_m, first, step, out, out_flags, out_weights, mean
+):
+    """Phase, orient and reverse rows (nrow, nchan, npol); `first`, `step`: nu / c of the ascending channels.
+
+    `mean` (nrow, npol) gets the mean weight; returns how many visibilities are not zero.
+    """
     nrow, nchan, npol = raw.shape
+    nonzero = 0
     for row in range(nrow):
+        cycles, more = path_m[row] * first, path_m[row] * step
+        turn = np.exp(2j * np.pi * (cycles - np.floor(cycles)))
+        turn_more = np.exp(2j * np.pi * (more - np.floor(more)))
+        for p in range(npol):
+            mean[row, p] = 0
         for c in range(nchan):
-            cycles = path_m[row] * wavenumber[c]
-            angle = 2 * np.pi * (cycles - np.floor(cycles))
-            turn = complex(np.cos(angle), np.sin(angle))
             for p in range(npol):
                 value = raw[row, nchan - 1 - c, p]
                 weight = nsamples[row, nchan - 1 - c, p] / full
@@ -51,10 +61,14 @@ def _move_to_phase_centre(raw, flags, nsamples, full, conjugate, path_m, wavenum
                     continue
                 if conjugate[row]:
                     value = np.conj(value)
+                nonzero += value != 0
                 out[row, c, p] = value * turn
                 flagged = flags[row, nchan - 1 - c, p]
                 out_flags[row, c, p] = flagged
                 out_weights[row, c, p] = 0 if flagged else weight
+                mean[row, p] += out_weights[row, c, p] / nchan
+            turn *= turn_more
+    return nonzero
 
 
 def channel_blocks(headers: Mapping[int, SubbandHeader], expected_subbands: int) -> dict[int, float]:
@@ -67,10 +81,16 @@ def channel_blocks(headers: Mapping[int, SubbandHeader], expected_subbands: int)
     widths = np.array([h.channel_width_hz for h in headers.values()])
     if len(nchan) > 1 or np.ptp(widths) > 1:
         raise InputError(f"subbands have different channels: {sorted(nchan)} channels, widths {np.unique(widths)} Hz")
-    step_hz = nchan.pop() * widths[0]
+    step_hz = max(nchan) * widths[0]
     lowest = {sb: float(h.freq_hz.min()) for sb, h in headers.items()}
     reference = min(headers)
     place = {sb: (lowest[sb] - lowest[reference]) / step_hz for sb in headers}
+    regular_hz = np.arange(max(nchan)) * widths[0]
+    for header in headers.values():
+        if np.abs(np.sort(header.freq_hz) - header.freq_hz.min() - regular_hz).max() > 1e-3 * widths[0]:
+            raise InputError(
+                f"{header.path}: its channels are not {widths[0]:.1f} Hz apart throughout. Was it rewritten?"
+            )
     off_grid = [sb for sb, x in place.items() if abs(x - round(x)) > 1e-3]
     if off_grid or len({round(x) for x in place.values()}) < len(place):
         raise InputError(
@@ -86,14 +106,19 @@ def channel_blocks(headers: Mapping[int, SubbandHeader], expected_subbands: int)
     return {sb: lowest[reference] + slopes.copy().pop() * (sb - reference) * step_hz for sb in range(expected_subbands)}
 
 
-def _check_same_observation(headers: Mapping[int, SubbandHeader]) -> None:
-    first = headers[min(headers)]
+def _first_integration(header: SubbandHeader, times_mjd: np.ndarray) -> int | None:
+    """Which of the group's integrations is a file's first; None when its times are no stretch of the group's."""
+    start = int(np.abs(times_mjd - header.time_mjd[0]).argmin())
+    mine = times_mjd[start : start + len(header.time_mjd)]
+    same = mine.shape == header.time_mjd.shape and np.abs(mine - header.time_mjd).max() * mset.DAY_S < _SAME_TIME_S
+    return start if same else None
+
+
+def _check_same_observation(headers: Mapping[int, SubbandHeader], first: SubbandHeader) -> None:
     for header in headers.values():
         differs = None
-        if header.time_mjd.shape != first.time_mjd.shape:
-            differs = f"{len(header.time_mjd)} integrations, expected {len(first.time_mjd)}"
-        elif np.abs(header.time_mjd - first.time_mjd).max() * mset.DAY_S > _SAME_TIME_S:
-            differs = f"first integration at MJD {header.time_mjd[0]:.7f}, expected {first.time_mjd[0]:.7f}"
+        if _first_integration(header, first.time_mjd) is None:
+            differs = f"{len(header.time_mjd)} integrations from MJD {header.time_mjd[0]:.7f}, expected the times"
         elif not (np.array_equal(header.ant_1, first.ant_1) and np.array_equal(header.ant_2, first.ant_2)):
             differs = "other baselines, or in another order"
         elif abs(header.app_dec_rad - first.app_dec_rad) > 1e-9:
@@ -108,9 +133,44 @@ def _check_same_observation(headers: Mapping[int, SubbandHeader]) -> None:
             )
 
 
-def plan_rows(header: SubbandHeader) -> tuple[Observation, Rows, np.ndarray, np.ndarray]:
-    """Geometry of a group: observation (with the header's channels), rows, the path (ntime, nbaseline) in m from the
-    meridian to the phase centre for each row's antennas (p_2 - p_1), and which rows are conjugated (nbaseline,)."""
+@dataclass(frozen=True)
+class GroupPlan:
+    """What a group's headers say about the Measurement Set to be written."""
+
+    headers: Mapping[int, SubbandHeader]
+    lowest_hz: Mapping[int, float]  # lowest channel of every subband, missing ones too
+    reference: SubbandHeader  # that with the most integrations
+    observation: Observation  # with the reference's channels
+    rows: Rows
+    path_m: np.ndarray  # (ntime, nbaseline): p_2 - p_1 of each row's antennas
+    conjugate: np.ndarray  # (nbaseline,)
+
+    def channels_hz(self, subband: int) -> np.ndarray:
+        """Ascending channels of a subband."""
+        return self.lowest_hz[subband] + np.arange(len(self.reference.freq_hz)) * self.reference.channel_width_hz
+
+    def first_integration(self, subband: int) -> int:
+        """Which of the group's integrations is a file's first; later ones that it lacks are flagged."""
+        return _first_integration(self.headers[subband], self.reference.time_mjd)
+
+
+def plan_group(files: Mapping[int, Path], expected_subbands: int, telescope_name: str) -> GroupPlan:
+    """Read the headers and lay out the group; raises SubbandError or InputError naming the file that does not fit."""
+    headers = {sb: read_header(path) for sb, path in sorted(files.items())}
+    for sb, header in headers.items():
+        if np.any(np.diff(header.freq_hz) > 0) and len(header.freq_hz) > 1:
+            raise SubbandError(f"{header.path}: frequencies ascend, expected them to descend. Was it rewritten?")
+        if sb >= expected_subbands:
+            raise InputError(f"{header.path}: subband {sb} is outside 0..{expected_subbands - 1}")
+    # The last files of a run may be shorter than the others.
+    reference = max(headers.values(), key=lambda header: len(header.time_mjd))
+    _check_same_observation(headers, reference)
+    lowest_hz = channel_blocks(headers, expected_subbands)
+    return GroupPlan(headers, lowest_hz, reference, *_plan_rows(reference, telescope_name))
+
+
+def _plan_rows(header: SubbandHeader, telescope_name: str) -> tuple[Observation, Rows, np.ndarray, np.ndarray]:
+    """Observation (with the header's channels), rows, path_m and conjugate of GroupPlan."""
     centre = meridian_icrs_deg(header.mid_mjd, header.app_dec_rad)
     ra, dec = float(centre[0]), float(centre[1])
     axes = track(ra, dec, header.time_mjd).axes
@@ -130,47 +190,81 @@ def plan_rows(header: SubbandHeader) -> tuple[Observation, Rows, np.ndarray, np.
         antenna_names=header.antenna_names,
         positions_m=header.positions_m,
         diameters_m=header.diameters_m,
-        telescope_name="",
+        telescope_name=telescope_name,
         time_range_mjd=(float(header.time_mjd[0] - half), float(header.time_mjd[-1] + half)),
         field_name=f"drift_{ra / 15:05.2f}h{dec:+06.2f}d",
     )
     return observation, Rows(header.time_mjd, header.integration_s, ant_1, ant_2, uvw), path, keep
 
 
-def _convert_one(job: tuple) -> dict[str, float]:
-    """Write one subband's Measurement Set; seconds of loading, phasing and writing."""
-    source, output, observation, rows, path, conjugate = job
-    clock = [time.perf_counter()]
-    with mset.replacing(output) as partial:
-        if source is None:  # a missing subband: its channels, no rows
-            nothing = replace(rows, ant_1=rows.ant_1[:0], ant_2=rows.ant_2[:0], uvw_m=rows.uvw_m[:, :0])
-            mset.create(partial, observation, nothing)
-            return {"load_s": 0.0, "phase_s": 0.0, "write_s": 0.0}
-        raw, flags, nsamples = read_data(source)
-        clock.append(time.perf_counter())
-        full = float(np.nanmax(nsamples)) if nsamples.size else 0.0
-        if not full > 0:
-            raise SubbandError(f"{source}: no visibility has any sample. Remove it.")
-        data, out_flags = np.empty_like(raw), np.empty(raw.shape, np.bool_)
-        weights = np.empty(raw.shape, np.float32)
-        wavenumber = observation.freq_hz / SPEED_OF_LIGHT_M_S
-        _move_to_phase_centre(
-            raw,
-            flags,
-            nsamples,
-            full,
-            np.tile(conjugate, len(path)),
-            path.ravel(),
-            wavenumber,
-            data,
-            out_flags,
-            weights,
+class Seconds:
+    """Where the time goes: each call books what passed since the last."""
+
+    def __init__(self):
+        self.by_step = dict.fromkeys(("load_s", "phase_s", "write_s"), 0.0)
+        self._clock = time.perf_counter()
+
+    def spent(self, step: str) -> None:
+        """On loading, phasing or writing."""
+        now = time.perf_counter()
+        self.by_step[step] += now - self._clock
+        self._clock = now
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One subband: where it comes from, where it goes, and the group's geometry."""
+
+    source: Path | None  # None: no file; its channels are kept, without rows
+    output: Path
+    observation: Observation  # with the subband's channels
+    rows: Rows
+    path_m: np.ndarray  # (ntime, nbaseline)
+    conjugate: np.ndarray  # (nbaseline,)
+    first_integration: int  # of the group's, that the file has
+
+
+def _convert_one(job: _Job) -> dict:
+    """Write one subband's Measurement Set; what it took, and how many visibilities are not zero.
+
+    A tile at a time, from the file into buffers that stay in the cache, and out again: one pass over the data.
+    """
+    seconds = Seconds()
+    nchan = len(job.observation.freq_hz)
+    with mset.replacing(job.output) as partial:
+        if job.source is None:
+            nothing = replace(job.rows, ant_1=job.rows.ant_1[:0], ant_2=job.rows.ant_2[:0], uvw_m=job.rows.uvw_m[:, :0])
+            with mset.creating(partial, job.observation, nothing, nchan):
+                return {**seconds.by_step, "nonzero": 0}
+        ntime, nbaseline = job.rows.shape
+        path_m, conjugate = job.path_m.ravel(), np.tile(job.conjugate, ntime)
+        wavenumber = (
+            job.observation.freq_hz[0] / SPEED_OF_LIGHT_M_S,
+            job.observation.channel_width_hz / SPEED_OF_LIGHT_M_S,
         )
-        clock.append(time.perf_counter())
-        mset.create(partial, observation, rows)
-        mset.write_columns(partial, DATA=data, FLAG=out_flags, WEIGHT_SPECTRUM=weights)
-        clock.append(time.perf_counter())
-    return dict(zip(("load_s", "phase_s", "write_s"), np.diff(clock).tolist(), strict=True))
+        mean = np.zeros((ntime * nbaseline, 2), np.float32)
+        nonzero = 0
+        with opened_data(job.source) as source, mset.creating(partial, job.observation, job.rows, nchan) as table:
+            step = mset.tile_rows(nbaseline, nchan)
+            buffers = {name: np.empty((step, nchan, 2), dtype) for name, dtype in mset.SPECTRUM_COLUMNS.items()}
+            seconds.spent("write_s")
+            full = source.full_samples()
+            skipped = job.first_integration * nbaseline
+            for first in range(0, len(mean), step):
+                rows = slice(first, min(first + step, len(mean)))
+                raw, flags, nsamples = source.read(rows.start - skipped, rows.stop - skipped)
+                seconds.spent("load_s")
+                filled = {name: buffer[: len(raw)] for name, buffer in buffers.items()}
+                nonzero += _move_to_phase_centre(
+                    raw, flags, nsamples, full, conjugate[rows], path_m[rows], *wavenumber, *filled.values(), mean[rows]
+                )
+                seconds.spent("phase_s")
+                for name, values in filled.items():
+                    table.putcol(name, values, first, len(raw))
+                seconds.spent("write_s")
+            mset.put_row_weights(table, mean)
+        seconds.spent("write_s")
+    return {**seconds.by_step, "nonzero": nonzero}
 
 
 def _die_with_parent() -> None:
@@ -180,111 +274,114 @@ def _die_with_parent() -> None:
 
 def convert_group(
     files: Mapping[int, Path],
-    outputs: Mapping[int, Path],
-    telescope_name: str,
+    outputs: Sequence[Path],
+    config: Config,
     workers: int,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict:
-    """Write the Measurement Sets of all subbands of `outputs`; those without a file get no rows.
+    """Write the Measurement Sets of subbands 0, 1, ... to `outputs`; those without a file get no rows. The pyuvdata
+    writer makes a single one, with the channels of all.
 
-    Returns the result recorded in `{group}.convert.json`. Raises SubbandError naming the file that is at fault.
+    Returns the result recorded in `{group}.convert.json`. Raises SubbandError naming the file that is at fault,
+    InputError when all data are zero.
     """
     begin = time.perf_counter()
-    headers = {sb: read_header(path) for sb, path in sorted(files.items())}
-    for sb, header in headers.items():
-        if np.any(np.diff(header.freq_hz) > 0) and len(header.freq_hz) > 1:
-            raise SubbandError(f"{header.path}: frequencies ascend, expected them to descend. Was it rewritten?")
-        if sb not in outputs:
-            raise InputError(f"{header.path}: subband {sb} is outside 0..{len(outputs) - 1}")
-    _check_same_observation(headers)
-    lowest_hz = channel_blocks(headers, len(outputs))
-    reference = headers[min(headers)]
-    observation, rows, path, conjugate = plan_rows(reference)
-    observation = replace(observation, telescope_name=telescope_name)
-    offsets_hz = np.arange(len(reference.freq_hz)) * reference.channel_width_hz
-    jobs = [
-        (files.get(sb), output, replace(observation, freq_hz=lowest_hz[sb] + offsets_hz), rows, path, conjugate)
-        for sb, output in sorted(outputs.items())
-    ]
+    expected = config.ingest.expected_subbands
+    plan = plan_group(files, expected, config.conversion.telescope_name)
     header_s = time.perf_counter() - begin
-    timings = []
-    context = multiprocessing.get_context("fork")  # the workers share the geometry; nothing to import again
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent) as pool:
-        for job, timing in zip(jobs, pool.map(_convert_one, jobs), strict=True):
-            timings.append(timing)
-            progress(f"{job[1].name}: " + ("no file, channels kept" if job[0] is None else job[0].name))
+    if config.writer == "pyuvdata":
+        from contimg import pyuvdata_writer
+
+        sums = pyuvdata_writer.convert(plan, outputs[0])
+    else:
+        sums = _convert_parallel(plan, outputs, workers, progress)
+    if not sums.pop("nonzero"):
+        raise InputError(
+            f"{plan.reference.path} and its group: every visibility is zero. The correlator wrote no data: nothing to image."
+        )
     return {
-        "writer": "parallel-subband",
+        "writer": config.writer,
         "subbands": sorted(files),
-        "missing_subbands": sorted(set(outputs) - set(files)),
+        "missing_subbands": sorted(set(range(expected)) - set(files)),
+        "short_subbands": [sb for sb, h in plan.headers.items() if len(h.time_mjd) < len(plan.reference.time_mjd)],
         "files": {str(sb): str(path) for sb, path in sorted(files.items())},
-        "mid_mjd": reference.mid_mjd,
-        "app_dec_deg": float(np.degrees(reference.app_dec_rad)),
-        "phase_centre_deg": list(observation.phase_centre_deg),
-        "shape": [*rows.shape, len(offsets_hz), 2],
-        "load_s": header_s + sum(t["load_s"] for t in timings),
-        "phase_s": sum(t["phase_s"] for t in timings),
-        "write_s": sum(t["write_s"] for t in timings),
+        "mid_mjd": plan.reference.mid_mjd,
+        "app_dec_deg": float(np.degrees(plan.reference.app_dec_rad)),
+        "phase_centre_deg": list(plan.observation.phase_centre_deg),
+        "shape": [*plan.rows.shape, len(plan.reference.freq_hz), 2],
+        "load_s": header_s + sums["load_s"],
+        "phase_s": sums["phase_s"],
+        "write_s": sums["write_s"],
     }
 
 
-def concat_subbands(subbands: Mapping[int, Path], output: Path) -> dict:
-    """One Measurement Set with one ascending spectral window from the subbands' Measurement Sets.
+def _convert_parallel(plan: GroupPlan, outputs: Sequence[Path], workers: int, progress: Callable[[str], None]) -> dict:
+    """Each subband to its Measurement Set, several at once; the sums of what `_convert_one` says."""
+    jobs = [
+        _Job(
+            plan.headers[sb].path if sb in plan.headers else None, output,
+            replace(plan.observation, freq_hz=plan.channels_hz(sb)), plan.rows, plan.path_m, plan.conjugate,
+            plan.first_integration(sb) if sb in plan.headers else 0,
+        )
+        for sb, output in enumerate(outputs)
+    ]  # fmt: skip
+    done = []
+    context = multiprocessing.get_context("fork")  # the workers share the geometry; nothing to import again
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent) as pool:
+        for job, result in zip(jobs, pool.map(_convert_one, jobs), strict=True):
+            done.append(result)
+            progress(f"{job.output.name}: " + (job.source.name if job.source else "no file, channels kept"))
+    return {name: sum(result[name] for result in done) for name in done[0]}
 
-    Channels of a subband without rows are flagged, with weight 0. Returns the result for `{group}.concat.json`.
+
+def concat_subbands(subbands: Sequence[Path], output: Path) -> dict:
+    """One Measurement Set with one ascending spectral window from Measurement Sets that share rows.
+
+    Each tile is read and written once. Channels of a subband without rows are flagged, with weight 0. Returns the result for
+    `{group}.concat.json`; raises ValidationError when the parts do not fit.
     """
-    observations = {sb: mset.read_observation(path) for sb, path in subbands.items()}
-    order = sorted(subbands, key=lambda sb: observations[sb].freq_hz[0])
-    freq_hz = np.concatenate([observations[sb].freq_hz for sb in order])
+    observations = {path: mset.read_observation(path) for path in subbands}
+    order = sorted(subbands, key=lambda path: observations[path].freq_hz[0])
+    freq_hz = np.concatenate([observations[path].freq_hz for path in order])
     width = observations[order[0]].channel_width_hz
-    if np.abs(np.diff(freq_hz) - width).max() > 1e-3 * width:
+    if len(freq_hz) > 1 and np.abs(np.diff(freq_hz) - width).max() > 1e-3 * width:
         raise ValidationError(f"{output.name}: the subbands do not make one regular band of {width:.1f} Hz channels")
-    with_rows = [sb for sb in order if _row_count(subbands[sb])]
+    row_weights = {path: mset.read_row_weights(path) for path in order}
+    with_rows = [path for path in order if len(row_weights[path])]
     if not with_rows:
         raise ValidationError(f"{output.name}: no subband has any row")
-    rows = mset.read_rows(subbands[with_rows[0]])
+    rows = mset.read_rows(with_rows[0])
     nchan = len(observations[order[0]].freq_hz)
-    with mset.replacing(output) as partial:
-        mset.create(partial, replace(observations[order[0]], freq_hz=freq_hz), rows, chan_tile=nchan)
-        weight = np.zeros((rows.shape[0] * rows.shape[1], 2), np.float32)
-        nonzero = 0
-        with mset.open_table(partial, readonly=False) as table:
-            for place, sb in enumerate(order):
-                first, last = [place * nchan, 0], [(place + 1) * nchan - 1, 1]
-                if sb not in with_rows:
-                    shape = (len(weight), nchan, 2)
-                    table.putcolslice("DATA", np.zeros(shape, np.complex64), first, last)
-                    table.putcolslice("FLAG", np.ones(shape, bool), first, last)
-                    table.putcolslice("WEIGHT_SPECTRUM", np.zeros(shape, np.float32), first, last)
-                    continue
-                with mset.open_table(subbands[sb]) as source:
-                    if source.nrows() != len(weight):
-                        raise ValidationError(f"{subbands[sb]}: {source.nrows()} rows, expected {len(weight)}")
-                    for column in ("DATA", "FLAG", "WEIGHT_SPECTRUM"):
-                        values = source.getcol(column)
-                        table.putcolslice(column, values, first, last)
-                        if column == "DATA":
-                            nonzero += int(np.count_nonzero(values))
-                        elif column == "WEIGHT_SPECTRUM":
-                            weight += values.mean(axis=1) / len(order)
-            table.putcol("WEIGHT", weight)
-            # SIGMA describes DATA and keeps the share of samples of a row: preparation.relative_weights.
-            table.putcol("SIGMA", np.where(weight > 0, 1 / np.sqrt(np.maximum(weight, 1e-30)), 0).astype(np.float32))
-        if nonzero == 0:
-            raise InputError(
-                f"{output.name}: every visibility is zero. The correlator wrote no data: nothing to image."
-            )
+    nrow = rows.shape[0] * rows.shape[1]
+    for path in with_rows:
+        if len(row_weights[path]) != nrow:
+            raise ValidationError(f"{path}: {len(row_weights[path])} rows, expected {nrow}")
+    whole = replace(observations[order[0]], freq_hz=freq_hz)
+    with mset.replacing(output) as partial, mset.creating(partial, whole, rows, nchan) as table:
+        _copy_tiles(order, table, nrow, mset.tile_rows(rows.shape[1], nchan), nchan)
+        mset.put_row_weights(table, sum(row_weights[path] for path in with_rows) / np.float32(len(order)))
     return {
         "channels": len(freq_hz),
         "channel_width_hz": width,
         "band_hz": [float(freq_hz[0] - width / 2), float(freq_hz[-1] + width / 2)],
         "integrations": rows.shape[0],
         "baselines": rows.shape[1],
-        "missing_subbands": [sb for sb in order if sb not in with_rows],
         "ms_bytes": sum(f.stat().st_size for f in output.rglob("*") if f.is_file()),
     }
 
 
-def _row_count(path: Path) -> int:
-    with mset.open_table(path) as table:
-        return table.nrows()
+def _copy_tiles(subbands: Sequence[Path], table, nrow: int, step: int, nchan: int) -> None:
+    """Each tile of the full band, in the order in which it lies in the file, from the subband that has it."""
+    with ExitStack() as stack:
+        parts = [stack.enter_context(mset.open_table(path)) for path in subbands]
+        for name, dtype in mset.SPECTRUM_COLUMNS.items():
+            buffer = np.empty((step, nchan, 2), dtype)
+            nothing = np.full(buffer.shape, name == "FLAG", dtype)
+            for first in range(0, nrow, step):
+                count = min(step, nrow - first)
+                for place, part in enumerate(parts):
+                    if part.nrows():
+                        part.getcolnp(name, buffer[:count], first, count)
+                    values = buffer if part.nrows() else nothing
+                    channels = [place * nchan, 0], [(place + 1) * nchan - 1, 1]
+                    table.putcolslice(name, values[:count], *channels, startrow=first, nrow=count)

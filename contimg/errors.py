@@ -33,5 +33,9 @@ class StateError(ContimgError):
     """A move that the state machine of the queue does not have."""
 
 
+class StorageError(ContimgError):
+    """There is no room for what is to be written."""
+
+
 class LockError(ContimgError):
     """Another run holds the lock."""

@@ -18,7 +18,10 @@ from contimg.errors import ValidationError
 from contimg.geometry import TEE_ITRF_M
 
 DAY_S = 86400.0
+SPECTRUM_COLUMNS = {"DATA": np.complex64, "FLAG": np.bool_, "WEIGHT_SPECTRUM": np.float32}
 _TILE_BYTES = 1 << 20
+_DATA_BYTES = 8
+_ROW_TILE = 16384
 _STOKES_XX, _STOKES_YY = 9, 12
 
 
@@ -92,44 +95,59 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _tiled_column(name: str, shape: list[int], tile: list[int]) -> tuple[dict, dict]:
     """Description and data manager of a tiled column of fixed cell shape; `shape` and `tile` as (channel, pol), (3,)."""
-    valuetype = {"FLAG": "boolean", "WEIGHT_SPECTRUM": "float", "UVW": "double"}.get(name, "complex")
+    valuetype = {"FLAG": "boolean", "WEIGHT_SPECTRUM": "float", "WEIGHT": "float", "SIGMA": "float", "UVW": "double"}
     description = {
-        "valueType": valuetype, "ndim": len(shape), "shape": shape, "_c_order": True, "option": 5, "maxlen": 0,
-        "dataManagerType": "TiledColumnStMan", "dataManagerGroup": f"Tiled_{name}", "comment": "", "keywords": {},
+        "valueType": valuetype.get(name, "complex"), "ndim": len(shape), "shape": shape, "_c_order": True, "option": 5,
+        "maxlen": 0, "dataManagerType": "TiledColumnStMan", "dataManagerGroup": f"Tiled_{name}", "comment": "",
+        "keywords": {},
     }  # fmt: skip
     if name == "UVW":
         description["keywords"] = {"QuantumUnits": ["m"] * 3, "MEASINFO": {"type": "uvw", "Ref": "ICRS"}}
-    manager = {"TYPE": "TiledColumnStMan", "NAME": f"Tiled_{name}", "SPEC": {"DEFAULTTILESHAPE": tile[::-1]}}
-    return {name: description}, manager
+    # Without COLUMNS casacore takes no notice of the tile shape.
+    spec = {"DEFAULTTILESHAPE": np.array(tile[::-1], np.int32)}
+    return {name: description}, {"TYPE": "TiledColumnStMan", "NAME": f"Tiled_{name}", "COLUMNS": [name], "SPEC": spec}
 
 
-def _data_column(name: str, nchan: int, npol: int, chan_tile: int) -> tuple[dict, dict]:
-    """A (channel, polarisation) column whose tiles, of about 1 MiB, span `chan_tile` channels."""
-    bytes_per = {"FLAG": 1 / 8, "WEIGHT_SPECTRUM": 4}.get(name, 8)
-    rows = max(1, int(_TILE_BYTES / (bytes_per * chan_tile * npol)))
-    return _tiled_column(name, [nchan, npol], [rows, chan_tile, npol])
+def tile_rows(nbaseline: int, chan_tile: int, npol: int = 2) -> int:
+    """Rows in a tile of `chan_tile` channels, so that one of DATA has about 1 MiB: a whole part of an integration, or whole
+    integrations, where that is possible."""
+    per_integration = max(1, nbaseline * chan_tile * npol * _DATA_BYTES)
+    if per_integration > _TILE_BYTES:
+        return -(-nbaseline // -(-per_integration // _TILE_BYTES))
+    return max(1, nbaseline) * (_TILE_BYTES // per_integration)
 
 
-def create(path: Path, observation: Observation, rows: Rows, chan_tile: int | None = None) -> None:
-    """A Measurement Set with all rows and subtables, and DATA, FLAG, WEIGHT_SPECTRUM to be filled.
+@contextmanager
+def creating(path: Path, observation: Observation, rows: Rows, chan_tile: int) -> Iterator[ct.table]:
+    """A new Measurement Set with all rows and subtables; its main table, open for SPECTRUM_COLUMNS, to be filled.
 
-    chan_tile  channels in a tile: a writer that fills the table by subbands writes each tile once
+    Fill them tile after tile, rows outside, channels inside: casacore then writes each tile once, and zeros none.
+
+    chan_tile  channels in a tile: those of a subband, so that concatenation writes whole tiles
     """
     nchan, npol = len(observation.freq_hz), 2
-    chan_tile = chan_tile or nchan
-    columns = [_data_column(name, nchan, npol, chan_tile) for name in ("DATA", "FLAG", "WEIGHT_SPECTRUM")]
-    columns.append(_tiled_column("UVW", [3], [16384, 3]))
+    tile = [tile_rows(rows.shape[1], chan_tile), chan_tile, npol]
+    columns = [_tiled_column(name, [nchan, npol], tile) for name in SPECTRUM_COLUMNS]
+    columns += [_tiled_column(name, [n], [_ROW_TILE, n]) for name, n in (("UVW", 3), ("WEIGHT", npol), ("SIGMA", npol))]
     description = {key: value for column, _ in columns for key, value in column.items()}
     managers = {f"*{i + 1}": manager for i, (_, manager) in enumerate(columns)}
     table = ct.default_ms(str(path), description, managers)
     try:
-        _fill_rows(table, observation, rows, npol)
+        _fill_rows(table, observation, rows)
         _fill_subtables(table, observation)
+        yield table
     finally:
         table.close()
 
 
-def _fill_rows(table: ct.table, observation: Observation, rows: Rows, npol: int) -> None:
+def put_row_weights(table: ct.table, weight: np.ndarray) -> None:
+    """WEIGHT (row, polarisation), and SIGMA to go with it, which describes DATA and keeps the share of samples of a row
+    for good (preparation.relative_weights)."""
+    table.putcol("WEIGHT", weight.astype(np.float32))
+    table.putcol("SIGMA", np.where(weight > 0, 1 / np.sqrt(np.maximum(weight, 1e-30)), 0).astype(np.float32))
+
+
+def _fill_rows(table: ct.table, observation: Observation, rows: Rows) -> None:
     ntime, nbaseline = rows.shape
     nrow = ntime * nbaseline
     table.addrows(nrow)
@@ -142,8 +160,6 @@ def _fill_rows(table: ct.table, observation: Observation, rows: Rows, npol: int)
     table.putcol("INTERVAL", np.full(nrow, rows.integration_s))
     table.putcol("EXPOSURE", np.full(nrow, rows.integration_s))
     table.putcol("SCAN_NUMBER", np.ones(nrow, np.int32))
-    table.putcol("SIGMA", np.ones((nrow, npol), np.float32))
-    table.putcol("WEIGHT", np.ones((nrow, npol), np.float32))
     for name in (
         "DATA_DESC_ID",
         "FIELD_ID",
@@ -230,7 +246,8 @@ def ensure_column(path: Path, name: str) -> None:
         if name in table.colnames():
             return
         nchan, npol = table.getcell("DATA", 0).shape
-        description, manager = _data_column(name, nchan, npol, nchan)
+        tile = next(iter(table.getdminfo("DATA")["SPEC"]["HYPERCUBES"].values()))["TileShape"]
+        description, manager = _tiled_column(name, [nchan, npol], tile[::-1])
         table.addcols(description, manager)
         # CASA's imaging tasks want the channel selection keyword on MODEL_DATA.
         table.putcolkeyword(name, "CHANNEL_SELECTION", np.array([[0, nchan]], np.int32))
@@ -287,3 +304,9 @@ def write_columns(path: Path, **columns: np.ndarray) -> None:
         for name, values in columns.items():
             cell = table.getcell(name, 0).shape
             table.putcol(name, np.ascontiguousarray(values).reshape(nrow, *cell))
+
+
+def read_row_weights(path: Path) -> np.ndarray:
+    """WEIGHT, (row, polarisation)."""
+    with open_table(path) as table:
+        return table.getcol("WEIGHT") if table.nrows() else np.zeros((0, 2), np.float32)

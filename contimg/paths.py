@@ -113,7 +113,9 @@ class Paths:
         return {"tmpfs": TMPFS / f"contimg-{getpass.getuser()}-{tag}", "disk": self.state / "staging"}
 
 
-def subband_ms(staging: Path, group: str, subband: int | str) -> Path:
-    """Measurement Set of one subband in staging; `subband` is a number or a Snakemake wildcard."""
-    label = f"{subband:02d}" if isinstance(subband, int) else subband
-    return staging / group / f"sb{label}.ms"
+def staged(staging: Path, group: str, config: Config) -> list[Path]:
+    """What conversion leaves for concat: a Measurement Set per subband, or a single one when pyuvdata writes it."""
+    labels = (
+        ["whole"] if config.writer == "pyuvdata" else [f"sb{sb:02d}" for sb in range(config.ingest.expected_subbands)]
+    )
+    return [staging / group / f"{label}.ms" for label in labels]

@@ -6,7 +6,6 @@ same process. A dry-run has no `onstart`, so it leaves no trace.
 
 import functools
 import os
-import shutil
 import sys
 import threading
 import time
@@ -17,19 +16,17 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import db, ingest
+from contimg import db, ingest, staging
 from contimg.config import DEFAULT_CONFIG, Config
 from contimg.errors import InputError, LockError
 from contimg.groups import FileGroup
 from contimg.indexing import results_of
-from contimg.paths import STAGES, TMPFS, Paths
+from contimg.paths import STAGES, Paths
 from contimg.planning import Plan, make_plans
 from contimg.registry import Base as RegistryBase
 from contimg.stage import RUN_ID, lock, read_json, write_json
 from contimg.uvh5 import parse_name
 
-_STAGED_PER_RAW = 1.2
-_TMPFS_RESERVE_BYTES = 2 << 30  # /dev/shm is memory, and others want some of it
 _RESULT_OF = {"select": "caltables"}
 _BEATS_PER_LEASE = 4
 _SNAPSHOTS_KEPT = 200
@@ -53,7 +50,7 @@ class Run:
 
     def __init__(
         self, config: Config, plans: dict[str, Plan], staging: Path, asked: Collection[str] = (),
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print, cores: int = 1,
     ):  # fmt: skip
         self.config, self.plans, self.paths = config, plans, Paths.of(config)
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
@@ -61,7 +58,7 @@ class Run:
         self._held = ExitStack()
         self._claimed: set[str] = set()
         self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
-        self._staging = staging
+        self._staging, self._cores = staging, cores
         self.asked = asked  # groups asked for by name
         self._say = say
         self._events = threading.Lock()  # the plugin's thread against the main one
@@ -73,7 +70,11 @@ class Run:
             lock(self.paths.run_lock, wait=False, what="another run is working on this state folder")
         )
         os.environ[RUN_ID] = self.id
-        clean_staging(self.paths, self._staging, {g for g, p in self.plans.items() if p.action == "run"})
+        mine = {g for g, plan in self.plans.items() if plan.action == "run"}
+        staging.clean(self.paths, self._staging, mine)
+        self._held.enter_context(
+            staging.reserved(self.config, self._staging, staging.needed_bytes(self.config, self.plans, self._cores))
+        )
         now = make_plans(self.config, time.time(), self.asked)
         mine = {g: p for g, p in self.plans.items() if p.action == "run" and (g in self.asked or not self.asked)}
         if any(_gist(now.get(g)) != _gist(p) for g, p in mine.items()):
@@ -196,6 +197,7 @@ class Run:
                     else:
                         ingest.release(session, group)
             self._ended.set()
+            staging.clean(self.paths, self._staging, set())
             self._held.close()
 
 
@@ -260,34 +262,6 @@ def keep_newest(pattern: Path, number: int) -> None:
 def _gist(plan: Plan | None) -> tuple | None:
     """What a group's jobs follow from."""
     return plan and (plan.action, plan.calset, plan.depends_on, tuple(sorted(plan.group.files.items())))
-
-
-def clean_staging(paths: Paths, chosen: Path, keep: set[str]) -> None:
-    """Remove what dead runs left in staging; groups of this run may go on from theirs."""
-    for root in {*paths.staging_roots().values(), chosen}:
-        for folder in root.glob("????-??-??T??:??:??") if root.exists() else ():
-            if root != chosen or folder.name not in keep:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def choose_staging(config: Config, plans: dict[str, Plan], cores: int) -> Path:
-    """The folder for subband Measurement Sets in this run: tmpfs when it has room for those in flight, else disk.
-
-    A group needs about its raw size, until it is concatenated.
-    """
-    if config.paths.staging != "auto":
-        return Path(config.paths.staging)
-    roots = Paths.of(config).staging_roots()
-    if config.conversion.staging != "auto":
-        return roots[config.conversion.staging]
-    largest = 0
-    for plan in plans.values():
-        if plan.action == "run":
-            largest = max(largest, sum(f.size for f in plan.group.members.values()))
-    groups = max(1, cores // config.conversion.workers) + 2  # converted at once, and waiting for concat
-    needed = groups * _STAGED_PER_RAW * largest
-    has_room = TMPFS.is_dir() and shutil.disk_usage(TMPFS).free - needed > _TMPFS_RESERVE_BYTES
-    return roots["tmpfs" if has_room else "disk"]
 
 
 current: Run | None = None

@@ -1,6 +1,8 @@
 """Reading the correlator's UVH5 subband files (format: FACTS.md, and docs/conventions.md)."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ from contimg.geometry import TEE_LONGITUDE_RAD
 JD_MINUS_MJD = 2400000.5
 POLARIZATIONS = (-5, -6)  # XX, YY
 _TELESCOPES = ("OVRO_MMA", "DSA_110", "DSA-110", "DSA110")
+_VALUES_AT_ONCE = 1 << 22
 _NAME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)_sb(\d\d)\.hdf5")
 # What the converter reads, beside what `inspect` looks at.
 _NEEDED = (
@@ -199,11 +202,49 @@ def read_header(path: Path) -> SubbandHeader:
     return SubbandHeader(path=path, time_mjd=time[::nbls].copy(), ant_1=ant_1[:nbls], ant_2=ant_2[:nbls], **values)
 
 
-def read_data(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Visibilities, flags and sample counts, each (nrow, nchan, npol), in the file's order."""
+class SubbandData:
+    """The data of an open subband file, by rows in the file's order."""
+
+    def __init__(self, path: Path, file: h5py.File):
+        self._path = path
+        self._datasets = [file["Data"][name] for name in ("visdata", "flags", "nsamples")]
+        _, _, *self._cell = self._datasets[0].shape
+        self._nrow = len(self._datasets[0])
+
+    def full_samples(self) -> float:
+        """Sample count of a full integration; raises SubbandError when there is none."""
+        counts = self._datasets[2]
+        step = max(1, _VALUES_AT_ONCE // max(1, np.prod(self._cell)))
+        full = max((np.nanmax(counts[r : r + step], initial=0) for r in range(0, self._nrow, step)), default=0)
+        if not full > 0:
+            raise SubbandError(f"{self._path}: no visibility has any sample. Remove it.")
+        return float(full)
+
+    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Visibilities, flags and sample counts of rows [first, last), each (row, channel, polarisation).
+
+        Rows that the file does not have (before 0, beyond its end) have no samples.
+        """
+        inside = slice(min(max(first, 0), self._nrow), min(max(last, 0), self._nrow))
+        read = [dataset[inside, 0] for dataset in self._datasets]
+        if (inside.start, inside.stop) == (first, last):
+            return tuple(read)
+        padded = [np.zeros((last - first, *self._cell), values.dtype) for values in read]
+        if inside.start < inside.stop:
+            for whole, values in zip(padded, read, strict=True):
+                whole[inside.start - first : inside.stop - first] = values
+        return tuple(padded)
+
+
+@contextmanager
+def opened_data(path: Path) -> Iterator[SubbandData]:
+    """The data of a subband file; what goes wrong with them is a SubbandError that names it."""
     with open_subband(path) as file:
         try:
-            data = file["Data"]
-            return data["visdata"][:, 0], data["flags"][:, 0], data["nsamples"][:, 0]
-        except (KeyError, OSError) as error:
+            yield SubbandData(path, file)
+        except KeyError as error:
+            raise SubbandError(f"{path}: the data cannot be read: {error}. Copy it again, or remove it.") from None
+        except OSError as error:
+            if error.errno is not None:  # the disk, not the file
+                raise
             raise SubbandError(f"{path}: the data cannot be read: {error}. Copy it again, or remove it.") from None

@@ -8,6 +8,7 @@ from snakemake.logging import logger
 
 from contimg import paths as names
 from contimg import run as contimg_run
+from contimg import staging
 from contimg.config import from_mapping
 from contimg.errors import ContimgError
 from contimg.planning import make_plans
@@ -22,8 +23,7 @@ except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
 announce_run()
-STAGING = contimg_run.choose_staging(CONFIG, PLANS, workflow.cores or 1)
-SUBBANDS = range(CONFIG.ingest.expected_subbands)
+STAGING = staging.choose(CONFIG, PLANS, workflow.cores or 1)
 
 
 wildcard_constraints:
@@ -96,7 +96,7 @@ if workflow.is_main_process:
 
 
 onstart:
-    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED, logger.info)
+    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED, logger.info, workflow.cores or 1)
     try:
         contimg_run.current.begin()
     except ContimgError as error:

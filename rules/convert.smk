@@ -6,7 +6,7 @@ rule convert:
         files=raw_files,
         chosen=ancient(calibration_first),
     output:
-        subbands=temp(directory([str(names.subband_ms(STAGING, "{group}", sb)) for sb in SUBBANDS])),
+        subbands=temp(directory(list(map(str, names.staged(STAGING, "{group}", CONFIG))))),
         result=result("{group}", "convert"),
     log:
         logs("convert"),

@@ -6,5 +6,4 @@ from contimg.conversion import concat_subbands
 from contimg.stage import stage
 
 with stage(snakemake) as job:
-    subbands = {sb: Path(path) for sb, path in enumerate(snakemake.input.subbands)}
-    job.result = concat_subbands(subbands, Path(snakemake.output.ms))
+    job.result = concat_subbands([Path(path) for path in snakemake.input.subbands], Path(snakemake.output.ms))

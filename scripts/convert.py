@@ -4,9 +4,13 @@ from pathlib import Path
 
 from contimg.conversion import convert_group
 from contimg.stage import log, stage
+from contimg.staging import require_room
 from contimg.uvh5 import parse_name
 
 with stage(snakemake) as job:
     files = {parse_name(Path(f).name)[1]: Path(f) for f in snakemake.input.files}
-    outputs = {sb: Path(path) for sb, path in enumerate(snakemake.output.subbands)}
-    job.result = convert_group(files, outputs, job.config.conversion.telescope_name, snakemake.threads, log.info)
+    outputs = [Path(path) for path in snakemake.output.subbands]
+    raw_bytes = sum(path.stat().st_size for path in files.values())
+    require_room(outputs[0].parent.parent, raw_bytes, f"staging group {job.group}")
+    require_room(job.paths.ms(job.group).parent, 2 * raw_bytes, f"the Measurement Set of group {job.group}")
+    job.result = convert_group(files, outputs, job.config, snakemake.threads, log.info)

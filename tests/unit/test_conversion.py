@@ -5,10 +5,11 @@ import pytest
 
 from contimg import casa
 from contimg import measurement_set as mset
-from contimg.config import FlaggingConfig
+from contimg.config import Config, ConversionConfig, FlaggingConfig, IngestConfig
 from contimg.conversion import concat_subbands, convert_group
 from contimg.errors import InputError, SubbandError
 from contimg.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
+from contimg.paths import staged
 from contimg.preparation import validate
 from contimg.skymodel import Source, predict
 from tests.conftest import DEC_DEG
@@ -16,9 +17,12 @@ from tests.conftest import DEC_DEG
 UNIT = {"noise_jy": 0.0, "scale": 1.0}  # no noise; gains are divided out below
 
 
-def convert(group, folder):
-    subbands = {sb: folder / f"sb{sb:02d}.ms" for sb in range(16)}
-    converted = convert_group(group.files, subbands, "OVRO_MMA", 2)
+DEFAULT = Config()
+
+
+def convert(group, folder, config=DEFAULT):
+    subbands = staged(folder / "staging", group.id, config)
+    converted = convert_group(group.files, subbands, config, 2)
     concatenated = concat_subbands(subbands, folder / "full.ms")
     return folder / "full.ms", converted, concatenated
 
@@ -138,13 +142,126 @@ def test_nan_and_short_integrations_become_flags_and_weights(make_group, tmp_pat
     assert (weights[0] == 1).all()
 
 
+def columns_of(ms):
+    with mset.open_table(ms) as table:
+        return {name: table.getcol(name) for name in table.colnames() if name not in ("FLAG_CATEGORY",)}
+
+
+def test_both_writers_make_the_same_measurement_set(make_group, tmp_path, figure):
+    """pyuvdata reads, phases and finds uvw with none of our code; stations out of order, NaN, a short subband."""
+    import h5py
+
+    two = Config(ingest=IngestConfig(expected_subbands=2))
+    parallel = two.model_copy(update={"conversion": ConversionConfig(writer="parallel-subband")})
+    assert (two.writer, parallel.writer, Config().writer) == ("pyuvdata", "parallel-subband", "parallel-subband")
+    group = make_group(antennas=40, channels=6, subbands=2)
+    with h5py.File(group.files[0], "r+") as file:
+        file["Data/visdata"][3] = np.nan
+        file["Data/nsamples"][5] = 24.0
+        file["Data/nsamples"][6] = 0.0
+        file["Data/flags"][7] = True
+    shorten(group.files[1], 4)
+    ours, converted, _ = convert(group, tmp_path / "ours", parallel)
+    theirs, *_ = convert(group, tmp_path / "theirs", two)
+    assert converted["short_subbands"] == [1]
+    assert mset.read_observation(ours).__dict__.keys() == mset.read_observation(theirs).__dict__.keys()
+    for table in ("ANTENNA", "FIELD", "SPECTRAL_WINDOW", "POLARIZATION", "OBSERVATION"):
+        with mset.open_table(f"{ours}::{table}") as one, mset.open_table(f"{theirs}::{table}") as other:
+            for name in one.colnames():
+                if one.iscelldefined(name, 0):
+                    assert np.array_equal(one.getcell(name, 0), other.getcell(name, 0)), (table, name)
+    one, other = columns_of(ours), columns_of(theirs)
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"DATA", "UVW"}:
+        assert np.array_equal(one[name], other[name]), name
+    apart_m = np.abs(one["UVW"] - other["UVW"]).max()
+    assert apart_m < 1e-3
+    figure(f"uvw of the two writers: {apart_m * 1e3:.3f} mm apart at most on {np.abs(one['UVW']).max():.0f} m")
+    largest = np.abs(one["DATA"]).max()
+    assert largest > 0
+    assert np.abs(one["DATA"] - other["DATA"]).max() < 1e-6 * largest
+    assert 0 < one["FLAG"].mean() < 1
+
+
+def shorten(path, integrations):
+    """Leave the first integrations only, as in the last file of a run."""
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        nbls, ntimes = int(file["Header/Nbls"][()]), int(file["Header/Ntimes"][()])
+        assert integrations < ntimes
+        for name in [f"Header/{key}" for key in file["Header"]] + ["Data/visdata", "Data/flags", "Data/nsamples"]:
+            if isinstance(file[name], h5py.Dataset) and file[name].shape[:1] == (nbls * ntimes,):
+                values = file[name][: nbls * integrations]
+                del file[name]
+                file[name] = values
+        file["Header/Nblts"][()], file["Header/Ntimes"][()] = nbls * integrations, integrations
+
+
+def test_a_short_subband_is_flagged_where_it_ends(make_group, tmp_path):
+    group, whole = make_group(), make_group(folder="whole")
+    shorten(group.files[0], 4)  # the highest channels
+    ms, converted, _ = convert(group, tmp_path)
+    expected, *_ = convert(whole, tmp_path / "whole")
+    assert converted["short_subbands"] == [0]
+    flags, data = mset.read_grid(ms, "FLAG", 6), mset.read_grid(ms, "DATA", 6)
+    assert flags[4:, :, 30:].all()
+    assert not flags[:4].any()
+    assert not flags[:, :, :30].any()
+    assert np.array_equal(np.where(flags, 0, data), np.where(flags, 0, mset.read_grid(expected, "DATA", 6)))
+
+
+def test_all_files_short_make_a_short_group(make_group, tmp_path):
+    group = make_group()
+    for path in group.files.values():
+        shorten(path, 3)
+    ms, converted, _ = convert(group, tmp_path)
+    assert converted["short_subbands"] == []
+    assert mset.read_rows(ms).shape[0] == 3
+    assert not mset.read_grid(ms, "FLAG", 3).any()
+
+
+def test_the_measurement_set_is_the_subbands_put_together(make_group, tmp_path):
+    """--notemp keeps the subbands: whole Measurement Sets, which concat equals; tiles are of the size that was asked for."""
+    group = make_group(antennas=20, channels=5, missing=(4,))
+    ms, *_ = convert(group, tmp_path)
+    parts = {path: columns_of(path) for path in staged(tmp_path / "staging", group.id, DEFAULT)}
+    observations = {path: mset.read_observation(path) for path in parts}
+    order = sorted(parts, key=lambda path: observations[path].freq_hz[0])
+    whole = columns_of(ms)
+    for place, path in enumerate(order):
+        channels = slice(place * 5, (place + 1) * 5)
+        assert np.array_equal(mset.read_observation(ms).freq_hz[channels], observations[path].freq_hz)
+        if path.name == "sb04.ms":
+            assert whole["FLAG"][:, channels].all()
+            assert len(parts[path]["TIME"]) == 0
+            continue
+        for name in mset.SPECTRUM_COLUMNS:
+            assert np.array_equal(whole[name][:, channels], parts[path][name])
+        for name in ("TIME", "UVW", "ANTENNA1", "ANTENNA2", "INTERVAL"):
+            assert np.array_equal(whole[name], parts[path][name])
+    with mset.open_table(ms) as table:
+        tile = table.getdminfo("DATA")["SPEC"]["HYPERCUBES"]["*1"]["TileShape"]
+    assert tile.tolist() == [2, 5, mset.tile_rows(210, 5)]
+
+
+def test_channels_that_are_not_evenly_spaced_are_refused(make_group, tmp_path):
+    import h5py
+
+    group = make_group(channels=4)
+    with h5py.File(group.files[3], "r+") as file:
+        file["Header/freq_array"][0, 1] += 1e5
+    with pytest.raises(InputError, match=r"_sb03.*its channels are not"):
+        convert(group, tmp_path)
+
+
 def test_a_file_of_another_observation_is_refused_by_name(make_group, tmp_path):
     group = make_group()
     other = make_group(folder="other", start="2026-03-02T20:19:00")
     files = {**group.files, 9: other.files[9]}
     with pytest.raises(SubbandError, match=r"other/.*sb09.*belongs to another observation"):
-        convert_group(files, {sb: tmp_path / f"{sb}.ms" for sb in range(16)}, "OVRO_MMA", 2)
-    assert not list(tmp_path.glob("*.ms"))
+        convert_group(files, staged(tmp_path / "staging", group.id, DEFAULT), DEFAULT, 2)
+    assert not list(tmp_path.glob("staging/*/*.ms"))
 
 
 def test_all_zero_data_are_refused(make_group, tmp_path):
