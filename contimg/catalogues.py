@@ -1,12 +1,30 @@
-"""Sky catalogues from the network, stored as the workflow reads them."""
+"""The array's stations; sky catalogues from the network, stored as the workflow reads them."""
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from contimg.errors import ContimgError
+from contimg.errors import ConfigError, ContimgError
+from contimg.geometry import TEE_ITRF_M
 
 _NVSS = "VIII/65/nvss"  # Condon et al. 1998, AJ 115, 1693
+
+
+def read_stations(path: Path) -> dict[str, np.ndarray]:
+    """ITRF offsets (3,) in m from the Tee centre by station name, from a CSV of WGS84 coordinates."""
+    import astropy.units as u
+    from astropy.coordinates import EarthLocation
+
+    try:
+        table = pd.read_csv(path)
+        where = EarthLocation.from_geodetic(
+            table.longitude_deg.values * u.deg, table.latitude_deg.values * u.deg, table.height_m.values * u.m
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"catalogues.stations: {path} cannot be read: {error}") from None
+    positions_m = np.stack([getattr(where, axis).to_value(u.m) for axis in "xyz"], axis=1) - TEE_ITRF_M
+    return dict(zip(table.station.astype(str), positions_m, strict=True))
 
 
 def download_nvss(output: Path, centre_deg: tuple[float, float] | None, radius_deg: float, min_mjy: float) -> int:

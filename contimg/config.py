@@ -108,7 +108,9 @@ class ConversionConfig(_Section):
 class FlaggingConfig(_Section):
     """Flags before calibration."""
 
-    strategy: Literal["mad", "none"] = Field("mad", description="statistical RFI detection, or none of it")
+    strategy: Literal["mad", "aoflagger", "tfcrop", "none"] = Field(
+        "mad", description="what looks for interference: mad (array-averaged power), aoflagger, tfcrop (CASA), or none"
+    )
     channel_sigma: float = Field(
         6.0, gt=3, description="array-averaged power of a time and channel, above its neighbours"
     )
@@ -160,6 +162,14 @@ class ImagingConfig(_Section):
     skip_fits: bool = Field(False, description="write the CASA images only")
 
 
+class RetentionConfig(_Section):
+    """What is deleted when it is no longer needed. Nothing by default; docs/storage.md has the sizes."""
+
+    measurement_sets_days: float | None = Field(
+        None, ge=0, description="a Measurement Set goes this long after its image was verified; null: never"
+    )
+
+
 class Config(_Section):
     """Everything a run is told."""
 
@@ -170,6 +180,7 @@ class Config(_Section):
     flagging: FlaggingConfig = FlaggingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     imaging: ImagingConfig = ImagingConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     @property
     def writer(self) -> str:
@@ -179,8 +190,8 @@ class Config(_Section):
         return "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
 
     def digest(self) -> str:
-        """Short hash of what decides the science: all but `paths` and the choice of groups."""
-        science = self.model_dump(mode="json", exclude={"paths", "ingest"})
+        """Short hash of what decides the science: all but `paths`, `retention` and the choice of groups."""
+        science = self.model_dump(mode="json", exclude={"paths", "ingest", "retention"})
         return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -6,6 +6,7 @@ noise-dominated amplitudes would bias fluxes by per cents (FACTS: flagging). Onl
 cut one by one. Arrays are (time, baseline, channel, polarisation).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from contimg.config import FlaggingConfig
 
 _RAYLEIGH_MEDIAN = 1.1774100225  # median of |x + iy| for unit rms of x and of y
 _SECOND_DIFFERENCE = np.sqrt(6.0)  # rms of v[k-1] - 2 v[k] + v[k+1] per rms of v
+_NOISE_SAMPLE = 8192  # visibilities of a baseline that are enough for its noise: 1.2 % each, and antennas average it
 _CHANNELS_AROUND = 11
 _COHERENCE_CELL = (2, 2e6)  # integrations, Hz: short enough for sources at the edge of the beam
 
@@ -25,6 +27,8 @@ class Flagging:
     """Flags and what was found on the way."""
 
     flags: np.ndarray  # (ntime, nbaseline, nchan, npol)
+    by_row: np.ndarray | None = None  # fraction of flags (ntime, nbaseline)
+    by_channel: np.ndarray | None = None  # of cross-correlations (nchan,)
     fractions: dict[str, float] = field(default_factory=dict)  # by reason, of all cross-correlations, each counted once
     dead_antennas: list[int] = field(default_factory=list)  # noise without sky
     odd_antennas: list[int] = field(default_factory=list)  # far too much noise, or too little
@@ -35,15 +39,76 @@ class Flagging:
 
 
 @njit(parallel=True, cache=True)
+def mark_no_data(data, flags):
+    """Flag what is exactly zero, in place; returns how many values are not finite, and how many are not zero."""
+    ntime, nbaseline, nchan, npol = data.shape
+    odd, nonzero = 0, 0
+    for b in prange(nbaseline):
+        for t in range(ntime):
+            for c in range(nchan):
+                for p in range(npol):
+                    v = data[t, b, c, p]
+                    odd += not (np.isfinite(v.real) and np.isfinite(v.imag))
+                    nonzero += v != 0
+                    flags[t, b, c, p] |= v == 0
+    return odd, nonzero
+
+
+@njit(parallel=True, cache=True)
+def _flags_by_row(flags):
+    """Fraction of flags of every time and baseline."""
+    ntime, nbaseline, nchan, npol = flags.shape
+    share = np.zeros((ntime, nbaseline))
+    for t in prange(ntime):
+        for b in range(nbaseline):
+            count = 0
+            for c in range(nchan):
+                for p in range(npol):
+                    count += flags[t, b, c, p]
+            share[t, b] = count / (nchan * npol)
+    return share
+
+
+@njit(parallel=True, cache=True)
+def _flags_by_channel(flags, use):
+    """Fraction of flags of every channel, of the baselines in `use`."""
+    ntime, nbaseline, nchan, npol = flags.shape
+    counts = np.zeros((ntime, nchan))
+    for t in prange(ntime):
+        for b in range(nbaseline):
+            if use[b]:
+                for c in range(nchan):
+                    for p in range(npol):
+                        counts[t, c] += flags[t, b, c, p]
+    return counts.sum(axis=0) / max(1, ntime * use.sum() * npol)
+
+
+def shadowed(uvw_m: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, diameters_m: np.ndarray) -> np.ndarray:
+    """Which rows (ntime, nbaseline) have an antenna that another one stands in front of.
+
+    Two dishes overlap when sqrt(u^2 + v^2) is less than the mean of their diameters. The one in the shadow is farther from
+    the source: uvw = r_1 - r_2, so antenna 2 where w > 0. All its baselines are lost (CASA, flagdata mode 'shadow').
+    """
+    reach_m = (diameters_m[ant_1] + diameters_m[ant_2]) / 2
+    overlap = (np.hypot(uvw_m[..., 0], uvw_m[..., 1]) < reach_m) & (ant_1 != ant_2)
+    rows = np.zeros(uvw_m.shape[:2], bool)
+    for t, b in zip(*np.nonzero(overlap), strict=True):
+        hidden = ant_2[b] if uvw_m[t, b, 2] > 0 else ant_1[b]
+        rows[t] |= (ant_1 == hidden) | (ant_2 == hidden)
+    return rows
+
+
+@njit(parallel=True, cache=True)
 def baseline_noise(data, flags):
     """Robust rms (nbaseline, npol) of one component, from second differences along the channels."""
     ntime, nbaseline, nchan, npol = data.shape
     noise = np.zeros((nbaseline, npol))
+    step = max(1, ntime * nchan // _NOISE_SAMPLE)
     for b in prange(nbaseline):
-        sample = np.empty(ntime * max(nchan - 2, 0))
+        sample = np.empty((ntime // step + 1) * max(nchan - 2, 0))
         for p in range(npol):
             count = 0
-            for t in range(ntime):
+            for t in range(0, ntime, step):
                 for c in range(1, nchan - 1):
                     if not (flags[t, b, c - 1, p] or flags[t, b, c, p] or flags[t, b, c + 1, p]):
                         sample[count] = abs(data[t, b, c - 1, p] - 2 * data[t, b, c, p] + data[t, b, c + 1, p])
@@ -80,11 +145,12 @@ def _clip_samples(data, flags, noise, sigma):
     """Flag samples beyond 1.3 x the baseline's median amplitude + sigma x its noise, in place; returns their number."""
     ntime, nbaseline, nchan, npol = data.shape
     found = np.zeros(nbaseline, np.int64)
+    step = max(1, ntime * nchan // _NOISE_SAMPLE)
     for b in prange(nbaseline):
-        sample = np.empty(ntime * nchan)
+        sample = np.empty((ntime // step + 1) * nchan)
         for p in range(npol):
             count = 0
-            for t in range(ntime):
+            for t in range(0, ntime, step):
                 for c in range(nchan):
                     if not flags[t, b, c, p]:
                         sample[count] = abs(data[t, b, c, p])
@@ -252,44 +318,68 @@ def odd_antennas(noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, factor
         return antennas[(away > np.log(factor)).any(axis=1)].tolist()
 
 
-def flag(data, flags, ant_1, ant_2, channel_width_hz: float, options: FlaggingConfig) -> Flagging:
+@njit(parallel=True, cache=True)
+def _flag_times_channels(flags, bad):
+    """Flag times and channels (ntime, nchan) on all baselines, in place."""
+    ntime, nbaseline, nchan, npol = flags.shape
+    for t in prange(ntime):
+        for b in range(nbaseline):
+            for c in range(nchan):
+                if bad[t, c]:
+                    for p in range(npol):
+                        flags[t, b, c, p] = True
+
+
+def flag(
+    data, flags, ant_1, ant_2, channel_width_hz: float, options: FlaggingConfig,
+    shadow: np.ndarray | None = None, find_rfi: Callable[[np.ndarray], None] | None = None,
+) -> Flagging:  # fmt: skip
     """All flags of a group.
 
-    data, flags       (ntime, nbaseline, nchan, npol); `flags` marks what conversion found to be no data
+    data, flags       (ntime, nbaseline, nchan, npol); `flags` marks what conversion found to be no data, and is changed
     ant_1, ant_2      (nbaseline,) antenna indices
     channel_width_hz  for the size of the cells in which the sky is coherent
+    shadow            rows (ntime, nbaseline) of shadowed antennas
+    find_rfi          adds the flags of another strategy than `mad` in place (contimg.rfi)
 
-    Autocorrelations are flagged; fractions count cross-correlations only.
+    Autocorrelations are flagged; fractions count cross-correlations only. Antennas are judged when interference is out
+    of the way: a dead one takes part in it as the others do.
     """
     cross = ant_1 != ant_2
-    result = Flagging(flags=flags | (data == 0))
+    result = Flagging(flags=flags)
     before = 0.0
 
     def note(reason: str) -> None:
         nonlocal before
-        after = float(result.flags[:, cross].mean())
+        result.by_row = _flags_by_row(flags)
+        after = float(result.by_row[:, cross].mean())
         result.fractions[reason] = after - before
         before = after
 
     note("no_data")
-    noise = baseline_noise(data, result.flags)
+    if shadow is not None:
+        flags[shadow] = True
+        note("shadow")
+    flags[:, ~cross] = True
     if options.strategy == "mad":
-        power, count = _array_power(data, result.flags, noise, cross)
+        noise = baseline_noise(data, flags)
+        power, count = _array_power(data, flags, noise, cross)
         bad, result.rfi_channels, result.rfi_integrations = rfi_times_channels(power, count, options)
-        result.flags |= bad[:, None, :, None]
+        _flag_times_channels(flags, bad)
         note("rfi_times_channels")
-        _clip_samples(data, result.flags, noise, options.sample_sigma)
+        _clip_samples(data, flags, noise, options.sample_sigma)
         note("rfi_samples")
-        noise = baseline_noise(data, result.flags)
-    dead, coherence, remark = dead_antennas(
-        data, result.flags, noise, ant_1, ant_2, channel_width_hz, options.dead_coherence
-    )
+    elif find_rfi is not None:
+        find_rfi(flags)
+        note("rfi")
+    noise = baseline_noise(data, flags)
+    dead, coherence, remark = dead_antennas(data, flags, noise, ant_1, ant_2, channel_width_hz, options.dead_coherence)
     result.dead_antennas, result.coherence = dead, coherence
     result.odd_antennas = odd_antennas(noise, ant_1, ant_2, options.odd_noise_factor)
     if remark:
         result.notes.append(remark)
     for reason, antennas in (("dead_antennas", dead), ("odd_antennas", result.odd_antennas)):
-        result.flags[:, np.isin(ant_1, antennas) | np.isin(ant_2, antennas)] = True
+        flags[:, np.isin(ant_1, antennas) | np.isin(ant_2, antennas)] = True
         note(reason)
-    result.flags[:, ~cross] = True
+    result.by_channel = _flags_by_channel(flags, cross)
     return result

@@ -293,8 +293,10 @@ def read_rows(path: Path) -> Rows:
 def read_grid(path: Path, column: str, ntime: int) -> np.ndarray:
     """A column as (time, baseline, ...)."""
     with open_table(path) as table:
-        values = table.getcol(column)
-    return values.reshape(ntime, -1, *values.shape[1:])
+        cell = np.asarray(table.getcell(column, 0))
+        values = np.empty((table.nrows(), *cell.shape), cell.dtype)
+        table.getcolnp(column, values)  # getcol would hold all of it twice
+    return values.reshape(ntime, -1, *cell.shape)
 
 
 def write_columns(path: Path, **columns: np.ndarray) -> None:

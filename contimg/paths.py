@@ -38,6 +38,10 @@ class Paths:
         """Full-band Measurement Set."""
         return self.products / "ms" / f"{group}.ms"
 
+    def flag_versions(self, group: str) -> Path:
+        """CASA's flag versions of a Measurement Set."""
+        return self.products / "ms" / f"{group}.ms.flagversions"
+
     def caltable(self, group: str, kind: str) -> Path:
         """Calibration table of one kind: K, B or G."""
         return self.products / "caltables" / f"{group}.{CALTABLE_SUFFIXES[kind]}"

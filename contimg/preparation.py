@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from contimg import flagging
+from contimg import flagging, rfi
 from contimg import measurement_set as mset
+from contimg.catalogues import read_stations
 from contimg.config import FlaggingConfig
 from contimg.errors import ValidationError
 from contimg.geometry import meridian_frame_m, track
 
 _UVW_TOLERANCE_M = 1e-3
+_STATION_TOLERANCE_M = 0.05
+_REMEDY = {
+    "station_offset_m": "Was a station moved or renamed? Bring catalogues.stations up to date, or mend the header."
+}
 
 
 def relative_weights(ms: Path, ntime: int) -> np.ndarray:
@@ -25,18 +30,18 @@ def relative_weights(ms: Path, ntime: int) -> np.ndarray:
     return np.where(weights > 0, share, 0).astype(np.float32)
 
 
-def validate(ms: Path) -> dict:
+def validate(ms: Path, observation: mset.Observation, rows: mset.Rows, stations: Path) -> dict:
     """Check what conversion promised; returns each check with its number, raises ValidationError on the first failure."""
-    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     freq_hz = observation.freq_hz
     step = np.diff(freq_hz)
     tracking = track(*observation.phase_centre_deg, rows.time_mjd)
-    stations = meridian_frame_m(observation.positions_m)
-    baselines = stations[rows.ant_1] - stations[rows.ant_2]
+    positions = meridian_frame_m(observation.positions_m)
+    baselines = positions[rows.ant_1] - positions[rows.ant_2]
     uvw_error = np.abs(np.einsum("tax,bx->tba", tracking.axes, baselines) - rows.uvw_m).max()
     length_error = np.abs(np.linalg.norm(rows.uvw_m, axis=2) - np.linalg.norm(baselines, axis=1)).max()
     time_step_s = np.diff(rows.time_mjd) * mset.DAY_S
     gap_s = float(np.abs(time_step_s - rows.integration_s).max()) if len(time_step_s) else 0.0
+    antennas = np.unique(np.concatenate([rows.ant_1, rows.ant_2]))
     checks = {
         "integrations": rows.shape[0],
         "baselines": rows.shape[1],
@@ -45,51 +50,75 @@ def validate(ms: Path) -> dict:
         "baseline_length_error_m": float(length_error),
         "uvw_error_m": float(uvw_error),
         "largest_time_gap_s": gap_s,
+        "station_offset_m": _station_offset_m(observation, antennas, stations),
     }
     limits = {
         "channel_step_error_hz": 1e-3 * observation.channel_width_hz,
         "baseline_length_error_m": _UVW_TOLERANCE_M,
         "uvw_error_m": _UVW_TOLERANCE_M,
         "largest_time_gap_s": 1.0,
+        "station_offset_m": _STATION_TOLERANCE_M,
     }
     for name, limit in limits.items():
         if not checks[name] <= limit:
             raise ValidationError(
-                f"{ms}: {name} is {checks[name]:.4g}, expected at most {limit:.4g}. Convert it again."
+                f"{ms}: {name} is {checks[name]:.4g}, expected at most {limit:.4g}. {_REMEDY.get(name, 'Convert it again.')}"
             )
     return checks
 
 
-def prepare(ms: Path, options: FlaggingConfig) -> dict:
-    """Validate and flag in place, starting from the flags that conversion found (weight 0). Returns the result."""
-    checks = validate(ms)
+def _station_offset_m(observation: mset.Observation, antennas: np.ndarray, stations: Path) -> float:
+    """Largest distance of an antenna that takes part from its station in the catalogue; stations go by name."""
+    catalogue = read_stations(stations)
+    names = [observation.antenna_names[a] for a in antennas]
+    unknown = [name for name in names if name not in catalogue]
+    if unknown:
+        raise ValidationError(
+            f"antennas {unknown} are not in {stations}, expected all of them. {_REMEDY['station_offset_m']}"
+        )
+    expected = np.array([catalogue[name] for name in names])
+    return float(np.linalg.norm(observation.positions_m[antennas] - expected, axis=1).max())
+
+
+def prepare(ms: Path, options: FlaggingConfig, stations: Path, logfile: Path | None = None) -> dict:
+    """Validate and flag in place, starting from the flags that conversion found (weight 0). Returns the result.
+
+    stations  catalogue of the array, which the antennas' positions are compared with
+    """
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    checks = validate(ms, observation, rows, stations)
     ntime = rows.shape[0]
     data = mset.read_grid(ms, "DATA", ntime)
-    if not np.isfinite(data).all():
-        raise ValidationError(f"{ms}: DATA has values that are not finite. Convert it again.")
-    if not data.any():
+    flags = mset.read_grid(ms, "WEIGHT_SPECTRUM", ntime) <= 0
+    odd, nonzero = flagging.mark_no_data(data, flags)
+    checks["values_not_finite"], checks["values_not_zero"] = int(odd), int(nonzero)
+    if odd:
+        raise ValidationError(f"{ms}: DATA has {odd} values that are not finite, expected none. Convert it again.")
+    if not nonzero:
         raise ValidationError(f"{ms}: every visibility is zero. The correlator wrote no data: nothing to image.")
-    found = flagging.flag(
-        data, relative_weights(ms, ntime) <= 0, rows.ant_1, rows.ant_2, observation.channel_width_hz, options
-    )
-    cross = rows.ant_1 != rows.ant_2
-    flagged = float(found.flags[:, cross].mean())
-    if flagged == 1:
+    ant_1, ant_2 = rows.ant_1, rows.ant_2
+    shadow = flagging.shadowed(rows.uvw_m, ant_1, ant_2, observation.diameters_m)
+    find_rfi = rfi.finder(options.strategy, ms, data, logfile)
+    found = flagging.flag(data, flags, ant_1, ant_2, observation.channel_width_hz, options, shadow, find_rfi)
+    cross = ant_1 != ant_2
+    checks["flagged"] = float(found.by_row[:, cross].mean())
+    if checks["flagged"] == 1:
         raise ValidationError(f"{ms}: every visibility is flagged ({found.fractions}). Nothing to image.")
-    mset.write_columns(ms, FLAG=found.flags)
+    mset.write_columns(ms, FLAG=flags)
     names = observation.antenna_names
-    per_antenna = {}
-    for antenna in np.unique(np.concatenate([rows.ant_1, rows.ant_2])):
-        mine = cross & ((rows.ant_1 == antenna) | (rows.ant_2 == antenna))
-        per_antenna[names[antenna]] = round(float(found.flags[:, mine].mean()), 4)
+    by_baseline = found.by_row.mean(axis=0)
+    antennas = np.unique(np.concatenate([ant_1, ant_2]))
     return {
         "checks": checks,
         "strategy": options.strategy,
-        "flagged": flagged,
+        "flagged": checks["flagged"],
         "flagged_by": found.fractions,
-        "flagged_by_antenna": per_antenna,
-        "flagged_by_channel": found.flags[:, cross].mean(axis=(0, 1, 3)).round(4).tolist(),
+        "flagged_by_antenna": {
+            names[a]: round(float(by_baseline[cross & ((ant_1 == a) | (ant_2 == a))].mean()), 4) for a in antennas
+        },
+        "flagged_by_channel": found.by_channel.round(4).tolist(),
+        "flagged_by_integration": found.by_row[:, cross].mean(axis=1).round(4).tolist(),
+        "flagged_by_length": _by_length(np.linalg.norm(rows.uvw_m.mean(axis=0), axis=1)[cross], by_baseline[cross]),
         "dead_antennas": [names[a] for a in found.dead_antennas],
         "odd_antennas": [names[a] for a in found.odd_antennas],
         "coherence_by_antenna": {names[a]: round(r, 3) for a, r in found.coherence.items()},
@@ -97,6 +126,18 @@ def prepare(ms: Path, options: FlaggingConfig) -> dict:
         "rfi_integrations": found.rfi_integrations,
         "notes": found.notes,
     }
+
+
+def _by_length(length_m: np.ndarray, flagged: np.ndarray) -> list[dict]:
+    """Fraction of flags by baseline length, in ten bins of as many baselines each."""
+    order = np.argsort(length_m)
+    return [
+        {
+            "from_m": round(float(length_m[some[0]]), 1), "to_m": round(float(length_m[some[-1]]), 1),
+            "flagged": round(float(flagged[some].mean()), 4),
+        }
+        for some in np.array_split(order, min(10, len(order)))
+    ]  # fmt: skip
 
 
 def write_model(ms: Path, model: np.ndarray) -> float:

@@ -24,7 +24,7 @@ _THUMBNAIL_PIXELS = 900
 def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, prepared: Mapping) -> dict[str, str]:
     """Draw every plot of a group; returns their paths by name."""
     paths = Paths.of(config)
-    artifacts = {name: paths.qa(group, name) for name in ("image", "thumbnail", "bandpass", "gains")}
+    artifacts = {name: paths.qa(group, name) for name in ("image", "thumbnail", "bandpass", "gains", "flags")}
     artifacts["image"].parent.mkdir(parents=True, exist_ok=True)
     picture = _coarse_image(Path(imaged["images"]["image.pbcor"]), _THUMBNAIL_PIXELS)
     title = (
@@ -37,6 +37,7 @@ def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, pre
     bandpass = caltables.read(Path(chosen["tables"]["B"]))
     _save(_draw_bandpass(bandpass, observation.freq_hz / 1e6, names, chosen), artifacts["bandpass"])
     _save(_draw_gains(caltables.read(Path(chosen["tables"]["G"])), names, chosen), artifacts["gains"])
+    _save(_draw_flags(prepared, observation.freq_hz / 1e6, group), artifacts["flags"])
     return {name: str(path) for name, path in artifacts.items()}
 
 
@@ -153,4 +154,34 @@ def _draw_gains(table: caltables.Solutions, names: Mapping[int, str], chosen: Ma
     lower.set_xticks(range(len(alive)), [names[a] for a in alive], rotation=90, fontsize=7)
     upper.legend(frameon=False)
     upper.set_title(f"Gains {chosen['set_name']} on {chosen['cal_field']} ({chosen['flux_scale']})", fontsize=11)
+    return figure
+
+
+def _draw_flags(prepared: Mapping, freq_mhz: np.ndarray, group: str):
+    figure, grid = plt.subplots(2, 2, figsize=(12, 7.5), layout="constrained")
+    (antenna, channel), (length, integration) = grid
+    shares = prepared["flagged_by_antenna"]
+    lost = {*prepared["dead_antennas"], *prepared["odd_antennas"]}
+    antenna.bar(range(len(shares)), [100 * s for s in shares.values()],
+                color=[_ORANGE if name in lost else _BLUE for name in shares])  # fmt: skip
+    every = -(-len(shares) // 48)
+    antenna.set_xticks(range(0, len(shares), every), list(shares)[::every], rotation=90, fontsize=7)
+    antenna.set_xlabel("Station" + (" (orange: dead, or of odd noise)" if lost else ""))
+    channel.plot(freq_mhz, 100 * np.array(prepared["flagged_by_channel"]), drawstyle="steps-mid", color=_BLUE, lw=1)
+    channel.set_xlabel("Frequency (MHz)")
+    bins = prepared["flagged_by_length"]
+    length.stairs([100 * b["flagged"] for b in bins], [b["from_m"] for b in bins] + [bins[-1]["to_m"]],
+                  fill=True, color=_BLUE)  # fmt: skip
+    length.set_xlabel("Baseline length (m), as many baselines in each bin")
+    length.set_xscale("log")
+    integration.plot(100 * np.array(prepared["flagged_by_integration"]), "o-", ms=4, color=_BLUE)
+    integration.set_xlabel("Integration")
+    for axes in grid.ravel():
+        axes.set_ylabel("Flagged (%)")
+        axes.set_ylim(-2, 102)
+    reasons = ", ".join(f"{name.replace('_', ' ')} {100 * s:.2f} %" for name, s in prepared["flagged_by"].items() if s)
+    figure.suptitle(
+        f"{group}  ·  {100 * prepared['flagged']:.2f} % of the cross-correlations flagged before calibration "
+        f"({prepared['strategy']})\n{reasons or 'nothing found'}", fontsize=11,
+    )  # fmt: skip
     return figure

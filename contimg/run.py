@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import db, ingest, staging
+from contimg import db, ingest, retention, staging
 from contimg.config import DEFAULT_CONFIG, Config
 from contimg.errors import InputError, LockError
 from contimg.groups import FileGroup
@@ -198,6 +198,11 @@ class Run:
                         ingest.release(session, group)
             self._ended.set()
             staging.clean(self.paths, self._staging, set())
+            pruned, problems = retention.prune(self.config)
+            if pruned:
+                self._say(f"retention: deleted the Measurement Sets of {', '.join(pruned)}")
+            for problem in problems:
+                self._say(f"retention: {problem}")
             self._held.close()
 
 

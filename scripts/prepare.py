@@ -7,5 +7,5 @@ from contimg.preparation import prepare
 from contimg.stage import stage
 
 with stage(snakemake) as job:
-    job.result = prepare(Path(snakemake.input.ms), job.config.flagging)
+    job.result = prepare(Path(snakemake.input.ms), job.config.flagging, job.config.catalogues.stations, job.logfile)
     save_flags(Path(snakemake.input.ms), PREPARED_FLAGS)

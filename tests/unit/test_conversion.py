@@ -12,7 +12,7 @@ from contimg.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vec
 from contimg.paths import staged
 from contimg.preparation import validate
 from contimg.skymodel import Source, predict
-from tests.conftest import DEC_DEG
+from tests.conftest import DEC_DEG, STATIONS
 
 UNIT = {"noise_jy": 0.0, "scale": 1.0}  # no noise; gains are divided out below
 
@@ -79,7 +79,7 @@ def test_predictor_and_simulator_agree(make_group, sky, tmp_path):
 def test_measurement_set_is_whole_and_casa_reads_it(make_group, tmp_path):
     group = make_group(antennas=60)
     ms, converted, concatenated = convert(group, tmp_path)
-    checks = validate(ms)
+    checks = validate(ms, mset.read_observation(ms), mset.read_rows(ms), STATIONS)
     assert checks["uvw_error_m"] < 1e-9
     assert concatenated["channels"] == 32
     assert concatenated["band_hz"] == pytest.approx([1311.25e6, 1498.75e6])
@@ -281,9 +281,9 @@ def test_preparing_twice_is_preparing_once(make_group, tmp_path):
 
     group = make_group(antennas=16, channels=6, integrations=12, rfi=True)
     ms, _, _ = convert(group, tmp_path)
-    first = prepare(ms, FlaggingConfig())
+    first = prepare(ms, FlaggingConfig(), STATIONS)
     flags = mset.read_grid(ms, "FLAG", 12)
-    second = prepare(ms, FlaggingConfig())
+    second = prepare(ms, FlaggingConfig(), STATIONS)
     assert first == second
     assert np.array_equal(flags, mset.read_grid(ms, "FLAG", 12))
     assert first["flagged_by"]["rfi_times_channels"] > 0.05

@@ -24,7 +24,9 @@ def observation():
 
 
 def run(data, **options):
-    return flagging.flag(data, np.zeros(data.shape, bool), ONE, TWO, WIDTH_HZ, FlaggingConfig(**options))
+    flags = np.zeros(data.shape, bool)
+    assert flagging.mark_no_data(data, flags)[0] == 0
+    return flagging.flag(data, flags, ONE, TWO, WIDTH_HZ, FlaggingConfig(**options))
 
 
 def test_clean_data_stay(observation):

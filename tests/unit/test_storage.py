@@ -1,0 +1,179 @@
+"""Staging and retention: what is written where, and when it goes."""
+
+import shutil
+from collections import namedtuple
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from contimg import db, ingest, paths, products, staging
+from contimg.config import Config, ConversionConfig, IngestConfig, PathsConfig, RetentionConfig
+from contimg.errors import ConfigError, LockError, StorageError
+from contimg.groups import FileGroup, RawFile
+from contimg.paths import Paths
+from contimg.planning import Plan
+from contimg.retention import prune
+from contimg.stage import lock, write_json
+
+GB = 10**9
+GROUPS = ("2026-01-25T22:26:05", "2026-01-25T22:31:14")
+Usage = namedtuple("Usage", "total used free")
+
+
+def make_config(folder, **options) -> Config:
+    where = PathsConfig(incoming=folder / "incoming", products=folder / "products", state=folder / "state")
+    return Config(paths=where, conversion=ConversionConfig(**options))
+
+
+def plans_of(size: int, count: int = 2) -> dict[str, Plan]:
+    members = {sb: RawFile(f"x_sb{sb:02d}.hdf5", "x", sb, size // 16) for sb in range(16)}
+    return {g: Plan(FileGroup(g, members), "run", "") for g in GROUPS[:count]}
+
+
+@pytest.fixture
+def free(monkeypatch, tmp_path):
+    """A tmpfs of our own: its free bytes, and those of the machine's memory."""
+    room = tmp_path / "shm"
+    room.mkdir()
+    amounts = {"tmpfs": 20 * GB, "memory": 20 * GB}
+    monkeypatch.setattr(staging, "TMPFS", room)
+    monkeypatch.setattr(paths, "TMPFS", room)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, amounts["tmpfs"]))
+    monkeypatch.setattr(staging, "_available_memory", lambda: amounts["memory"])
+    return amounts
+
+
+def kind(config, plans, cores=2):
+    roots = {root: name for name, root in Paths.of(config).staging_roots().items()}
+    return roots[staging.choose(config, plans, cores)]
+
+
+def test_staging_is_in_memory_where_there_is_room(free, tmp_path):
+    config = make_config(tmp_path)
+    plans = plans_of(int(2.33 * GB))
+    needed = staging.needed_bytes(config, plans, 2)
+    assert 2 * 2.1 * GB < needed < 2 * 2.5 * GB  # one is converted while another waits for concat
+    assert kind(config, plans) == "tmpfs"
+    for scarce in free:
+        free[scarce] = needed + 3.9 * GB  # 4 GB are left to others
+        assert kind(config, plans) == "disk"
+        free[scarce] = 20 * GB
+    assert kind(make_config(tmp_path, staging="disk"), plans) == "disk"
+    free["memory"] = 0
+    assert kind(make_config(tmp_path, staging="tmpfs"), plans) == "tmpfs"
+    assert list(staging.TMPFS.iterdir()) == []
+
+
+def test_what_a_run_reserved_is_not_free_for_another(free, tmp_path):
+    one, other = make_config(tmp_path / "one"), make_config(tmp_path / "other")
+    plans = plans_of(int(2.33 * GB))
+    needed = staging.needed_bytes(one, plans, 2)
+    free["tmpfs"] = int(1.5 * needed) + 4 * GB
+    root = staging.choose(one, plans, 2)
+    with staging.reserved(one, root, needed):
+        assert kind(other, plans) == "disk"
+        assert kind(one, plans) == "tmpfs"  # its own
+        with (
+            pytest.raises(LockError, match="another run reserved"),
+            staging.reserved(other, Paths.of(other).staging_roots()["tmpfs"], needed),
+        ):
+            pass
+    assert kind(other, plans) == "tmpfs"
+    assert list(staging.TMPFS.iterdir()) == []
+
+
+def test_what_is_left_in_staging_goes_and_what_was_kept_on_purpose_stays(free, tmp_path):
+    config = make_config(tmp_path)
+    places = Paths.of(config)
+    for root in places.staging_roots().values():
+        for group in GROUPS:
+            (root / group / "sb00.ms").mkdir(parents=True)
+    write_json(places.result(GROUPS[1], "index"), {})  # imaged, with --notemp
+    chosen = places.staging_roots()["tmpfs"]
+    staging.clean(places, chosen, {GROUPS[0]})
+    left = sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in tmp_path.rglob("sb00.ms"))
+    assert left == sorted([f"{chosen.name}/{GROUPS[0]}", f"{chosen.name}/{GROUPS[1]}", f"staging/{GROUPS[1]}"])
+
+
+def test_no_room_is_said_before_anything_is_written(free, tmp_path):
+    staging.require_room(tmp_path, 19 * GB, "a group")
+    with pytest.raises(StorageError, match=r"20\.0 GB free, a group needs 21\.0 GB\. Make room"):
+        staging.require_room(tmp_path, 21 * GB, "a group")
+
+
+def test_the_pyuvdata_writer_is_for_two_subbands():
+    from contimg.config import from_mapping
+
+    assert from_mapping({"conversion": {"writer": "pyuvdata"}, "ingest": {"expected_subbands": 2, "min_subbands": 2}})
+    with pytest.raises(ConfigError, match="for 2 subbands at most"):
+        from_mapping({"conversion": {"writer": "pyuvdata"}})
+    assert Config(ingest=IngestConfig(expected_subbands=2)).writer == "pyuvdata"
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Two imaged groups, in the queue and the index."""
+    config = make_config(tmp_path).model_copy(update={"retention": RetentionConfig(measurement_sets_days=2)})
+    where = Paths.of(config)
+    for group in GROUPS:
+        for folder in (where.ms(group), where.flag_versions(group)):
+            (folder / "ANTENNA").mkdir(parents=True)
+        image = where.image(group, "pbcor.fits")
+        image.parent.mkdir(parents=True, exist_ok=True)
+        fits.PrimaryHDU(np.ones((8, 8), np.float32)).writeto(image, checksum=True)
+        write_json(where.result(group, "image"), {"images": {"pbcor.fits": str(image)}})
+        write_json(where.result(group, "index"), {})
+        with db.writing(where.products_db, products.Base) as session:
+            session.add(products.MeasurementSet(
+                path=str(where.ms(group)), start_mjd=0, end_mjd=0, mid_mjd=0, processed_at=db.now(), status="ok",
+                stage="index", stage_updated_at=db.now(),
+            ))  # fmt: skip
+        with db.writing(where.ingest_db, ingest.Base) as session:
+            ingest.record(session, [FileGroup(group, {})], {}, config.ingest, 0)
+            for state in ("pending", "in_progress", "processing_fresh", "completed"):
+                ingest.move(session, group, state)
+    return config
+
+
+def statuses(config):
+    with db.reading(Paths.of(config).products_db) as session:
+        return [row.status for row in session.query(products.MeasurementSet).order_by(products.MeasurementSet.path)]
+
+
+def test_measurement_sets_go_when_their_time_is_over(archive):
+    where = Paths.of(archive)
+    assert prune(archive) == ([], [])
+    assert prune(archive.model_copy(update={"retention": RetentionConfig()}), datetime.max.replace(tzinfo=UTC)) == (
+        [],
+        [],
+    )
+    assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == (list(GROUPS), [])
+    assert statuses(archive) == ["pruned", "pruned"]
+    assert list(where.ms("x").parent.iterdir()) == []
+    assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == ([], [])
+
+
+@pytest.mark.parametrize("what", ["absent", "altered", "empty", "running", "not completed"])
+def test_no_measurement_set_goes_before_its_image_is_verified(archive, what):
+    where = Paths.of(archive)
+    image = where.image(GROUPS[0], "pbcor.fits")
+    if what == "absent":
+        image.unlink()
+    elif what == "altered":
+        content = bytearray(image.read_bytes())
+        content[-2880] ^= 1  # a pixel
+        image.write_bytes(content)
+    elif what == "empty":
+        image.write_bytes(b"")
+    elif what == "not completed":
+        with db.writing(where.ingest_db, ingest.Base) as session:
+            ingest.move(session, GROUPS[0], "pending")
+    with lock(where.group_lock(GROUPS[0] if what == "running" else "other"), wait=False, what="a stage"):
+        pruned, problems = prune(archive, datetime.now(UTC) + timedelta(days=3))
+    assert pruned == [GROUPS[1]]
+    assert statuses(archive) == ["ok", "pruned"]
+    assert where.ms(GROUPS[0]).exists()
+    assert len(problems) == (what != "not completed")
+    assert all(f"{GROUPS[0]}.ms is kept: " in p for p in problems)
