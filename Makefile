@@ -36,6 +36,7 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/start_up_scan.py
+	PYTHONPATH=. .venv/bin/python bench/full_size.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -87,11 +87,11 @@ def _pyuvdata_one(job) -> None:
     from contimg.pyuvdata_writer import read_phased
 
     header, centre, output = job
-    read_phased(header, centre).write_ms(output, clobber=True)
+    read_phased(header, centre).write_ms(str(output), clobber=True, fix_autos=True)
 
 
 def pyuvdata_and_concat(files, staging: Path, ms: Path) -> None:
-    """The straightforward recipe: pyuvdata in two processes, then CASA's concat (which leaves 16 spectral windows)."""
+    """The straightforward recipe: pyuvdata in two processes with its checks, then CASA's concat (16 spectral windows)."""
     from contimg import casa
 
     plan = plan_group(files, 16, "OVRO_MMA")

@@ -4,6 +4,7 @@ pyuvdata (3.2.8) takes a drift file for unprojected data at the zenith. It is to
 angle 0 at the apparent declination of the header. Its own `phase` then turns the visibilities.
 """
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def read_phased(header: SubbandHeader, phase_centre_deg: tuple[float, float]):
     uv.phase_center_app_ra = uv.lst_array.copy()
     uv.phase_center_app_dec = np.full(uv.Nblts, header.app_dec_rad)
     uv.phase_center_frame_pa = np.zeros(uv.Nblts)
-    uv.set_uvws_from_antenna_positions(update_vis=False)  # in float64; the file's are float32
+    _recompute_uvw(uv)  # in float64; the file's are float32
     lon, lat = np.radians(phase_centre_deg)
     uv.phase(cat_name="centre", lon=lon, lat=lat, phase_frame="icrs", cat_type="sidereal")
     # `phase` finds north with a step of half a degree, which turns the uvw by 2e-6 and more.
@@ -41,10 +42,16 @@ def read_phased(header: SubbandHeader, phase_centre_deg: tuple[float, float]):
         time_array=uv.time_array, app_ra=uv.phase_center_app_ra, app_dec=uv.phase_center_app_dec,
         telescope_loc=where, ref_frame="icrs", offset_pos=_SMALL_ANGLE_RAD,
     )  # fmt: skip
-    uv.set_uvws_from_antenna_positions(update_vis=False)
+    _recompute_uvw(uv)
     uv.conjugate_bls("ant1<ant2")
     uv.reorder_freqs(channel_order="freq")
     return uv
+
+
+def _recompute_uvw(uv) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Recalculating uvw_array")  # the phases are those of these uvw
+        uv.set_uvws_from_antenna_positions(update_vis=False)
 
 
 def convert(plan: GroupPlan, output: Path) -> dict:

@@ -438,3 +438,18 @@ def test_the_independent_sample_comes_out_right(sample, tmp_path, figure):
     figure(f"independent sample, tclean: {tclean}")
     assert fits.getheader(paths.image(target, "pbcor.fits"))["IMAGER"] == "tclean"
     tclean.check(least=12)
+
+
+def test_two_subbands_go_through_the_pyuvdata_writer(tmp_path, sky):
+    """`auto` takes pyuvdata for so few; nothing stays in staging."""
+    folder = tmp_path / "incoming"
+    small_group(folder, sky, subbands=2)
+    ingest = {"expected_subbands": 2, "min_subbands": 2}
+    site = make_site(tmp_path / "site", folder, ingest=ingest)
+    outcome = site.snakemake("--", str(site.paths.result(CALIBRATOR_START, "prepare")))
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    converted = json.loads(site.paths.result(CALIBRATOR_START, "convert").read_text())
+    assert (converted["writer"], converted["subbands"]) == ("pyuvdata", [0, 1])
+    checks = json.loads(site.paths.result(CALIBRATOR_START, "prepare").read_text())["checks"]
+    assert (checks["channels"], checks["integrations"]) == (2, 4)
+    assert not any(root.exists() for root in site.paths.staging_roots().values())
