@@ -87,7 +87,8 @@ def shadowed(uvw_m: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, diameters_
     """Which rows (ntime, nbaseline) have an antenna that another one stands in front of.
 
     Two dishes overlap when sqrt(u^2 + v^2) is less than the mean of their diameters. The one in the shadow is farther from
-    the source: uvw = r_1 - r_2, so antenna 2 where w > 0. All its baselines are lost (CASA, flagdata mode 'shadow'). Only dishes that take part are seen.
+    the source: uvw = r_1 - r_2, so antenna 2 where w > 0. All its baselines are lost (CASA, flagdata mode 'shadow').
+    Only dishes that take part are seen.
     """
     reach_m = (diameters_m[ant_1] + diameters_m[ant_2]) / 2
     overlap = (np.hypot(uvw_m[..., 0], uvw_m[..., 1]) < reach_m) & (ant_1 != ant_2)
