@@ -139,7 +139,7 @@ def test_every_database_has_its_rows(first_run):
         assert 30 < beam < 120
         assert pbcor == (kind == "pbcor")
     artifacts = rows(products, "SELECT name, path FROM qa_artifacts")
-    assert {name for name, _ in artifacts} == {"image", "thumbnail", "bandpass", "gains"}
+    assert {name for name, _ in artifacts} == {"image", "thumbnail", "bandpass", "gains", "flags"}
     assert all(Path(path).stat().st_size > 2000 for _, path in artifacts)
     tables = rows(paths.registry_db, "SELECT table_type, path, status, cal_field FROM caltables ORDER BY order_index")
     assert [(kind, status, field) for kind, _, status, field in tables] == [
