@@ -50,7 +50,9 @@ class PathsConfig(_Section):
     """Where data come from and go to; relative paths are relative to the working directory."""
 
     incoming: Path = Field(Path("data/incoming"), description="raw *_sb??.hdf5 files; never written by the workflow")
-    staging: str = Field("auto", description="folder for subband Measurement Sets, or auto: see conversion.staging")
+    staging: str = Field(
+        "auto", description="folder for subband Measurement Sets (in a subfolder of it); auto: conversion.staging"
+    )
     products: Path = Field(Path("data/products"), description="Measurement Sets, tables, images, results, plots, logs")
     state: Path = Field(Path("data/state"), description="SQLite databases, locks, run snapshots")
 
@@ -112,11 +114,13 @@ class FlaggingConfig(_Section):
         "mad", description="what looks for interference: mad (array-averaged power), aoflagger, tfcrop (CASA), or none"
     )
     channel_sigma: float = Field(
-        6.0, gt=3, description="array-averaged power of a time and channel, above its neighbours"
+        6.0, gt=3, description="mad: array-averaged power of a time and channel, above its neighbours"
     )
-    sample_sigma: float = Field(7.0, gt=4, description="amplitude of one visibility, above its baseline's")
-    max_channel_fraction: float = Field(0.5, gt=0, le=1, description="flag a channel with more than this flagged")
-    max_time_fraction: float = Field(0.5, gt=0, le=1, description="flag an integration with more than this flagged")
+    sample_sigma: float = Field(7.0, gt=4, description="mad: amplitude of one visibility, above its baseline's")
+    max_channel_fraction: float = Field(0.5, gt=0, le=1, description="mad: flag a channel with more than this flagged")
+    max_time_fraction: float = Field(
+        0.5, gt=0, le=1, description="mad: flag an integration with more than this flagged"
+    )
     dead_coherence: float = Field(
         0.1, ge=0, lt=1, description="an antenna with less than this share of the array's median coherent power is dead"
     )

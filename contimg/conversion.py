@@ -100,26 +100,44 @@ def channel_blocks(headers: Mapping[int, SubbandHeader], expected_subbands: int)
     if slopes not in ({1.0}, {-1.0}):
         if len(headers) == expected_subbands and not slopes - {float(round(s)) for s in slopes}:
             return lowest
+        if len(headers) == 1:
+            raise InputError(
+                f"subband {reference} is alone: in which direction the other {expected_subbands - 1} would lie takes two files"
+            )
         raise InputError(
-            f"subband numbers and frequencies do not run together ({place}): cannot place missing subbands"
+            f"subband numbers and frequencies do not run together ({ {sb: float(x) for sb, x in place.items()} }): "
+            "cannot place missing subbands"
         )
     return {sb: lowest[reference] + slopes.copy().pop() * (sb - reference) * step_hz for sb in range(expected_subbands)}
 
 
-def _first_integration(header: SubbandHeader, times_mjd: np.ndarray) -> int | None:
-    """Which of the group's integrations is a file's first; None when its times are no stretch of the group's."""
-    start = int(np.abs(times_mjd - header.time_mjd[0]).argmin())
-    mine = times_mjd[start : start + len(header.time_mjd)]
-    same = mine.shape == header.time_mjd.shape and np.abs(mine - header.time_mjd).max() * mset.DAY_S < _SAME_TIME_S
-    return start if same else None
+def group_times(headers: Mapping[int, SubbandHeader]) -> np.ndarray:
+    """The integrations that any file has, (ntime,): files may end early, or lack some.
+
+    Raises SubbandError for a file whose times fall between those of the longest.
+    """
+    longest = max(headers.values(), key=lambda header: len(header.time_mjd))
+    step = longest.integration_s / mset.DAY_S
+    known: dict[int, float] = {}
+    for header in [longest, *headers.values()]:
+        steps = (header.time_mjd - longest.time_mjd[0]) / step
+        off_s = np.abs(steps - np.round(steps)).max() * longest.integration_s
+        if off_s > _SAME_TIME_S * max(1.0, np.abs(steps).max()) or not set(np.round(steps)) & set(
+            np.round((longest.time_mjd - longest.time_mjd[0]) / step)
+        ):
+            raise SubbandError(
+                f"{header.path}: {len(header.time_mjd)} integrations from MJD {header.time_mjd[0]:.7f}, expected times of "
+                f"{longest.path.name}, from MJD {longest.time_mjd[0]:.7f}. It belongs to another observation: remove it."
+            )
+        for number, time_mjd in zip(np.round(steps).astype(int), header.time_mjd, strict=True):
+            known.setdefault(int(number), float(time_mjd))
+    return np.array([known[number] for number in sorted(known)])
 
 
 def _check_same_observation(headers: Mapping[int, SubbandHeader], first: SubbandHeader) -> None:
     for header in headers.values():
         differs = None
-        if _first_integration(header, first.time_mjd) is None:
-            differs = f"{len(header.time_mjd)} integrations from MJD {header.time_mjd[0]:.7f}, expected the times"
-        elif not (np.array_equal(header.ant_1, first.ant_1) and np.array_equal(header.ant_2, first.ant_2)):
+        if not (np.array_equal(header.ant_1, first.ant_1) and np.array_equal(header.ant_2, first.ant_2)):
             differs = "other baselines, or in another order"
         elif abs(header.app_dec_rad - first.app_dec_rad) > 1e-9:
             differs = (
@@ -139,7 +157,7 @@ class GroupPlan:
 
     headers: Mapping[int, SubbandHeader]
     lowest_hz: Mapping[int, float]  # lowest channel of every subband, missing ones too
-    reference: SubbandHeader  # that with the most integrations
+    reference: SubbandHeader  # of one subband, with the group's times
     observation: Observation  # with the reference's channels
     rows: Rows
     path_m: np.ndarray  # (ntime, nbaseline): p_2 - p_1 of each row's antennas
@@ -149,9 +167,17 @@ class GroupPlan:
         """Ascending channels of a subband."""
         return self.lowest_hz[subband] + np.arange(len(self.reference.freq_hz)) * self.reference.channel_width_hz
 
-    def first_integration(self, subband: int) -> int:
-        """Which of the group's integrations is a file's first; later ones that it lacks are flagged."""
-        return _first_integration(self.headers[subband], self.reference.time_mjd)
+    def places(self, subband: int) -> np.ndarray:
+        """Which of a file's integrations is each of the group's, (ntime,); -1 where it has none."""
+        times_mjd = self.headers[subband].time_mjd
+        nearest = np.abs(times_mjd[None] - self.rows.time_mjd[:, None]).argmin(axis=1)
+        apart_s = np.abs(times_mjd[nearest] - self.rows.time_mjd) * mset.DAY_S
+        return np.where(apart_s < self.rows.integration_s / 2, nearest, -1)
+
+    @property
+    def short(self) -> list[int]:
+        """Subbands whose files lack integrations."""
+        return [sb for sb, header in self.headers.items() if len(header.time_mjd) < len(self.rows.time_mjd)]
 
 
 def plan_group(files: Mapping[int, Path], expected_subbands: int, telescope_name: str) -> GroupPlan:
@@ -162,8 +188,7 @@ def plan_group(files: Mapping[int, Path], expected_subbands: int, telescope_name
             raise SubbandError(f"{header.path}: frequencies ascend, expected them to descend. Was it rewritten?")
         if sb >= expected_subbands:
             raise InputError(f"{header.path}: subband {sb} is outside 0..{expected_subbands - 1}")
-    # The last files of a run may be shorter than the others.
-    reference = max(headers.values(), key=lambda header: len(header.time_mjd))
+    reference = replace(headers[min(headers)], time_mjd=group_times(headers))
     _check_same_observation(headers, reference)
     lowest_hz = channel_blocks(headers, expected_subbands)
     return GroupPlan(headers, lowest_hz, reference, *_plan_rows(reference, telescope_name))
@@ -221,13 +246,14 @@ class _Job:
     rows: Rows
     path_m: np.ndarray  # (ntime, nbaseline)
     conjugate: np.ndarray  # (nbaseline,)
-    first_integration: int  # of the group's, that the file has
+    places: np.ndarray | None  # GroupPlan.places of the file
+    full: float  # sample count of a full integration
 
 
 def _convert_one(job: _Job) -> dict:
     """Write one subband's Measurement Set; what it took, and how many visibilities are not zero.
 
-    A tile at a time, from the file into buffers that stay in the cache, and out again: one pass over the data.
+    A tile at a time, from the file into buffers that stay in the cache, and out again: one pass over the visibilities.
     """
     seconds = Seconds()
     nchan = len(job.observation.freq_hz)
@@ -248,15 +274,21 @@ def _convert_one(job: _Job) -> dict:
             step = mset.tile_rows(nbaseline, nchan)
             buffers = {name: np.empty((step, nchan, 2), dtype) for name, dtype in mset.SPECTRUM_COLUMNS.items()}
             seconds.spent("write_s")
-            full = source.full_samples()
-            skipped = job.first_integration * nbaseline
             for first in range(0, len(mean), step):
                 rows = slice(first, min(first + step, len(mean)))
-                raw, flags, nsamples = source.read(rows.start - skipped, rows.stop - skipped)
+                raw, flags, nsamples = source.read(rows.start, rows.stop, nbaseline, job.places)
                 seconds.spent("load_s")
                 filled = {name: buffer[: len(raw)] for name, buffer in buffers.items()}
                 nonzero += _move_to_phase_centre(
-                    raw, flags, nsamples, full, conjugate[rows], path_m[rows], *wavenumber, *filled.values(), mean[rows]
+                    raw,
+                    flags,
+                    nsamples,
+                    job.full,
+                    conjugate[rows],
+                    path_m[rows],
+                    *wavenumber,
+                    *filled.values(),
+                    mean[rows],
                 )
                 seconds.spent("phase_s")
                 for name, values in filled.items():
@@ -297,13 +329,14 @@ def convert_group(
         sums = _convert_parallel(plan, outputs, workers, progress)
     if not sums.pop("nonzero"):
         raise InputError(
-            f"{plan.reference.path} and its group: every visibility is zero. The correlator wrote no data: nothing to image."
+            f"{plan.reference.path} and its group: every visibility is zero, or has no samples. The correlator wrote no data: "
+            "nothing to image."
         )
     return {
         "writer": config.writer,
         "subbands": sorted(files),
         "missing_subbands": sorted(set(range(expected)) - set(files)),
-        "short_subbands": [sb for sb, h in plan.headers.items() if len(h.time_mjd) < len(plan.reference.time_mjd)],
+        "short_subbands": plan.short,
         "files": {str(sb): str(path) for sb, path in sorted(files.items())},
         "mid_mjd": plan.reference.mid_mjd,
         "app_dec_deg": float(np.degrees(plan.reference.app_dec_rad)),
@@ -317,21 +350,28 @@ def convert_group(
 
 def _convert_parallel(plan: GroupPlan, outputs: Sequence[Path], workers: int, progress: Callable[[str], None]) -> dict:
     """Each subband to its Measurement Set, several at once; the sums of what `_convert_one` says."""
-    jobs = [
-        _Job(
-            plan.headers[sb].path if sb in plan.headers else None, output,
-            replace(plan.observation, freq_hz=plan.channels_hz(sb)), plan.rows, plan.path_m, plan.conjugate,
-            plan.first_integration(sb) if sb in plan.headers else 0,
-        )
-        for sb, output in enumerate(outputs)
-    ]  # fmt: skip
+    sources = [plan.headers[sb].path if sb in plan.headers else None for sb in range(len(outputs))]
     done = []
     context = multiprocessing.get_context("fork")  # the workers share the geometry; nothing to import again
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(outputs)), mp_context=context, initializer=_die_with_parent) as pool:
+        full = max(pool.map(full_samples, [source for source in sources if source]))
+        jobs = [
+            _Job(
+                source, output, replace(plan.observation, freq_hz=plan.channels_hz(sb)), plan.rows, plan.path_m,
+                plan.conjugate, plan.places(sb) if source else None, full or 1.0,
+            )
+            for sb, (source, output) in enumerate(zip(sources, outputs, strict=True))
+        ]  # fmt: skip
         for job, result in zip(jobs, pool.map(_convert_one, jobs), strict=True):
             done.append(result)
             progress(f"{job.output.name}: " + (job.source.name if job.source else "no file, channels kept"))
     return {name: sum(result[name] for result in done) for name in done[0]}
+
+
+def full_samples(path: Path) -> float:
+    """Largest sample count in a file."""
+    with opened_data(path) as source:
+        return source.full_samples()
 
 
 def concat_subbands(subbands: Sequence[Path], output: Path) -> dict:

@@ -34,7 +34,7 @@ class StateError(ContimgError):
 
 
 class StorageError(ContimgError):
-    """There is no room for what is to be written."""
+    """There is no room for what is to be written; the group waits, and no attempt is spent."""
 
 
 class LockError(ContimgError):

@@ -66,8 +66,9 @@ class FileGroup:
 
     @property
     def outline(self) -> Outline | None:
-        """Header of a member, if one was looked into."""
-        return next((m.outline for m in self.members.values() if m.outline), None)
+        """Header of the member that goes on longest, of those that were looked into: its mid time is the group's."""
+        known = [m.outline for m in self.members.values() if m.outline]
+        return max(known, key=lambda outline: outline.mid_mjd, default=None)
 
     @property
     def waiting_since_s(self) -> float:

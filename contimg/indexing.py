@@ -1,6 +1,11 @@
 """The last stage: a group's results into products.sqlite3. The queue's own rows come after, by the logger plugin."""
 
+import warnings
 from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 
 from contimg import db, products
 from contimg.config import Config
@@ -36,7 +41,38 @@ def index_group(group: str, config: Config) -> dict:
         "stage_updated_at": db.now(), "cal_applied": results["caltables"]["set_name"],
         "imagename": dict(images)["pbcor"],
     }  # fmt: skip
+    image_bytes = {path: verified_bytes(Path(path)) for path in imaged["images"].values()}
     seconds = {stage: values["seconds"] for stage, values in results.items() if stage != "index"}
     with db.writing(paths.products_db, products.Base) as session:
         products.record_group(session, group, ms, images, imaged, artifacts)
-    return {"images": len(images), "artifacts": len(artifacts), "stage_seconds": seconds}
+    return {"images": len(images), "artifacts": len(artifacts), "stage_seconds": seconds, "image_bytes": image_bytes}
+
+
+def verified_bytes(path: Path) -> int:
+    """Read an image back, and say how large it is on disk; raises ValidationError unless it is whole.
+
+    A FITS file has the checksums that it was written with; a CASA image can be opened and has values.
+    """
+    remedy = "Image it again: contimg reprocess GROUP --from image"
+    try:
+        if path.suffix == ".fits":
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", AstropyUserWarning)
+                with fits.open(path, checksum=True) as hdus:
+                    header = hdus[0].header
+                    whole = hdus[0].data is not None and "CHECKSUM" in header and "DATASUM" in header
+        else:
+            from casacore.images import image  # not in the processes that only look at the sizes
+
+            whole = bool(np.isfinite(image(str(path)).getdata()).any())
+    except (AstropyUserWarning, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ValidationError(f"{path}: {error}. {remedy}") from None
+    if not whole:
+        raise ValidationError(f"{path} holds no image, or was written without checksums. {remedy}")
+    return bytes_on_disk(path)
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Size of a file, or of all files in a folder; 0 when it is not there."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files if f.is_file() and f.name != ".snakemake_timestamp")

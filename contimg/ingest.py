@@ -339,11 +339,13 @@ def stage_finished(session: Session, group_id: str, stage: str, result: Path) ->
 
 
 def attempt_failed(
-    session: Session, group_id: str, error: str, options: IngestConfig, now_s: float, permanent: bool = False
-) -> str:
+    session: Session, group_id: str, error: str, options: IngestConfig, now_s: float, permanent: bool = False,
+    spent: bool = True,
+) -> str:  # fmt: skip
     """An attempt failed: back to pending with one retry spent and a back-off, or failed. Returns the new state.
 
     permanent  the data are at fault and another attempt cannot help
+    spent      the attempt counts; not when it was only a disk that was full
     """
     current, retries = session.execute(
         select(Group.state, Group.retry_count).where(Group.group_id == group_id)
@@ -351,12 +353,12 @@ def attempt_failed(
     if current == "in_progress":  # claimed, nothing started: failed is reached by way of pending
         move(session, group_id, "pending", error=error)
         current = "pending"
-    if permanent or retries >= options.max_retries:
+    if permanent or (spent and retries >= options.max_retries):
         move(session, group_id, "failed", error=error, retry_count=retries + 1, not_before=None)
         return "failed"
     if current != "pending":
         move(session, group_id, "pending", error=error)
-    wait = {"retry_count": retries + 1, "not_before": db.utc(now_s + options.retry_backoff_s * 2**retries)}
+    wait = {"retry_count": retries + spent, "not_before": db.utc(now_s + options.retry_backoff_s * 2**retries)}
     session.execute(update(Group).where(Group.group_id == group_id).values(error=error, **wait))
     return "pending"
 

@@ -40,7 +40,8 @@ def validate(ms: Path, observation: mset.Observation, rows: mset.Rows, stations:
     uvw_error = np.abs(np.einsum("tax,bx->tba", tracking.axes, baselines) - rows.uvw_m).max()
     length_error = np.abs(np.linalg.norm(rows.uvw_m, axis=2) - np.linalg.norm(baselines, axis=1)).max()
     time_step_s = np.diff(rows.time_mjd) * mset.DAY_S
-    gap_s = float(np.abs(time_step_s - rows.integration_s).max()) if len(time_step_s) else 0.0
+    lost = np.maximum(np.round(time_step_s / rows.integration_s), 1) - 1  # integrations that no file has
+    off_s = float(np.abs(time_step_s - (lost + 1) * rows.integration_s).max()) if len(time_step_s) else 0.0
     antennas = np.unique(np.concatenate([rows.ant_1, rows.ant_2]))
     checks = {
         "integrations": rows.shape[0],
@@ -49,14 +50,15 @@ def validate(ms: Path, observation: mset.Observation, rows: mset.Rows, stations:
         "channel_step_error_hz": float(np.abs(step - observation.channel_width_hz).max()) if len(step) else 0.0,
         "baseline_length_error_m": float(length_error),
         "uvw_error_m": float(uvw_error),
-        "largest_time_gap_s": gap_s,
+        "time_step_error_s": off_s,
+        "integrations_lost": int(lost.sum()),
         "station_offset_m": _station_offset_m(observation, antennas, stations),
     }
     limits = {
         "channel_step_error_hz": 1e-3 * observation.channel_width_hz,
         "baseline_length_error_m": _UVW_TOLERANCE_M,
         "uvw_error_m": _UVW_TOLERANCE_M,
-        "largest_time_gap_s": 1.0,
+        "time_step_error_s": 1.0,
         "station_offset_m": _STATION_TOLERANCE_M,
     }
     for name, limit in limits.items():
@@ -88,6 +90,9 @@ def prepare(ms: Path, options: FlaggingConfig, stations: Path, logfile: Path | N
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     checks = validate(ms, observation, rows, stations)
     ntime = rows.shape[0]
+    cross = rows.ant_1 != rows.ant_2
+    if not cross.any():
+        raise ValidationError(f"{ms}: no cross-correlations, expected some: nothing to image.")
     data = mset.read_grid(ms, "DATA", ntime)
     flags = mset.read_grid(ms, "WEIGHT_SPECTRUM", ntime) <= 0
     odd, nonzero = flagging.mark_no_data(data, flags)
@@ -100,7 +105,6 @@ def prepare(ms: Path, options: FlaggingConfig, stations: Path, logfile: Path | N
     shadow = flagging.shadowed(rows.uvw_m, ant_1, ant_2, observation.diameters_m)
     find_rfi = rfi.finder(options.strategy, ms, data, logfile)
     found = flagging.flag(data, flags, ant_1, ant_2, observation.channel_width_hz, options, shadow, find_rfi)
-    cross = ant_1 != ant_2
     checks["flagged"] = float(found.by_row[:, cross].mean())
     if checks["flagged"] == 1:
         raise ValidationError(f"{ms}: every visibility is flagged ({found.fractions}). Nothing to image.")

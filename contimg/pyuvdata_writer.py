@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from contimg import measurement_set as mset
-from contimg.conversion import GroupPlan, Seconds
+from contimg.conversion import GroupPlan, Seconds, full_samples
 from contimg.uvh5 import SubbandHeader
 
 _SMALL_ANGLE_RAD = 1e-5
 
 
 def read_phased(header: SubbandHeader, phase_centre_deg: tuple[float, float]):
-    """A subband file as a UVData object, moved to `phase_centre_deg` (ICRS); channels ascend, ant_1 <= ant_2."""
+    """A subband file as a UVData object, moved to `phase_centre_deg` (ICRS); channels ascend."""
     from pyuvdata import UVData
     from pyuvdata.utils import phasing
 
@@ -43,7 +43,6 @@ def read_phased(header: SubbandHeader, phase_centre_deg: tuple[float, float]):
         telescope_loc=where, ref_frame="icrs", offset_pos=_SMALL_ANGLE_RAD,
     )  # fmt: skip
     _recompute_uvw(uv)
-    uv.conjugate_bls("ant1<ant2")
     uv.reorder_freqs(channel_order="freq")
     return uv
 
@@ -64,22 +63,23 @@ def convert(plan: GroupPlan, output: Path) -> dict:
     shape = (ntime, nbaseline, len(order) * nchan, 2)
     columns = {name: np.full(shape, name == "FLAG", dtype) for name, dtype in mset.SPECTRUM_COLUMNS.items()}
     uvw_m = plan.rows.uvw_m.copy()
+    full = max(full_samples(header.path) for header in plan.headers.values()) or 1.0
     for place, sb in enumerate(order):
         if sb not in plan.headers:
             continue
         uv = read_phased(plan.headers[sb], plan.observation.phase_centre_deg)
+        uv.conjugate_bls(np.flatnonzero(np.tile(~plan.conjugate, len(plan.headers[sb].time_mjd))))
         seconds.spent("phase_s")
         data, flags, samples = (
             array.reshape(-1, nbaseline, nchan, 2) for array in (uv.data_array, uv.flag_array, uv.nsample_array)
         )
-        first = plan.first_integration(sb)
-        times = slice(first, first + len(data))
+        times = np.flatnonzero(plan.places(sb) >= 0)
         here = times, slice(None), slice(place * nchan, (place + 1) * nchan)
         good = np.isfinite(data) & (samples > 0)
         # As pyuvdata's write_ms does: conjugated, uvw reversed.
         columns["DATA"][here] = np.where(good, data.conj(), 0)
         columns["FLAG"][here] = flags | ~good
-        columns["WEIGHT_SPECTRUM"][here] = np.where(good & ~flags, samples / np.nanmax(samples), 0)
+        columns["WEIGHT_SPECTRUM"][here] = np.where(good & ~flags, samples / full, 0)
         uvw_m[times] = -uv.uvw_array.reshape(-1, nbaseline, 3)
     observation = replace(plan.observation, freq_hz=np.concatenate([plan.channels_hz(sb) for sb in order]))
     rows = replace(plan.rows, uvw_m=uvw_m)

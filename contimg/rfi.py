@@ -8,7 +8,7 @@ import numpy as np
 from contimg import casa
 from contimg import measurement_set as mset
 
-AOFLAGGER_STRATEGY = Path("config/flagging/dsa110.lua")
+AOFLAGGER_STRATEGY = Path(__file__).parents[1] / "config" / "flagging" / "dsa110.lua"
 
 
 def finder(strategy: str, ms: Path, data: np.ndarray, logfile: Path | None) -> Callable[[np.ndarray], None] | None:

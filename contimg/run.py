@@ -156,7 +156,9 @@ class Run:
         else:
             words = f"{rule} ended without a word (killed, or out of memory?)"
             error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
-        ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent)
+        staging.remove_group(self._staging, group)
+        spent = not (noted and noted.get("no_room"))
+        ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent, spent)
 
     def _noted(self, group: str) -> dict | None:
         """What a stage said when it failed in this run."""
@@ -197,13 +199,15 @@ class Run:
                     else:
                         ingest.release(session, group)
             self._ended.set()
-            staging.clean(self.paths, self._staging, set())
-            pruned, problems = retention.prune(self.config)
-            if pruned:
-                self._say(f"retention: deleted the Measurement Sets of {', '.join(pruned)}")
-            for problem in problems:
-                self._say(f"retention: {problem}")
-            self._held.close()
+            try:
+                staging.clean(self.paths, self._staging, set())
+                pruned, problems = retention.prune(self.config)
+                if pruned:
+                    self._say(f"retention: deleted the Measurement Sets of {', '.join(pruned)}")
+                for problem in problems:
+                    self._say(f"retention: {problem}")
+            finally:
+                self._held.close()
 
 
 def refresh(

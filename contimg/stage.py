@@ -18,7 +18,7 @@ from pathlib import Path
 
 from contimg import db
 from contimg.config import Config, from_mapping
-from contimg.errors import ContimgError, InputError, LockError
+from contimg.errors import ContimgError, InputError, LockError, StorageError
 from contimg.paths import Paths
 
 RUN_PID = "CONTIMG_RUN_PID"
@@ -186,7 +186,8 @@ def stage(smk) -> Iterator[Stage]:
         message = f"{type(error).__name__}: {error}"
         log.error("%s", message if isinstance(error, ContimgError) else traceback.format_exc())
         permanent = isinstance(error, InputError)
-        values = {"stage": name, "error": message, "permanent": permanent, "log": str(logfile), "at": db.now()}
+        values = {"stage": name, "error": message, "permanent": permanent, "log": str(logfile), "at": db.now(),
+                  "no_room": isinstance(error, StorageError)}  # fmt: skip
         write_json(paths.error(group), values)
         os.write(terminal, f"group {group}, {name}: {message}\n".encode())
         sys.exit(1)

@@ -4,9 +4,10 @@ tmpfs is memory: what is free there counts only as far as the machine has it ava
 groups will take before another one may choose. The folder is chosen once a run, since Snakemake has to know it.
 """
 
+import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from contimg.config import Config
@@ -18,36 +19,44 @@ from contimg.stage import holder_of, lock
 _STAGED_PER_RAW = 1.0
 """Bytes of a subband Measurement Set per byte of its file (0.92 at full size), and some for its tables."""
 _TABLES_BYTES = 40 << 20
-_RESERVATION = "reserved"
+_GROUP = "????-??-??T??:??:??"
 
 
 def needed_bytes(config: Config, plans: Mapping[str, Plan], cores: int) -> int:
-    """What the groups of a run take at once: those being converted, and those that wait for concat."""
+    """What the groups of a run take at once: those being converted or concatenated, and one that waits."""
     raw = [sum(f.size for f in p.group.members.values()) for p in plans.values() if p.action == "run"]
     at_once = min(len(raw), max(1, cores // config.conversion.workers) + 1)
     return at_once * int(_STAGED_PER_RAW * max(raw, default=0) + _TABLES_BYTES)
 
 
-def choose(config: Config, plans: Mapping[str, Plan], cores: int) -> Path:
-    """The folder for this run; looks, and changes nothing."""
+def choose(config: Config, plans: Mapping[str, Plan], cores: int, keep: bool = False) -> Path:
+    """The folder for this run; looks, and changes nothing.
+
+    keep  nothing will be removed when it was concatenated (--notemp): not in memory then
+    """
     roots = Paths.of(config).staging_roots()
-    if config.paths.staging != "auto":
-        return Path(config.paths.staging)
+    if config.paths.staging != "auto":  # a folder of our own in it: it may hold other things, and other projects
+        return Path(config.paths.staging) / roots["tmpfs"].name
     if config.conversion.staging != "auto":
         return roots[config.conversion.staging]
-    return roots["tmpfs" if _tmpfs_room(config) >= needed_bytes(config, plans, cores) else "disk"]
+    has_room = not keep and _tmpfs_room(roots["tmpfs"].name) >= needed_bytes(config, plans, cores) + _left_free(config)
+    return roots["tmpfs" if has_room else "disk"]
 
 
-def _tmpfs_room(config: Config) -> int:
-    """Bytes of tmpfs that nobody uses, has reserved, or is to be left free."""
+def _left_free(config: Config) -> int:
+    return int(config.conversion.tmpfs_keep_free_gb * 1e9)
+
+
+def _tmpfs_room(mine: str = "") -> int:
+    """Bytes of tmpfs that nobody uses, or has reserved other than for the folder `mine`."""
     if not TMPFS.is_dir():
         return 0
     free = min(shutil.disk_usage(TMPFS).free, _available_memory())
-    for reservation in TMPFS.glob(f"contimg-*/{_RESERVATION}"):
-        if reservation.parent not in Paths.of(config).staging_roots().values() and holder_of(reservation):
-            size = int(reservation.with_suffix(".bytes").read_text())
-            free -= max(0, size - _used(reservation.parent))
-    return free - int(config.conversion.tmpfs_keep_free_gb * 1e9)
+    for reservation in TMPFS.glob("contimg-*.*.reserved"):
+        folder, size, _ = reservation.name.split(".")
+        if folder != mine and holder_of(reservation):
+            free -= max(0, int(size) - _used(TMPFS / folder))
+    return free
 
 
 def _available_memory() -> int:
@@ -56,54 +65,69 @@ def _available_memory() -> int:
 
 
 def _used(folder: Path) -> int:
-    return sum(f.stat().st_blocks * 512 for f in folder.rglob("*") if f.is_file())
+    """Bytes in a folder that others may be changing."""
+    used = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                used += os.stat(os.path.join(where, name)).st_blocks * 512
+    return used
 
 
 @contextmanager
 def reserved(config: Config, root: Path, size: int) -> Iterator[None]:
-    """Hold `size` bytes of tmpfs for a run; on disk there is nothing to hold.
+    """Hold `size` bytes of tmpfs for a run, for as long as it lives; on disk there is nothing to hold.
 
     Raises LockError when another run was faster: start again, and disk is chosen.
     """
+    for left in TMPFS.glob(
+        f"{root.name}.*.reserved"
+    ):  # by a run that was killed; one at a time works on a state folder
+        left.unlink(missing_ok=True)
     if TMPFS not in root.parents:
         yield
         return
-    root.mkdir(parents=True, exist_ok=True)
-    amount = root / f"{_RESERVATION}.bytes"
-    with lock(root / _RESERVATION, wait=False, what=f"staging in {root}"):
-        amount.write_text(str(size))
-        try:
-            if config.conversion.staging == "auto" and _tmpfs_room(config) < size:
+    reservation = TMPFS / f"{root.name}.{size}.reserved"
+    try:
+        with lock(reservation, wait=False, what=f"staging in {root}"):
+            free_choice = config.paths.staging == config.conversion.staging == "auto"
+            if free_choice and _tmpfs_room(root.name) < size + _left_free(config):
                 raise LockError(f"another run reserved the memory of {TMPFS} that this one was to use: run it again")
             yield
-        finally:
-            amount.unlink(missing_ok=True)
-            (root / _RESERVATION).unlink(missing_ok=True)
-            remove_if_empty(root)
-
-
-def remove_if_empty(root: Path) -> None:
-    """Remove the folder of a run that has nothing staged any more."""
-    if root.is_dir() and not any(root.iterdir()):
-        root.rmdir()
+    finally:
+        reservation.unlink(missing_ok=True)
 
 
 def clean(paths: Paths, chosen: Path, keep: set[str]) -> None:
-    """Remove what dead runs left; groups of this run may go on from theirs, and finished ones were kept by --notemp."""
-    for root in {*paths.staging_roots().values(), chosen}:
-        for folder in root.glob("????-??-??T??:??:??") if root.exists() else ():
-            finished = paths.result(folder.name, "index").exists()
-            if not finished and (root != chosen or folder.name not in keep):
-                shutil.rmtree(folder, ignore_errors=True)
-        remove_if_empty(root)
+    """Remove what dead runs left; groups in `keep` may go on from theirs, and finished ones on disk were kept by --notemp."""
+    roots = paths.staging_roots()
+    for root in {*roots.values(), chosen}:
+        for folder in root.glob(_GROUP):
+            asked_for = root != roots["tmpfs"] and paths.result(folder.name, "index").exists()
+            if not (root == chosen and folder.name in keep) and (not asked_for or any(folder.glob(".*.partial"))):
+                remove_group(root, folder.name)
+        with suppress(OSError):  # not empty, or not there
+            root.rmdir()
 
 
-def require_room(folder: Path, size: int, what: str) -> None:
-    """Raise StorageError unless the file system of `folder` has `size` bytes free, before anything is written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise StorageError(
-            f"{folder}: {free / 1e9:.1f} GB free, {what} needs {size / 1e9:.1f} GB. Make room (retention.* in the "
-            f"configuration removes what is not needed any more), or choose another folder."
-        )
+def remove_group(root: Path, group: str) -> None:
+    """Remove what a group has in staging."""
+    shutil.rmtree(root / group, ignore_errors=True)
+
+
+def require_room(needs: Iterable[tuple[Path, int]], what: str) -> None:
+    """Raise StorageError unless there is room for all bytes that will go to folders, before anything is written there."""
+    by_device: dict[int, tuple[Path, int]] = {}
+    for folder, size in needs:
+        folder.mkdir(parents=True, exist_ok=True)
+        device = folder.stat().st_dev
+        by_device[device] = (folder, by_device.get(device, (folder, 0))[1] + size)
+    for folder, size in by_device.values():
+        free = shutil.disk_usage(folder).free
+        if TMPFS in folder.parents:
+            free = min(free, _available_memory())
+        if free < size:
+            raise StorageError(
+                f"{folder}: {free / 1e9:.1f} GB free, {what} needs {size / 1e9:.1f} GB. Make room (retention.* in the "
+                "configuration removes what is not needed any more), or choose another folder."
+            )

@@ -212,28 +212,27 @@ class SubbandData:
         self._nrow = len(self._datasets[0])
 
     def full_samples(self) -> float:
-        """Sample count of a full integration; raises SubbandError when there is none."""
+        """Largest sample count; 0 when there is none."""
         counts = self._datasets[2]
         step = max(1, _VALUES_AT_ONCE // max(1, np.prod(self._cell)))
-        full = max((np.nanmax(counts[r : r + step], initial=0) for r in range(0, self._nrow, step)), default=0)
-        if not full > 0:
-            raise SubbandError(f"{self._path}: no visibility has any sample. Remove it.")
-        return float(full)
+        return float(max((np.nanmax(counts[r : r + step], initial=0) for r in range(0, self._nrow, step)), default=0))
 
-    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Visibilities, flags and sample counts of rows [first, last), each (row, channel, polarisation).
+    def read(self, first: int, last: int, nbaseline: int, places: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Visibilities, flags and sample counts of a group's rows [first, last), each (row, channel, polarisation).
 
-        Rows that the file does not have (before 0, beyond its end) have no samples.
+        places  which of the file's integrations is each of the group's, (ntime,); -1: the file lacks it, no samples
         """
-        inside = slice(min(max(first, 0), self._nrow), min(max(last, 0), self._nrow))
-        read = [dataset[inside, 0] for dataset in self._datasets]
-        if (inside.start, inside.stop) == (first, last):
-            return tuple(read)
-        padded = [np.zeros((last - first, *self._cell), values.dtype) for values in read]
-        if inside.start < inside.stop:
-            for whole, values in zip(padded, read, strict=True):
-                whole[inside.start - first : inside.stop - first] = values
-        return tuple(padded)
+        times = np.arange(first // nbaseline, -(-last // nbaseline))
+        begin = places[times[0]] * nbaseline + first % nbaseline
+        if np.array_equal(places[times], places[times[0]] + np.arange(len(times))) and places[times[0]] >= 0:
+            return tuple(dataset[begin : begin + last - first, 0] for dataset in self._datasets)
+        whole = tuple(np.zeros((last - first, *self._cell), dataset.dtype) for dataset in self._datasets)
+        for t in times[places[times] >= 0]:
+            start, stop = max(first, t * nbaseline), min(last, (t + 1) * nbaseline)
+            shift = (places[t] - t) * nbaseline
+            for values, dataset in zip(whole, self._datasets, strict=True):
+                values[start - first : stop - first] = dataset[start + shift : stop + shift, 0]
+        return whole
 
 
 @contextmanager

@@ -23,7 +23,7 @@ except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
 announce_run()
-STAGING = staging.choose(CONFIG, PLANS, workflow.cores or 1)
+STAGING = staging.choose(CONFIG, PLANS, workflow.cores or 1, workflow.storage_settings.notemp)
 
 
 wildcard_constraints:

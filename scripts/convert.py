@@ -11,6 +11,6 @@ with stage(snakemake) as job:
     files = {parse_name(Path(f).name)[1]: Path(f) for f in snakemake.input.files}
     outputs = [Path(path) for path in snakemake.output.subbands]
     raw_bytes = sum(path.stat().st_size for path in files.values())
-    require_room(outputs[0].parent.parent, raw_bytes, f"staging group {job.group}")
-    require_room(job.paths.ms(job.group).parent, 2 * raw_bytes, f"the Measurement Set of group {job.group}")
+    needs = [(outputs[0].parent.parent, raw_bytes), (job.paths.ms(job.group).parent, 2 * raw_bytes)]
+    require_room(needs, f"group {job.group}")
     job.result = convert_group(files, outputs, job.config, snakemake.threads, log.info)

@@ -184,18 +184,19 @@ def test_both_writers_make_the_same_measurement_set(make_group, tmp_path, figure
 
 
 def shorten(path, integrations):
-    """Leave the first integrations only, as in the last file of a run."""
+    """Leave the first integrations only, as in the last file of a run, or those that are listed."""
     import h5py
 
     with h5py.File(path, "r+") as file:
         nbls, ntimes = int(file["Header/Nbls"][()]), int(file["Header/Ntimes"][()])
-        assert integrations < ntimes
+        kept = np.isin(np.arange(ntimes), range(integrations) if isinstance(integrations, int) else integrations)
+        assert 0 < kept.sum() < ntimes
         for name in [f"Header/{key}" for key in file["Header"]] + ["Data/visdata", "Data/flags", "Data/nsamples"]:
             if isinstance(file[name], h5py.Dataset) and file[name].shape[:1] == (nbls * ntimes,):
-                values = file[name][: nbls * integrations]
+                values = file[name][:][np.repeat(kept, nbls)]
                 del file[name]
                 file[name] = values
-        file["Header/Nblts"][()], file["Header/Ntimes"][()] = nbls * integrations, integrations
+        file["Header/Nblts"][()], file["Header/Ntimes"][()] = nbls * kept.sum(), kept.sum()
 
 
 def test_a_short_subband_is_flagged_where_it_ends(make_group, tmp_path):
@@ -209,6 +210,49 @@ def test_a_short_subband_is_flagged_where_it_ends(make_group, tmp_path):
     assert not flags[:4].any()
     assert not flags[:, :, :30].any()
     assert np.array_equal(np.where(flags, 0, data), np.where(flags, 0, mset.read_grid(expected, "DATA", 6)))
+
+
+@pytest.mark.parametrize("writer", ["parallel-subband", "pyuvdata"])
+def test_lost_integrations_are_flagged_wherever_they_are(make_group, tmp_path, writer):
+    """One file lacks the first two, the other one in the middle: neither is another observation's."""
+    config = Config(ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer))
+    group, whole = (make_group(folder=name, subbands=2, antennas=14) for name in ("lossy", "whole"))
+    shorten(group.files[0], [2, 3, 4, 5])
+    shorten(group.files[1], [0, 1, 2, 4, 5])
+    ms, converted, _ = convert(group, tmp_path, config)
+    expected, *_ = convert(whole, tmp_path / "whole", config)
+    assert converted["short_subbands"] == [0, 1]
+    assert np.allclose(mset.read_rows(ms).uvw_m, mset.read_rows(expected).uvw_m, atol=1e-9)
+    flags, data = mset.read_grid(ms, "FLAG", 6), mset.read_grid(ms, "DATA", 6)
+    lost = np.zeros((6, 4), bool)
+    lost[:2, 2:] = lost[3, :2] = True
+    assert np.array_equal(flags.all(axis=(1, 3)), lost)
+    assert np.array_equal(flags.any(axis=(1, 3)), lost)
+    assert np.allclose(np.where(flags, 0, data), np.where(flags, 0, mset.read_grid(expected, "DATA", 6)), atol=1e-6)
+
+
+@pytest.mark.parametrize("writer", ["parallel-subband", "pyuvdata"])
+def test_weights_are_shares_of_the_groups_full_integration(make_group, tmp_path, writer):
+    """A node that lost half its packets throughout counts half; one that lost all is flagged."""
+    import h5py
+
+    config = Config(ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer))
+    for samples in (24.0, 0.0):
+        group = make_group(subbands=2, folder=f"raw{samples}")
+        with h5py.File(group.files[0], "r+") as file:
+            file["Data/nsamples"][...] = samples
+        ms, *_ = convert(group, tmp_path / f"ms{samples}", config)
+        weights, flags = mset.read_grid(ms, "WEIGHT_SPECTRUM", 6), mset.read_grid(ms, "FLAG", 6)
+        assert (weights[..., 2:, :] == samples / 48).all()
+        assert (weights[..., :2, :] == 1).all()
+        assert flags[..., 2:, :].all() == (samples == 0)
+        assert not flags[..., :2, :].any()
+
+
+def test_one_file_alone_does_not_say_where_the_others_would_be(make_group, tmp_path):
+    group = make_group(missing=tuple(range(1, 16)))
+    with pytest.raises(InputError, match="subband 0 is alone"):
+        convert(group, tmp_path)
 
 
 def test_all_files_short_make_a_short_group(make_group, tmp_path):

@@ -12,6 +12,7 @@ from contimg import db, ingest, paths, products, staging
 from contimg.config import Config, ConversionConfig, IngestConfig, PathsConfig, RetentionConfig
 from contimg.errors import ConfigError, LockError, StorageError
 from contimg.groups import FileGroup, RawFile
+from contimg.indexing import verified_bytes
 from contimg.paths import Paths
 from contimg.planning import Plan
 from contimg.retention import prune
@@ -90,17 +91,42 @@ def test_what_is_left_in_staging_goes_and_what_was_kept_on_purpose_stays(free, t
     for root in places.staging_roots().values():
         for group in GROUPS:
             (root / group / "sb00.ms").mkdir(parents=True)
-    write_json(places.result(GROUPS[1], "index"), {})  # imaged, with --notemp
+    write_json(places.result(GROUPS[1], "index"), {})  # imaged, with --notemp, which goes to disk
+    assert staging.choose(config, plans_of(GB), 2, keep=True) == places.staging_roots()["disk"]
     chosen = places.staging_roots()["tmpfs"]
     staging.clean(places, chosen, {GROUPS[0]})
     left = sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in tmp_path.rglob("sb00.ms"))
-    assert left == sorted([f"{chosen.name}/{GROUPS[0]}", f"{chosen.name}/{GROUPS[1]}", f"staging/{GROUPS[1]}"])
+    assert left == sorted([f"{chosen.name}/{GROUPS[0]}", f"staging/{GROUPS[1]}"])
+    (places.staging_roots()["disk"] / GROUPS[1] / ".sb01.ms.partial").mkdir()  # of a run that was killed
+    staging.clean(places, chosen, set())
+    assert not list(tmp_path.rglob("sb00.ms"))
+    assert not any(root.exists() for root in places.staging_roots().values())
+
+
+def test_a_staging_folder_of_the_users_keeps_what_else_is_there(free, tmp_path):
+    """One that holds other things, and another project's groups."""
+    scratch = tmp_path / "scratch"
+    theirs = scratch / GROUPS[0] / "raw.hdf5"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    one, other = (
+        c.model_copy(update={"paths": c.paths.model_copy(update={"staging": str(scratch)})})
+        for c in (make_config(tmp_path / "one"), make_config(tmp_path / "other"))
+    )
+    roots = [staging.choose(c, plans_of(GB), 2) for c in (one, other)]
+    assert roots[0] != roots[1]
+    for root in roots:
+        (root / GROUPS[0] / "sb00.ms").mkdir(parents=True)
+    staging.clean(Paths.of(one), roots[0], set())
+    assert [root.exists() for root in roots] == [False, True]
+    assert theirs.read_text() == "precious"
 
 
 def test_no_room_is_said_before_anything_is_written(free, tmp_path):
-    staging.require_room(tmp_path, 19 * GB, "a group")
+    here, beside = (tmp_path, 10 * GB), (tmp_path, 9 * GB)
+    staging.require_room([here, beside], "a group")
     with pytest.raises(StorageError, match=r"20\.0 GB free, a group needs 21\.0 GB\. Make room"):
-        staging.require_room(tmp_path, 21 * GB, "a group")
+        staging.require_room([here, beside, (tmp_path, 2 * GB)], "a group")
 
 
 def test_the_pyuvdata_writer_is_for_two_subbands():
@@ -124,7 +150,7 @@ def archive(tmp_path):
         image.parent.mkdir(parents=True, exist_ok=True)
         fits.PrimaryHDU(np.ones((8, 8), np.float32)).writeto(image, checksum=True)
         write_json(where.result(group, "image"), {"images": {"pbcor.fits": str(image)}})
-        write_json(where.result(group, "index"), {})
+        write_json(where.result(group, "index"), {"image_bytes": {str(image): verified_bytes(image)}})
         with db.writing(where.products_db, products.Base) as session:
             session.add(products.MeasurementSet(
                 path=str(where.ms(group)), start_mjd=0, end_mjd=0, mid_mjd=0, processed_at=db.now(), status="ok",
@@ -155,7 +181,7 @@ def test_measurement_sets_go_when_their_time_is_over(archive):
     assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == ([], [])
 
 
-@pytest.mark.parametrize("what", ["absent", "altered", "empty", "running", "not completed"])
+@pytest.mark.parametrize("what", ["absent", "altered", "empty", "truncated", "unverified", "running", "not completed"])
 def test_no_measurement_set_goes_before_its_image_is_verified(archive, what):
     where = Paths.of(archive)
     image = where.image(GROUPS[0], "pbcor.fits")
@@ -167,6 +193,10 @@ def test_no_measurement_set_goes_before_its_image_is_verified(archive, what):
         image.write_bytes(content)
     elif what == "empty":
         image.write_bytes(b"")
+    elif what == "truncated":
+        image.write_bytes(image.read_bytes()[:3000])
+    elif what == "unverified":
+        write_json(where.result(GROUPS[0], "index"), {})
     elif what == "not completed":
         with db.writing(where.ingest_db, ingest.Base) as session:
             ingest.move(session, GROUPS[0], "pending")
@@ -177,3 +207,18 @@ def test_no_measurement_set_goes_before_its_image_is_verified(archive, what):
     assert where.ms(GROUPS[0]).exists()
     assert len(problems) == (what != "not completed")
     assert all(f"{GROUPS[0]}.ms is kept: " in p for p in problems)
+
+
+def test_a_full_disk_costs_a_group_no_attempt(archive):
+    where = Paths.of(archive)
+    for spent, expected in ((False, 0), (False, 0), (True, 1)):
+        with db.writing(where.ingest_db, ingest.Base) as session:
+            if session.get(ingest.Group, GROUPS[0]).state == "completed":
+                ingest.move(session, GROUPS[0], "pending")
+            ingest.move(session, GROUPS[0], "in_progress")
+            ingest.move(session, GROUPS[0], "resuming")
+            ingest.attempt_failed(session, GROUPS[0], "convert: StorageError", archive.ingest, 0.0, False, spent)
+        row = ingest.known_groups(where.ingest_db)[GROUPS[0]]
+        assert row.state == "pending"
+        with db.reading(where.ingest_db) as session:
+            assert session.get(ingest.Group, GROUPS[0]).retry_count == expected

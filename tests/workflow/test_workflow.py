@@ -347,7 +347,7 @@ def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file
     site = make_site(tmp_path / "site", folder)
     concat = str(site.paths.result(CALIBRATOR_START, "concat"))
     assert site.snakemake("--", concat).returncode == 1
-    assert "failed: concat: InputError" in site.contimg("plan").stdout
+    assert "failed: convert: InputError" in site.contimg("plan").stdout
     shown = site.contimg("status").stdout
     assert "1 failed" in shown
     assert "every visibility is zero" in shown
