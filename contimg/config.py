@@ -51,7 +51,7 @@ class PathsConfig(_Section):
 
     incoming: Path = Field(Path("data/incoming"), description="raw *_sb??.hdf5 files; never written by the workflow")
     staging: str = Field(
-        "auto", description="folder for subband Measurement Sets (in a subfolder of it); auto: conversion.staging"
+        "auto", description="subband Measurement Sets go into a subfolder of this; auto: conversion.staging"
     )
     products: Path = Field(Path("data/products"), description="Measurement Sets, tables, images, results, plots, logs")
     state: Path = Field(Path("data/state"), description="SQLite databases, locks, run snapshots")

@@ -31,7 +31,7 @@ rule concat:
     priority: 10
     conda:
         "../envs/contimg.yaml"
-    threads: CONFIG.conversion.workers # of which it uses one: so that no more groups are staged than were reserved for
+    threads: CONFIG.conversion.workers  # of which it uses one: so that no more groups are staged than were reserved for
     message:
         "{wildcards.group}: concatenate"
     script:
