@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contimg import caltables, preparation, skymodel
+from contimg import caltables, flagging, preparation, skymodel
 from contimg import measurement_set as mset
 from contimg.calibrators import find_candidates, read_calibrators
 from contimg.config import Config
@@ -13,6 +13,7 @@ from contimg.errors import CalibrationError
 from contimg.geometry import meridian_vector, track
 from contimg.paths import Paths
 from contimg.skymodel import calibrator_model, predict, read_catalogue, within
+from contimg.solver import phase_channels, solve
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +47,21 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
     )
     amplitude = preparation.write_model(ms, model)
     names = observation.antenna_names
-    refants = [names[a] for a in _reference_antennas(ms, observation, rows, options.refant)]
+    flags = mset.read_grid(ms, "FLAG", rows.shape[0])
+    refants = _reference_antennas(ms, observation, rows, flags, options.refant)
+    channels = phase_channels(flags.mean(axis=(0, 1, 3)))
     paths = Paths.of(config)
     kinds = ("K", "B", "G") if options.do_k else ("B", "G")
     outputs = {kind: paths.caltable(group, kind) for kind in kinds}
-    quality = caltables.solve(ms, outputs, refants, options, logfile)
+    if options.solver == "casa" or options.do_k:  # delays are CASA's
+        quality = caltables.solve_casa(ms, outputs, [names[a] for a in refants], options, logfile, channels)
+    else:
+        flags |= caltables.outside(options.uvrange, rows.uvw_m, observation.freq_hz)[:, :, None, None]
+        data, weights = (mset.read_grid(ms, name, rows.shape[0]) for name in ("DATA", "WEIGHT_SPECTRUM"))
+        solutions = solve(
+            data, model, flags, weights, rows.ant_1, rows.ant_2, len(names), refants, options.min_snr, channels
+        )
+        quality = caltables.write_solutions(ms, outputs, dict(zip("BG", solutions, strict=True)), refants[0], options)
     return {
         "calibrator": calibrator.name,
         "flux_jy": float(calibrator.source.flux_jy(skymodel.CATALOGUE_HZ)),
@@ -60,7 +71,8 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
         "other_candidates": [c.name for c in found[1:]],
         "notes": notes,
         "model_amplitude_jy": amplitude,
-        "refant": refants[0],
+        "solver": "casa" if options.do_k else options.solver,
+        "refant": names[refants[0]],
         "mid_mjd": float(rows.time_mjd.mean()),
         "app_dec_deg": app_dec_deg,
         "tables": {kind: str(path) for kind, path in outputs.items()},
@@ -68,10 +80,10 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
     }
 
 
-def _reference_antennas(ms: Path, observation, rows, wanted: str) -> list[int]:
-    flags = mset.read_grid(ms, "FLAG", rows.shape[0])
+def _reference_antennas(ms: Path, observation, rows, flags, wanted: str) -> list[int]:
     antennas = np.unique(np.concatenate([rows.ant_1, rows.ant_2]))
-    flagged = np.array([flags[:, (rows.ant_1 == a) ^ (rows.ant_2 == a)].mean() for a in antennas])
+    by_baseline = flagging.fractions_by_row(flags).mean(axis=0)
+    flagged = np.array([by_baseline[(rows.ant_1 == a) ^ (rows.ant_2 == a)].mean() for a in antennas])
     index = None
     if wanted != "auto":
         if wanted not in observation.antenna_names:

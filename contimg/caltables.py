@@ -1,15 +1,21 @@
 """Calibration tables: solve, look at, apply. The reference implementation: CASA gaincal, bandpass, applycal."""
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import casacore.tables as ct
 import numpy as np
+from numba import njit, prange
 
 from contimg import casa
 from contimg import measurement_set as mset
 from contimg.config import CalibrationConfig
-from contimg.errors import CalibrationError
+from contimg.errors import CalibrationError, ConfigError
+from contimg.geometry import SPEED_OF_LIGHT_M_S
+from contimg.solver import Gains
 
 PREPARED_FLAGS = "prepared"
 
@@ -53,10 +59,15 @@ def choose_reference_antenna(
     return order if wanted is None else [wanted, *(a for a in order if a != wanted)]
 
 
-def solve(
-    ms: Path, outputs: Mapping[str, Path], refant: Sequence[str], options: CalibrationConfig, logfile: Path | None
+def solve_casa(
+    ms: Path,
+    outputs: Mapping[str, Path],
+    refant: Sequence[str],
+    options: CalibrationConfig,
+    logfile: Path | None,
+    phase_channels: tuple[int, int],
 ) -> dict[str, dict]:
-    """Solve for [K,] B and G against MODEL_DATA; tables appear under their names only when all are good.
+    """Solve with CASA for [K,] B and G against MODEL_DATA; tables appear under their names only when all are good.
 
     Pre-bandpass phases per integration (kept out of the final chain), bandpass per channel, then one amplitude and
     phase gain for the group. Nothing is normalised: the product of the tables turns correlator units into Jy.
@@ -80,7 +91,15 @@ def solve(
             tasks.gaincal(caltable=str(partial["K"]), gaintype="K", solint="inf", parang=False, **common)
             _require(partial["K"], "delay")
             chain.append(str(partial["K"]))
-        tasks.gaincal(caltable=str(phases), gaintype="G", calmode="p", solint="int", gaintable=chain, **common)
+        tasks.gaincal(
+            caltable=str(phases),
+            gaintype="G",
+            calmode="p",
+            solint="int",
+            gaintable=chain,
+            spw=f"0:{phase_channels[0]}~{phase_channels[1] - 1}",
+            **common,
+        )
         _require(phases, "pre-bandpass phase")
         interp = ["nearest"] * len(chain)
         tasks.bandpass(
@@ -101,6 +120,84 @@ def solve(
     finally:
         for path in [*partial.values(), phases]:
             mset.remove(path)
+
+
+def write_solutions(
+    ms: Path, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int, options: CalibrationConfig
+) -> dict[str, dict]:
+    """Write solutions as CASA tables, which appear under their names only when all are good; returns quality by kind."""
+    partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
+    try:
+        for kind, path in partial.items():
+            mset.remove(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, kind, solutions[kind], ms, refant)
+        quality = {kind: _quality(path, options) for kind, path in partial.items()}
+        for kind, path in outputs.items():
+            mset.remove(path)
+            partial[kind].rename(path)
+        return quality
+    finally:
+        for path in partial.values():
+            mset.remove(path)
+
+
+def outside(uvrange: str | None, uvw_m: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
+    """Which rows (ntime, nbaseline) are outside CASA's `uvrange`: '>0.1klambda', '<1km', '50~2000m' (middle of the band)."""
+    if not uvrange:
+        return np.zeros(uvw_m.shape[:2], bool)
+    match = re.fullmatch(r"([<>]?)([\d.eE+-]+?)(?:~([\d.eE+-]+?))?(k|M)?(lambda|m)", "".join(uvrange.split()))
+    if not match or bool(match[1]) == bool(match[3]):
+        raise ConfigError(
+            f"calibration.uvrange {uvrange!r}: expected something like '>0.1klambda', '<500m', '0.1~1klambda'"
+        )
+    scale = {None: 1.0, "k": 1e3, "M": 1e6}[match[4]]
+    length = np.hypot(uvw_m[..., 0], uvw_m[..., 1])
+    if match[5] == "lambda":
+        length = length * freq_hz.mean() / SPEED_OF_LIGHT_M_S
+    low, high = float(match[2]) * scale, float(match[3] or match[2]) * scale
+    return {"<": length >= high, ">": length <= low}.get(match[1], (length < low) | (length > high))
+
+
+def _write(path: Path, kind: str, solutions: Gains, ms: Path, refant: int) -> None:
+    """A `B Jones` or `G Jones` table with one solution an antenna, as CASA 6.7 writes it."""
+    nant, nchan, _ = solutions.gain.shape
+    scalars = {"TIME": 0.0, "FIELD_ID": 0, "SPECTRAL_WINDOW_ID": 0, "ANTENNA1": 0, "ANTENNA2": 0, "INTERVAL": 0.0,
+               "SCAN_NUMBER": 0, "OBSERVATION_ID": 0}  # fmt: skip
+    arrays = {"CPARAM": 0j, "PARAMERR": 0.0, "FLAG": False, "SNR": 0.0, "WEIGHT": 0.0}
+    columns = [ct.makescacoldesc(name, value) for name, value in scalars.items()]
+    for name, value in arrays.items():
+        valuetype = {complex: "complex", float: "float", bool: "bool"}[type(value)]
+        columns.append(ct.makearrcoldesc(name, value, ndim=-1, valuetype=valuetype))
+    times = mset.read_rows(ms).time_mjd
+    with closing(ct.table(str(path), ct.maketabdesc(columns), nrow=nant, ack=False)) as table:
+        table.putinfo({"type": "Calibration", "subType": f"{kind} Jones", "readme": ""})
+        keywords = {"ParType": "Complex", "MSName": ms.name, "VisCal": f"{kind} Jones", "PolBasis": "unknown"}
+        for name, value in keywords.items():
+            table.putkeyword(name, value)
+        for name in ("TIME", "INTERVAL"):
+            table.putcolkeyword(name, "QuantumUnits", ["s"])
+        table.putcolkeyword("TIME", "MEASINFO", {"type": "epoch", "Ref": "UTC"})
+        table.putcol("TIME", np.full(nant, times.mean() * mset.DAY_S))
+        table.putcol("SCAN_NUMBER", np.ones(nant, np.int32))
+        table.putcol("ANTENNA1", np.arange(nant, dtype=np.int32))
+        table.putcol("ANTENNA2", np.full(nant, refant, np.int32))
+        table.putcol("CPARAM", solutions.gain.astype(np.complex64))
+        table.putcol("PARAMERR", solutions.error.astype(np.float32))
+        table.putcol("FLAG", solutions.flags)
+        table.putcol("SNR", solutions.snr.astype(np.float32))
+        for name in ("OBSERVATION", "ANTENNA", "FIELD", "SPECTRAL_WINDOW", "HISTORY"):
+            with mset.open_table(f"{ms}::{name}") as source:
+                source.copy(str(path / name), deep=True).close()
+            table.putkeyword(name, f"Table: {path / name}")
+    if nchan == 1:
+        with mset.open_table(path / "SPECTRAL_WINDOW", readonly=False) as window:
+            band_hz = window.getcell("CHAN_WIDTH", 0).sum()
+            middle_hz = window.getcell("CHAN_FREQ", 0).mean()
+            for name in ("CHAN_WIDTH", "EFFECTIVE_BW", "RESOLUTION"):
+                window.putcell(name, 0, np.array([band_hz]))
+            window.putcell("CHAN_FREQ", 0, np.array([middle_hz]))
+            window.putcell("NUM_CHAN", 0, 1)
 
 
 def _require(path: Path, what: str) -> None:
@@ -131,15 +228,75 @@ def _quality(path: Path, options: CalibrationConfig) -> dict:
     }
 
 
-def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> None:
+def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[np.ndarray, np.ndarray, mset.Rows]:
     """CORRECTED_DATA from DATA and the tables, on the flags that `prepare` left; may be repeated.
 
-    Bandpass and gains are carried to another time as they are (nearest); the bandpass is linear in frequency, and flagged
-    where it is flagged.
+    Bandpass and gains are carried to another time as they are. One pass over the data where the tables are a bandpass on
+    the data's own channels and one gain an antenna; anything else is CASA's (`apply_casa`). Returns CORRECTED_DATA, its
+    flags, both (ntime, nbaseline, nchan, npol), and the rows.
     """
+    tables = {kind: Path(path) for kind, path in tables.items()}
     absent = [str(path) for path in tables.values() if not path.is_dir()]
     if absent:
         raise CalibrationError(f"{ms.name}: tables {absent} are gone. Remove its caltables.json to choose another set.")
+    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    solutions = _per_antenna(tables, observation)
+    if solutions is None:
+        apply_casa(ms, tables, logfile)
+        return *(mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")), rows
+    data = mset.read_grid(ms, "DATA", rows.shape[0])
+    flags = mset.read_grid(Path(f"{ms}.flagversions") / f"flags.{PREPARED_FLAGS}", "FLAG", rows.shape[0])
+    correct(data, flags, rows.ant_1, rows.ant_2, *solutions)
+    mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
+    return data, flags, rows
+
+
+def _per_antenna(tables: Mapping[str, Path], observation: mset.Observation) -> tuple[np.ndarray, np.ndarray] | None:
+    """1 / gain and flags (nant, nchan, npol) of a bandpass and one gain an antenna; None when the tables are other."""
+    if set(tables) != {"B", "G"}:
+        return None
+    nant, nchan = len(observation.antenna_names), len(observation.freq_hz)
+    inverse, flagged = np.ones((nant, nchan, 2), complex), np.zeros((nant, nchan, 2), bool)
+    for kind, path in tables.items():
+        found = read(path)
+        with mset.open_table(f"{path}::SPECTRAL_WINDOW") as window:
+            freq_hz = window.getcell("CHAN_FREQ", 0)
+        same = found.gain.shape[1] == (nchan if kind == "B" else 1)
+        if not same or len(np.unique(found.antenna)) < len(found.antenna):
+            return None
+        if kind == "B" and np.abs(freq_hz - observation.freq_hz).max() > 1e-3 * observation.channel_width_hz:
+            return None
+        unknown = np.ones(nant, bool)
+        unknown[found.antenna] = False
+        flagged[unknown] = True
+        flagged[found.antenna] |= found.flags
+        inverse[found.antenna] /= np.where(found.flags, 1, found.gain)
+    return inverse, flagged
+
+
+@njit(parallel=True, cache=True)
+def correct(data, flags, ant_1, ant_2, inverse, flagged):
+    """V_12 / (g_1 conj(g_2)) in place, and flags where a solution is flagged: applymode 'calflag' of CASA's applycal.
+
+    data, flags       (ntime, nbaseline, nchan, npol)
+    inverse, flagged  1 / g and whether it is flagged, (nant, nchan, npol)
+    """
+    ntime, nbaseline, nchan, npol = data.shape
+    for b in prange(nbaseline):
+        one, two = ant_1[b], ant_2[b]
+        for c in range(nchan):
+            for p in range(npol):
+                factor = np.complex64(inverse[one, c, p] * np.conj(inverse[two, c, p]))
+                bad = flagged[one, c, p] or flagged[two, c, p]
+                for t in range(ntime):
+                    if bad:
+                        flags[t, b, c, p] = True
+                    else:
+                        data[t, b, c, p] *= factor
+
+
+def apply_casa(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> None:
+    """The same with CASA's applycal, for any tables; the bandpass is linear in frequency, and flagged where it is flagged."""
     tasks = casa.tasks(logfile)
     mset.ensure_column(ms, "CORRECTED_DATA")
     restore_flags(ms, PREPARED_FLAGS)

@@ -132,7 +132,10 @@ class FlaggingConfig(_Section):
 class CalibrationConfig(_Section):
     """Calibrator choice, sky model, solutions, validity."""
 
-    do_k: bool = Field(False, description="solve delays (K) before the bandpass")
+    solver: Literal["fast", "casa"] = Field(
+        "fast", description="fast: our own least squares; casa: gaincal and bandpass"
+    )
+    do_k: bool = Field(False, description="solve delays (K) before the bandpass; with CASA")
     sky_min_mjy: float = Field(10, ge=0, description="faintest catalogue source in the model, mJy at 1.4 GHz")
     sky_radius_deg: float = Field(
         2.5, ge=0, description="catalogue sources this close to the calibrator are in the model; 2.5 is the whole beam"

@@ -42,20 +42,20 @@ class Flagging:
 def mark_no_data(data, flags):
     """Flag what is exactly zero, in place; returns how many values are not finite, and how many are not zero."""
     ntime, nbaseline, nchan, npol = data.shape
-    odd, nonzero = 0, 0
+    odd, nonzero = np.zeros(nbaseline, np.int64), np.zeros(nbaseline, np.int64)
     for b in prange(nbaseline):
         for t in range(ntime):
             for c in range(nchan):
                 for p in range(npol):
                     v = data[t, b, c, p]
-                    odd += not (np.isfinite(v.real) and np.isfinite(v.imag))
-                    nonzero += v != 0
+                    odd[b] += not (np.isfinite(v.real) and np.isfinite(v.imag))
+                    nonzero[b] += v != 0
                     flags[t, b, c, p] |= v == 0
-    return odd, nonzero
+    return odd.sum(), nonzero.sum()
 
 
 @njit(parallel=True, cache=True)
-def _flags_by_row(flags):
+def fractions_by_row(flags):
     """Fraction of flags of every time and baseline."""
     ntime, nbaseline, nchan, npol = flags.shape
     share = np.zeros((ntime, nbaseline))
@@ -352,7 +352,7 @@ def flag(
 
     def note(reason: str) -> None:
         nonlocal before
-        result.by_row = _flags_by_row(flags)
+        result.by_row = fractions_by_row(flags)
         after = float(result.by_row[:, cross].mean())
         result.fractions[reason] = after - before
         before = after

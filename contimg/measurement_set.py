@@ -142,7 +142,7 @@ def creating(path: Path, observation: Observation, rows: Rows, chan_tile: int) -
 
 def put_row_weights(table: ct.table, weight: np.ndarray) -> None:
     """WEIGHT (row, polarisation), and SIGMA to go with it, which describes DATA and keeps the share of samples of a row
-    for good (preparation.relative_weights)."""
+    for good (preparation.weigh)."""
     table.putcol("WEIGHT", weight.astype(np.float32))
     table.putcol("SIGMA", np.where(weight > 0, 1 / np.sqrt(np.maximum(weight, 1e-30)), 0).astype(np.float32))
 
@@ -240,17 +240,20 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
     )  # fmt: skip
 
 
+def _add_column(table: ct.table, name: str) -> None:
+    """Add MODEL_DATA or CORRECTED_DATA, stored like DATA."""
+    nchan, npol = table.getcell("DATA", 0).shape
+    tile = next(iter(table.getdminfo("DATA")["SPEC"]["HYPERCUBES"].values()))["TileShape"]
+    table.addcols(*_tiled_column(name, [nchan, npol], tile[::-1]))
+    # CASA's imaging tasks want the channel selection keyword on MODEL_DATA.
+    table.putcolkeyword(name, "CHANNEL_SELECTION", np.array([[0, nchan]], np.int32))
+
+
 def ensure_column(path: Path, name: str) -> None:
-    """Add MODEL_DATA or CORRECTED_DATA, stored like DATA, if the Measurement Set has none."""
+    """Add MODEL_DATA or CORRECTED_DATA if the Measurement Set has none."""
     with open_table(path, readonly=False) as table:
-        if name in table.colnames():
-            return
-        nchan, npol = table.getcell("DATA", 0).shape
-        tile = next(iter(table.getdminfo("DATA")["SPEC"]["HYPERCUBES"].values()))["TileShape"]
-        description, manager = _tiled_column(name, [nchan, npol], tile[::-1])
-        table.addcols(description, manager)
-        # CASA's imaging tasks want the channel selection keyword on MODEL_DATA.
-        table.putcolkeyword(name, "CHANNEL_SELECTION", np.array([[0, nchan]], np.int32))
+        if name not in table.colnames():
+            _add_column(table, name)
 
 
 def read_observation(path: Path) -> Observation:
@@ -300,10 +303,12 @@ def read_grid(path: Path, column: str, ntime: int) -> np.ndarray:
 
 
 def write_columns(path: Path, **columns: np.ndarray) -> None:
-    """Write whole columns, given by rows or by (time, baseline)."""
+    """Write whole columns, given by rows or by (time, baseline); MODEL_DATA and CORRECTED_DATA are added if need be."""
     with open_table(path, readonly=False) as table:
         nrow = table.nrows()
         for name, values in columns.items():
+            if name not in table.colnames():
+                _add_column(table, name)  # filled before the table is closed, which would write zeros
             cell = table.getcell(name, 0).shape
             table.putcol(name, np.ascontiguousarray(values).reshape(nrow, *cell))
 

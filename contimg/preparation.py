@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numba import njit, prange
 
 from contimg import flagging, rfi
 from contimg import measurement_set as mset
@@ -18,16 +19,30 @@ _REMEDY = {
 }
 
 
-def relative_weights(ms: Path, ntime: int) -> np.ndarray:
-    """Share of a full integration's samples in each visibility (time, baseline, channel, polarisation).
+@njit(parallel=True, cache=True)
+def _reweigh(weights, sigma, row_weight):
+    """Scale weights (ntime, nbaseline, nchan, npol) in place to `row_weight` (nbaseline, npol) for a full integration.
 
-    WEIGHT_SPECTRUM may have been scaled to Jy^-2 since; SIGMA, which describes DATA and is written once, keeps the mean.
+    They may have been scaled before; `sigma` (ntime, nbaseline, npol), which describes DATA and is written once, keeps the
+    mean share of samples of a row. Returns the new mean of each row.
     """
-    weights = mset.read_grid(ms, "WEIGHT_SPECTRUM", ntime)
-    sigma = mset.read_grid(ms, "SIGMA", ntime)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = weights / weights.mean(axis=2, keepdims=True) / sigma[:, :, None] ** 2
-    return np.where(weights > 0, share, 0).astype(np.float32)
+    ntime, nbaseline, nchan, npol = weights.shape
+    mean = np.zeros((ntime, nbaseline, npol), np.float32)
+    for t in prange(ntime):
+        for b in range(nbaseline):
+            for p in range(npol):
+                total = 0.0
+                for c in range(nchan):
+                    total += weights[t, b, c, p]
+                if not (total > 0 and sigma[t, b, p] > 0):
+                    for c in range(nchan):
+                        weights[t, b, c, p] = 0
+                    continue
+                factor = row_weight[b, p] * nchan / (total * sigma[t, b, p] ** 2)
+                for c in range(nchan):
+                    weights[t, b, c, p] *= factor
+                mean[t, b, p] = factor * total / nchan
+    return mean
 
 
 def validate(ms: Path, observation: mset.Observation, rows: mset.Rows, stations: Path) -> dict:
@@ -149,43 +164,61 @@ def write_model(ms: Path, model: np.ndarray) -> float:
     amplitude = float(np.median(np.abs(model)))
     if not amplitude > 0:
         raise ValidationError(f"{ms}: the sky model is zero: no solution would mean anything. Check the catalogues.")
-    mset.ensure_column(ms, "MODEL_DATA")
     mset.write_columns(ms, MODEL_DATA=np.repeat(model[..., None], 2, axis=-1))
     return amplitude
 
 
-def weigh(ms: Path) -> dict:
-    """Check CORRECTED_DATA and write WEIGHT and WEIGHT_SPECTRUM in Jy^-2, from the scatter of the data themselves.
+def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows) -> dict:
+    """Check calibrated data and write WEIGHT and WEIGHT_SPECTRUM in Jy^-2, from the scatter of the data themselves.
+
+    data, flags  CORRECTED_DATA and its flags, (ntime, nbaseline, nchan, npol)
 
     The noise of a baseline and polarisation comes from second differences along the channels; as products of
     antennas' noises are what a correlator has, a least-squares fit of ln(noise) per antenna steadies it. Short
     integrations keep their smaller share. Returns what was found; raises ValidationError when nothing is usable.
     """
-    rows = mset.read_rows(ms)
-    ntime = rows.shape[0]
-    data, flags = mset.read_grid(ms, "CORRECTED_DATA", ntime), mset.read_grid(ms, "FLAG", ntime)
     cross = rows.ant_1 != rows.ant_2
-    good = ~flags
-    if not good[:, cross].any():
+    flagged, amplitude, odd = _survey(data, flags, cross)
+    if flagged == 1:
         raise ValidationError(f"{ms}: every visibility is flagged after calibration. The set does not fit this group.")
-    if not np.isfinite(data[good]).all():
-        raise ValidationError(f"{ms}: CORRECTED_DATA has unflagged values that are not finite.")
-    amplitude = float(np.median(np.abs(data[good])))
+    if odd:
+        raise ValidationError(f"{ms}: CORRECTED_DATA has {odd} unflagged values that are not finite.")
     if not amplitude > 0:
         raise ValidationError(f"{ms}: CORRECTED_DATA is zero. The calibration was not applied.")
-    share = relative_weights(ms, ntime)
     noise = _antenna_noise(flagging.baseline_noise(data, flags), rows.ant_1, rows.ant_2, cross)
     with np.errstate(divide="ignore", invalid="ignore"):
         row_weight = np.where(noise > 0, 1 / noise**2, np.nan)  # (nbaseline, npol)
     # Rows that are flagged as a whole get a typical weight: FLAG keeps them out, and 0 would mean no data for good.
     row_weight = np.where(np.isfinite(row_weight), row_weight, np.nanmedian(row_weight[cross]))
-    weights = (share * row_weight[None, :, None, :]).astype(np.float32)
-    mset.write_columns(ms, WEIGHT_SPECTRUM=weights, WEIGHT=weights.mean(axis=2))
+    weights, sigma = (mset.read_grid(ms, name, rows.shape[0]) for name in ("WEIGHT_SPECTRUM", "SIGMA"))
+    mean = _reweigh(weights, sigma, row_weight)
+    mset.write_columns(ms, WEIGHT_SPECTRUM=weights, WEIGHT=mean)
     return {
-        "median_amplitude_jy": amplitude,
+        "mean_amplitude_jy": float(amplitude),
         "median_noise_jy": float(np.median(noise[cross][noise[cross] > 0])),
-        "flagged": float(flags[:, cross].mean()),
+        "flagged": float(flagged),
     }
+
+
+@njit(parallel=True, cache=True)
+def _survey(data, flags, cross):
+    """Of the cross-correlations: fraction of flags, mean amplitude of the others, number of those that are not finite."""
+    ntime, nbaseline, nchan, npol = data.shape
+    good, odd, total = np.zeros(nbaseline, np.int64), np.zeros(nbaseline, np.int64), np.zeros(nbaseline)
+    for b in prange(nbaseline):
+        if cross[b]:
+            for t in range(ntime):
+                for c in range(nchan):
+                    for p in range(npol):
+                        if not flags[t, b, c, p]:
+                            size = abs(data[t, b, c, p])
+                            good[b] += 1
+                            if np.isfinite(size):
+                                total[b] += size
+                            else:
+                                odd[b] += 1
+    every = max(1, ntime * cross.sum() * nchan * npol)
+    return 1 - good.sum() / every, total.sum() / max(1, good.sum()), odd.sum()
 
 
 def _antenna_noise(noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, cross: np.ndarray) -> np.ndarray:

@@ -9,5 +9,6 @@ from contimg.stage import read_json, stage
 with stage(snakemake) as job:
     chosen = read_json(snakemake.input.chosen)
     tables = {kind: Path(path) for kind, path in chosen["tables"].items()}
-    apply(Path(snakemake.input.ms), tables, job.logfile)
-    job.result = {"set_name": chosen["set_name"], **weigh(Path(snakemake.input.ms))}
+    ms = Path(snakemake.input.ms)
+    data, flags, rows = apply(ms, tables, job.logfile)
+    job.result = {"set_name": chosen["set_name"], **weigh(ms, data, flags, rows)}

@@ -1,0 +1,249 @@
+"""Antenna gains by least squares (StEFCal: Salvini & Wijnholds 2014, A&A 571, A97), two passes over the data.
+
+    V_12 = g_1 conj(g_2) M_12 + noise
+
+A solution over many times and channels, whose model changes from one to the next, is that of the sums
+
+    A_12 = sum w V_12 conj(M_12),   W_12 = sum w |M_12|^2:   minimise sum_12 W_12 |A_12 / W_12 - g_1 conj(g_2)|^2
+
+(V itself must not be averaged: the model turns within the average.) As CASA's gaincal and bandpass do: phases per
+integration first, kept out of the result; the bandpass per channel with these applied; one gain per antenna over all.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+
+_TOLERANCE = 1e-9
+_MOST_ITERATIONS = 400
+_LEAST_BASELINES = 4
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Solutions of one kind: (nantenna, nchan, npol), antennas by their number in the Measurement Set."""
+
+    gain: np.ndarray
+    flags: np.ndarray
+    error: np.ndarray
+    snr: np.ndarray
+
+
+@njit(parallel=True, cache=True)
+def _sums_by_time(data, model, flags, weights, cross, first, last):
+    """A and W of every integration over channels [first, last), (ntime, nbaseline, npol)."""
+    ntime, nbaseline, _, npol = data.shape
+    a = np.zeros((ntime, nbaseline, npol), np.complex128)
+    w = np.zeros((ntime, nbaseline, npol))
+    for t in prange(ntime):
+        for b in range(nbaseline):
+            if cross[b]:
+                for c in range(first, last):
+                    m = model[t, b, c]
+                    power = m.real**2 + m.imag**2
+                    for p in range(npol):
+                        if not flags[t, b, c, p]:
+                            a[t, b, p] += weights[t, b, c, p] * data[t, b, c, p] * np.conj(m)
+                            w[t, b, p] += weights[t, b, c, p] * power
+    return a, w
+
+
+@njit(parallel=True, cache=True)
+def _sums_by_channel(data, model, flags, weights, cross, turn):
+    """A with V turned by `turn` (ntime, nbaseline, npol), A without, W, sum w |V|^2, number: (nbaseline, nchan, npol)."""
+    ntime, nbaseline, nchan, npol = data.shape
+    shape = (nbaseline, nchan, npol)
+    turned, plain = np.zeros(shape, np.complex128), np.zeros(shape, np.complex128)
+    w, total, count = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for b in prange(nbaseline):
+        if cross[b]:
+            for t in range(ntime):
+                for c in range(nchan):
+                    m = model[t, b, c]
+                    power = m.real**2 + m.imag**2
+                    for p in range(npol):
+                        if not flags[t, b, c, p]:
+                            v = data[t, b, c, p]
+                            product = weights[t, b, c, p] * v * np.conj(m)
+                            plain[b, c, p] += product
+                            turned[b, c, p] += product * turn[t, b, p]
+                            w[b, c, p] += weights[t, b, c, p] * power
+                            total[b, c, p] += weights[t, b, c, p] * (v.real**2 + v.imag**2)
+                            count[b, c, p] += 1
+    return turned, plain, w, total, count
+
+
+@njit(cache=True)
+def _stefcal(a, w, one, two, nant, reference, phase_only):
+    """Gains (nant,) of sums (nbaseline,), 0 where an antenna has too few baselines."""
+    full_a = np.zeros((nant, nant), np.complex128)
+    full_w = np.zeros((nant, nant))
+    for b in range(len(one)):
+        if w[b] > 0 and one[b] != two[b]:
+            value, weight = a[b], w[b]
+            if phase_only:  # as CASA: unit amplitudes, and weights that know how large they were
+                size = abs(value) / weight
+                value, weight = value * size, weight * size**2
+            full_a[one[b], two[b]], full_a[two[b], one[b]] = value, np.conj(value)
+            full_w[one[b], two[b]] = full_w[two[b], one[b]] = weight
+    alive = np.ones(nant, np.bool_)
+    for _ in range(nant):
+        changed = False
+        for i in range(nant):
+            if alive[i]:
+                baselines = 0
+                for j in range(nant):
+                    baselines += full_w[i, j] > 0 and alive[j]
+                if baselines < _LEAST_BASELINES:
+                    alive[i] = False
+                    changed = True
+        if not changed:
+            break
+    gain = np.zeros(nant, np.complex128)
+    top, bottom = 0.0, 0.0
+    for i in range(nant):
+        if alive[i]:
+            for j in range(nant):
+                if alive[j]:
+                    top += abs(full_a[i, j])
+                    bottom += full_w[i, j]
+    if bottom == 0:
+        return gain
+    size = 1.0 if phase_only else np.sqrt(top / bottom)
+    for i in range(nant):
+        if alive[i]:
+            towards = full_a[i, reference]
+            gain[i] = size * (towards / abs(towards) if abs(towards) > 0 else 1.0)
+    new = np.zeros(nant, np.complex128)
+    for iteration in range(_MOST_ITERATIONS):
+        for i in range(nant):
+            if alive[i]:
+                up, down = 0j, 0.0
+                for j in range(nant):
+                    if alive[j]:
+                        up += full_a[i, j] * gain[j]
+                        down += full_w[i, j] * (gain[j].real ** 2 + gain[j].imag ** 2)
+                if phase_only:
+                    new[i] = up / abs(up) if abs(up) > 0 else gain[i]
+                else:
+                    new[i] = up / down if down > 0 else 0j
+        change, scale = 0.0, 0.0
+        for i in range(nant):
+            change += abs(new[i] - gain[i]) ** 2
+            scale += abs(new[i]) ** 2
+            gain[i] = (new[i] + gain[i]) / 2 if iteration % 2 else new[i]
+            if phase_only and abs(gain[i]) > 0:
+                gain[i] /= abs(gain[i])
+        if iteration > 1 and change <= _TOLERANCE**2 * scale:
+            break
+    return gain
+
+
+@njit(parallel=True, cache=True)
+def _solve_all(a, w, one, two, nant, reference, phase_only):
+    """Gains (nant, nunit) of sums (nbaseline, nunit)."""
+    gains = np.zeros((nant, a.shape[1]), np.complex128)
+    for k in prange(a.shape[1]):
+        gains[:, k] = _stefcal(
+            np.ascontiguousarray(a[:, k]), np.ascontiguousarray(w[:, k]), one, two, nant, reference, phase_only
+        )
+    return gains
+
+
+def phase_channels(flagged_by_channel: np.ndarray) -> tuple[int, int]:
+    """Channels [first, last) for phases before there is a bandpass: the quarter of the band with the fewest flags.
+
+    Over all of it the delays of the antennas (some ns) would take the coherence away. Of equals, the middle one.
+    """
+    nchan = len(flagged_by_channel)
+    width = max(1, nchan // 4)
+    starts = sorted(range(nchan - width + 1), key=lambda first: abs(first - (nchan - width) // 2))
+    sums = np.concatenate([[0.0], np.cumsum(flagged_by_channel)])
+    best = min(starts, key=lambda first: round(sums[first + width] - sums[first], 2))
+    return best, best + width
+
+
+def solve(
+    data, model, flags, weights, ant_1, ant_2, nant: int, reference: list[int], min_snr: float,
+    phase_channels: tuple[int, int],
+) -> tuple[Gains, Gains]:  # fmt: skip
+    """Bandpass (nchan solutions) and gains (1) of a calibrator group.
+
+    data, flags, weights  (ntime, nbaseline, nchan, npol); model (ntime, nbaseline, nchan) in Jy
+    ant_1, ant_2          (nbaseline,) antenna numbers below nant
+    reference             reference antennas, best first: the first has phase 0 where it has solutions
+
+    Nothing is normalised: bandpass times gain turns Jy into the data's units.
+    """
+    cross = ant_1 != ant_2
+    by_time, weight_by_time = _sums_by_time(data, model, flags, weights, cross, *phase_channels)
+    phases = _solve_grid(
+        by_time.transpose(1, 0, 2), weight_by_time.transpose(1, 0, 2), ant_1, ant_2, nant, reference, True
+    )
+    phases = _referred(phases, reference)
+    unknown = phases == 0
+    phases[unknown] = 1
+    turn = (np.conj(phases[ant_1]) * phases[ant_2]).transpose(1, 0, 2)  # (ntime, nbaseline, npol)
+    lost = (unknown[ant_1] | unknown[ant_2]).transpose(1, 0, 2)
+    turn[lost] = 0
+    turned, plain, w, total, count = _sums_by_channel(data, model, flags, weights, cross, turn)
+    bandpass = _referred(_solve_grid(turned, w, ant_1, ant_2, nant, reference, False), reference)
+    bandpass, flagged, error = _judge(bandpass, turned, w, total, count, ant_1, ant_2, min_snr)
+    use = ~(flagged[ant_1] | flagged[ant_2])
+    safe = np.where(flagged, 1, bandpass)
+    corrected = np.where(use, plain / (safe[ant_1] * np.conj(safe[ant_2])), 0).sum(axis=1, keepdims=True)
+    kept = np.where(use, w, 0).sum(axis=1, keepdims=True)
+    gain = _referred(_solve_grid(corrected, kept, ant_1, ant_2, nant, reference, False), reference)
+    size = np.abs(safe[ant_1] * safe[ant_2]) ** 2
+    power, number = (np.where(use, x, 0).sum(axis=1, keepdims=True) for x in (total / size, count))
+    gain, gain_flagged, gain_error = _judge(gain, corrected, kept, power, number, ant_1, ant_2, min_snr)
+    return tuple(
+        Gains(g, f, e, np.where(f, 0, np.abs(g) / np.where(e > 0, e, 1)))
+        for g, f, e in ((bandpass, flagged, error), (gain, gain_flagged, gain_error))
+    )
+
+
+def _solve_grid(a, w, ant_1, ant_2, nant, reference, phase_only) -> np.ndarray:
+    """Gains (nant, nunit, npol) of sums (nbaseline, nunit, npol)."""
+    nbaseline, nunit, npol = a.shape
+    flat = [np.ascontiguousarray(x).reshape(nbaseline, nunit * npol) for x in (a, w)]
+    used, index = np.unique(np.concatenate([ant_1, ant_2]), return_inverse=True)
+    one, two = index[:nbaseline], index[nbaseline:]
+    place = int(np.searchsorted(used, reference[0]))
+    gains = np.zeros((nant, nunit * npol), complex)
+    gains[used] = _solve_all(*flat, one, two, len(used), place, phase_only)
+    return gains.reshape(nant, nunit, npol)
+
+
+def _referred(gains: np.ndarray, reference: list[int]) -> np.ndarray:
+    """Phases relative to the reference antenna; where it has no solution, as little turned as can be from the unit before."""
+    gains = gains.copy()
+    for p in range(gains.shape[2]):
+        best = max(reference, key=lambda a: np.count_nonzero(gains[a, :, p]) - 1e-3 * reference.index(a))
+        before = None
+        for k in range(gains.shape[1]):
+            now = gains[:, k, p]
+            towards = now[best] if now[best] != 0 or before is None else np.vdot(before, now)
+            if towards != 0:
+                gains[:, k, p] = now * np.conj(towards) / abs(towards)
+            if now.any():
+                before = gains[:, k, p].copy()
+    return gains
+
+
+def _judge(gains, a, w, total, count, ant_1, ant_2, min_snr) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gains with 1 where they are flagged, flags, and errors, from the scatter about the solution."""
+    product = gains[ant_1] * np.conj(gains[ant_2])
+    known = product != 0
+    chi2 = np.where(known, total - 2 * (np.conj(product) * a).real + np.abs(product) ** 2 * w, 0).sum(axis=0)
+    values = np.where(known, count, 0).sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.maximum(chi2, 0) / np.maximum(values, 1)  # of a complex value at weight 1, as CASA has it
+        information = np.zeros(gains.shape)
+        power = np.abs(gains) ** 2
+        np.add.at(information, ant_1, w * power[ant_2])
+        np.add.at(information, ant_2, w * power[ant_1])
+        error = np.sqrt(variance / information)
+        flagged = (gains == 0) | ~(np.abs(gains) >= min_snr * error)
+    return np.where(flagged, 1, gains), flagged, np.where(flagged, 0, error)

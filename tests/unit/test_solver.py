@@ -1,0 +1,206 @@
+"""Our solver and applier against known gains, and against CASA."""
+
+import numpy as np
+import pytest
+
+from contimg import caltables
+from contimg import measurement_set as mset
+from contimg.calibration import solve_group
+from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
+from contimg.errors import CalibrationError, ConfigError
+from contimg.preparation import prepare, weigh
+from contimg.solver import phase_channels, solve
+from tests.conftest import CALIBRATOR_START, STATIONS
+from tests.unit.test_conversion import convert
+
+NANT, NTIME, NCHAN = 24, 12, 64
+ONE, TWO = np.triu_indices(NANT)
+
+
+@pytest.fixture
+def observation():
+    """A 5 Jy source that drifts through the beam and a field source; noise of 1; antennas with delays and ripples."""
+    rng = np.random.default_rng(3)
+    x = np.linspace(0, 1, NCHAN)
+    amplitude = rng.uniform(0.7, 1.4, (NANT, 1, 2)) * (1 + 0.1 * np.sin(rng.uniform(3, 12, (NANT, 1, 2)) * x[:, None]))
+    turns = rng.uniform(0, 1, (NANT, 1, 2)) + rng.normal(0, 0.3, (NANT, 1, 2)) * x[:, None]
+    gain = amplitude * np.exp(2j * np.pi * turns)
+    drift = np.linspace(1, 0.8, NTIME)[:, None, None]
+    field = (
+        0.5
+        * np.exp(2j * np.pi * rng.uniform(0, 1, len(ONE)))[None, :, None]
+        * np.linspace(0.5, 1, NTIME)[:, None, None]
+    )
+    model = (5 * drift * np.linspace(1.1, 0.9, NCHAN) + field).astype(np.complex64)
+    seen = model[..., None] * (gain[ONE] * np.conj(gain[TWO]))
+    noise = rng.standard_normal((*seen.shape, 2)) @ [1, 1j]
+    return (seen + noise).astype(np.complex64), model, gain
+
+
+def run(data, model, flags=None, weights=None, reference=(3, 4)):
+    flags = np.zeros(data.shape, bool) if flags is None else flags
+    weights = np.ones(data.shape, np.float32) if weights is None else weights
+    channels = phase_channels(flags.mean(axis=(0, 1, 3)))
+    return solve(data, model, flags, weights, ONE, TWO, NANT, list(reference), 3.0, channels)
+
+
+def residual(bandpass, gain, truth):
+    """Relative errors of the product, phases referred to antenna 3: (nant, nchan, npol)."""
+    found = bandpass.gain * gain.gain
+    expected = truth * np.exp(-1j * np.angle(truth[3]))
+    return found * np.exp(-1j * np.angle(found[3])) / expected - 1
+
+
+def test_gains_come_back_at_the_thermal_error(observation, figure):
+    data, model, truth = observation
+    bandpass, gain = run(data, model)
+    away = residual(bandpass, gain, truth)
+    weight = (np.abs(model) ** 2).sum(axis=0)  # (nbaseline, nchan)
+    expected = np.zeros((NANT, NCHAN, 2))
+    for b in np.flatnonzero(ONE != TWO):
+        for i, j in ((ONE[b], TWO[b]), (TWO[b], ONE[b])):
+            expected[i] += weight[b][:, None] * np.abs(truth[j]) ** 2
+    expected = 1 / np.sqrt(expected) / np.abs(truth)  # of real and of imaginary part
+    ratio = np.sqrt(np.mean(away.real**2)) / np.sqrt(np.mean(expected**2))
+    figure(
+        f"solver: rms error of amplitudes {np.sqrt(np.mean(away.real**2)):.5f}, thermal {np.sqrt(np.mean(expected**2)):.5f}"
+    )
+    assert ratio == pytest.approx(1, abs=0.06)
+    assert np.median(bandpass.error / np.abs(bandpass.gain)) == pytest.approx(
+        np.sqrt(2) * np.median(expected), rel=0.05
+    )
+    assert np.angle(bandpass.gain[3]) == pytest.approx(0, abs=1e-9)
+    assert np.abs(away.real.mean()) < 5e-4
+
+
+def test_flags_weights_and_dead_antennas_are_honoured(observation):
+    data, model, truth = observation
+    flags, weights = np.zeros(data.shape, bool), np.ones(data.shape, np.float32)
+    dead = (ONE == 9) | (TWO == 9)
+    flags[:, dead] = True
+    data[:, dead] = 1e3
+    flags[:, :, 20] = True
+    data[:, :, 20] = np.nan
+    weights[5], data[5] = 0, 77
+    bandpass, gain = run(data, model, flags, weights)
+    assert bandpass.flags[9].all()
+    assert gain.flags[9].all()
+    assert bandpass.flags[:, 20].all()
+    good = ~bandpass.flags
+    assert good.mean() == pytest.approx((23 / 24) * (63 / 64))
+    assert np.abs(residual(bandpass, gain, truth)[good]).max() < 0.1
+
+
+def test_too_faint_is_flagged_and_a_lost_reference_is_replaced(observation):
+    data, model, truth = observation
+    faint = run(data, model * np.float32(1e-3) + 0)[0]
+    assert not faint.flags.all()  # the gains just come out larger
+    rng = np.random.default_rng(0)
+    noise = (rng.standard_normal((*data.shape, 2)) @ [1, 1j]).astype(np.complex64)
+    assert run(noise, model)[0].flags.mean() > 0.5
+    flags = np.zeros(data.shape, bool)
+    flags[:, (ONE == 3) | (TWO == 3), 30:] = True
+    bandpass, gain = run(data, model, flags)
+    assert np.angle(bandpass.gain[4]) == pytest.approx(0, abs=1e-9)
+    assert np.abs(residual(bandpass, gain, truth)[:, :30]).max() < 0.1
+
+
+def test_quarter_of_the_band_with_the_fewest_flags():
+    flagged = np.zeros(64)
+    assert phase_channels(flagged) == (24, 40)
+    flagged[20:36] = 1
+    assert phase_channels(flagged) in ((36, 52), (4, 20))
+    assert phase_channels(np.zeros(2)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        (None, []),
+        (">0.5klambda", [0]),
+        ("<100m", [1, 2]),
+        ("50~1000m", [0, 2]),
+        ("0.1 ~ 1klambda", [0, 2]),
+        ("<1Mlambda", []),
+    ],
+)
+def test_uvrange_is_casas(text, lost):
+    uvw_m = np.array([[[10.0, 0, 5], [0, 150, 0], [2000, 0, 0]]])
+    freq_hz = np.array([1.4e9])
+    assert np.flatnonzero(caltables.outside(text, uvw_m, freq_hz)[0]).tolist() == lost
+
+
+@pytest.mark.parametrize("text", ["1klambda", "> fast", "<5parsec", "1~"])
+def test_a_uvrange_that_says_nothing_is_refused(text):
+    with pytest.raises(ConfigError, match=r"calibration\.uvrange"):
+        caltables.outside(text, np.zeros((1, 1, 3)), np.array([1.4e9]))
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory, sky):
+    """A calibrator group with interference, a dead antenna and out-of-order stations, solved by both."""
+    from contimg.groups import RawFile, cluster
+    from contimg.simulate import Simulation, simulate_group
+
+    folder = tmp_path_factory.mktemp("solved")
+    sim = Simulation(start=CALIBRATOR_START, antennas=28, channels=6, rfi=True, dead=(101,))
+    paths = simulate_group(folder / "raw", sim, sky, STATIONS)
+    group = cluster([RawFile.named(p) for p in paths], 120, 300, 16)[0]
+    ms, converted, _ = convert(group, folder)
+    prepare(ms, FlaggingConfig(), STATIONS)
+    caltables.save_flags(ms, caltables.PREPARED_FLAGS)
+    results = {}
+    for solver in ("fast", "casa"):
+        where = PathsConfig(products=folder / solver, state=folder / "state")
+        config = Config(paths=where, calibration=CalibrationConfig(solver=solver))
+        results[solver] = solve_group(ms, group.id, converted["app_dec_deg"], config, folder / "casa.log")
+    return ms, results
+
+
+def test_solutions_are_casas(solved, figure):
+    """Within 0.1 % and 0.1 deg at the 99th percentile where both are unflagged, each table by itself."""
+    _, results = solved
+    for kind in "BG":
+        ours, theirs = (caltables.read(r["tables"][kind]) for r in results.values())
+        assert np.array_equal(ours.antenna, theirs.antenna)
+        both = ~ours.flags & ~theirs.flags
+        assert both.mean() > 0.2
+        assert (ours.flags != theirs.flags).mean() < 1e-3
+        amplitude = np.abs(np.abs(ours.gain[both]) / np.abs(theirs.gain[both]) - 1)
+        phase_deg = np.abs(np.angle(ours.gain[both] / theirs.gain[both], deg=True))
+        worst = np.percentile(amplitude, 99), np.percentile(phase_deg, 99)
+        figure(f"{kind} against CASA, 99th percentile: {100 * worst[0]:.4f} % and {worst[1]:.4f} deg")
+        assert worst[0] < 1e-3
+        assert worst[1] < 0.1
+        assert np.median(ours.snr[both] / theirs.snr[both]) == pytest.approx(1, abs=0.03)
+    assert results["fast"]["refant"] == results["casa"]["refant"]
+    assert results["fast"]["quality"]["B"]["antennas"] == 27
+
+
+def test_correction_is_casas_and_may_be_repeated(solved):
+    ms, results = solved
+    tables = results["fast"]["tables"]
+    data, flags, rows = caltables.apply(ms, tables, None)
+    found = weigh(ms, data, flags, rows)
+    weights = mset.read_grid(ms, "WEIGHT_SPECTRUM", 24)
+    caltables.apply_casa(ms, tables, None)  # reads the tables that we wrote
+    theirs, their_flags = (mset.read_grid(ms, name, 24) for name in ("CORRECTED_DATA", "FLAG"))
+    assert np.array_equal(flags, their_flags)
+    assert np.abs(data - theirs)[~flags].max() < 2e-6 * np.abs(theirs[~flags]).max()
+    again, flags_again, _ = caltables.apply(ms, tables, None)
+    assert np.array_equal(flags, flags_again)
+    assert np.array_equal(data, again)
+    assert weigh(ms, again, flags_again, rows) == found
+    assert mset.read_grid(ms, "WEIGHT_SPECTRUM", 24) == pytest.approx(weights, rel=1e-5)
+    assert found["median_noise_jy"] == pytest.approx(2.59 * np.sqrt(1 / 8), rel=0.02)  # 8 fine channels in one
+    cross = rows.ant_1 != rows.ant_2
+    model = mset.read_grid(ms, "MODEL_DATA", 24)
+    use = ~flags & cross[None, :, None, None]
+    fitted = np.vdot(model[use], data[use]).real / np.vdot(model[use], model[use]).real
+    assert fitted == pytest.approx(1, abs=2e-3)
+
+
+def test_tables_that_are_gone_are_refused(solved, tmp_path):
+    ms, results = solved
+    with pytest.raises(CalibrationError, match=r"absent.*are gone"):
+        caltables.apply(ms, dict.fromkeys(results["fast"]["tables"], tmp_path / "absent"), None)
