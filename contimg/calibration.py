@@ -1,17 +1,19 @@
 """Solve a calibrator group and choose what a group is calibrated with: what the scripts of these stages call."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from contimg import caltables, flagging, preparation, skymodel
 from contimg import measurement_set as mset
-from contimg.calibrators import find_candidates, read_calibrators
+from contimg.calibrators import find_candidates, mean_beam, read_calibrators
 from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.geometry import meridian_vector, track
 from contimg.paths import Paths
+from contimg.registry import altered
 from contimg.skymodel import calibrator_model, predict, read_catalogue, within
 from contimg.solver import phase_channels, solve
 
@@ -61,13 +63,22 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
         solutions = solve(
             data, model, flags, weights, rows.ant_1, rows.ant_2, len(names), refants, options.min_snr, channels
         )
-        quality = caltables.write_solutions(ms, outputs, dict(zip("BG", solutions, strict=True)), refants[0], options)
+        quality = caltables.write_solutions(ms, outputs, dict(zip("BG", solutions, strict=True)), refants[0])
+    modelled = _modelled(sources, calibrator.source, catalogue, observation.phase_centre_deg)
+    wrong = caltables.problems(quality, options)
+    if modelled < options.min_modelled:
+        wrong.append(
+            f"the model has {modelled:.0%} of the catalogued flux in the beam, expected at least {options.min_modelled:.0%} "
+            "(calibration.sky_radius_deg)"
+        )
     return {
         "calibrator": calibrator.name,
         "flux_jy": float(calibrator.source.flux_jy(skymodel.CATALOGUE_HZ)),
         "flux_scale": calibrator.flux_origin + (" (variable source)" if calibrator.variable else ""),
         "mean_beam": calibrator.mean_beam,
         "field_sources": len(sources) - 1,
+        "modelled_share": modelled,
+        "problems": wrong,
         "other_candidates": [c.name for c in found[1:]],
         "notes": notes,
         "model_amplitude_jy": amplitude,
@@ -78,6 +89,26 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
         "tables": {kind: str(path) for kind, path in outputs.items()},
         "quality": quality,
     }
+
+
+def apply_set(ms: Path, chosen: Mapping, logfile: Path | None) -> dict:
+    """CORRECTED_DATA in Jy and weights in Jy^-2 with the set that `{group}.caltables.json` names; the result for
+    `{group}.apply.json`. Raises CalibrationError when its tables are not those that were chosen."""
+    tables = {kind: Path(path) for kind, path in chosen["tables"].items()}
+    if wrong := altered(zip(tables.values(), chosen["checksums"], strict=True)):
+        raise CalibrationError(f"{ms}: {'; '.join(wrong)}. Remove its caltables.json to choose another set.")
+    data, flags, rows = caltables.apply(ms, tables, logfile)
+    return {"set_name": chosen["set_name"], **preparation.weigh(ms, data, flags, rows)}
+
+
+def _modelled(sources, calibrator, catalogue, centre_deg) -> float:
+    """Share of the catalogued apparent flux in the beam that the model has."""
+
+    def apparent_jy(some):
+        beams = mean_beam([s.ra_deg for s in some], [s.dec_deg for s in some], *centre_deg)
+        return float(sum(b * s.flux_jy(skymodel.CATALOGUE_HZ) for b, s in zip(beams, some, strict=True)))
+
+    return apparent_jy(sources) / apparent_jy(calibrator_model(calibrator, catalogue, 2 * _FIELD_RADIUS_DEG, 0.0))
 
 
 def _reference_antennas(ms: Path, observation, rows, flags, wanted: str) -> list[int]:

@@ -112,7 +112,7 @@ def solve_casa(
             gaintable=[*chain, str(partial["B"])], interp=[*interp, "nearest"], **common,
         )  # fmt: skip
         _require(partial["G"], "gain")
-        quality = {kind: _quality(path, options) for kind, path in partial.items()}
+        quality = {kind: _quality(path) for kind, path in partial.items()}
         for kind, path in outputs.items():
             mset.remove(path)
             partial[kind].rename(path)
@@ -123,16 +123,16 @@ def solve_casa(
 
 
 def write_solutions(
-    ms: Path, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int, options: CalibrationConfig
+    ms: Path, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int
 ) -> dict[str, dict]:
-    """Write solutions as CASA tables, which appear under their names only when all are good; returns quality by kind."""
+    """Write solutions as CASA tables, which appear under their names together; returns quality by kind."""
     partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
     try:
         for kind, path in partial.items():
             mset.remove(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, kind, solutions[kind], ms, refant)
-        quality = {kind: _quality(path, options) for kind, path in partial.items()}
+        quality = {kind: _quality(path) for kind, path in partial.items()}
         for kind, path in outputs.items():
             mset.remove(path)
             partial[kind].rename(path)
@@ -205,27 +205,54 @@ def _require(path: Path, what: str) -> None:
         raise CalibrationError(f"CASA found no {what} solution at all; its log is in the log of this stage")
 
 
-def _quality(path: Path, options: CalibrationConfig) -> dict:
-    """Numbers of one table; raises CalibrationError when too much of it is flagged.
+def _quality(path: Path) -> dict:
+    """Numbers of one table; raises CalibrationError when it has no solution at all.
 
-    Antennas without any data have flagged rows in a table; they do not count here.
+    Antennas without any data have flagged rows in a table; they do not count here. Scatter is that of a solution about its
+    neighbours in frequency (second differences), which noise and interference make, and smooth bandpasses do not.
     """
     table = read(path)
     alive = [a for a in np.unique(table.antenna) if not table.flags[table.antenna == a].all()]
-    kept = np.isin(table.antenna, alive)
-    flagged = float(table.flags[kept].mean()) if alive else 1.0
-    if len(alive) < 4 or flagged > options.max_flagged:
+    if not alive:
         raise CalibrationError(
-            f"{path.name}: {len(alive)} antennas have solutions (at least 4 needed) and {flagged:.0%} of theirs are "
-            f"flagged (at most {options.max_flagged:.0%}): the calibrator is too faint, or the data are bad"
+            f"{path.name}: all solutions are flagged: the calibrator is too faint, or the data are bad"
         )
+    kept = np.isin(table.antenna, alive)
     good = ~table.flags
+    gain = np.where(table.flags, np.nan, table.gain)[kept]
+    smooth = (gain[:, :-2] + gain[:, 2:]) / 2 if gain.shape[1] > 2 else gain[:, :0]
+    relative = (gain[:, 1:-1] / smooth) if smooth.size else smooth
+    relative = relative[np.isfinite(relative)]
+    amplitude, phase_deg = np.abs(relative) - 1, np.angle(relative, deg=True)
     return {
         "antennas": len(alive),
-        "flagged": flagged,
+        "flagged": float(table.flags[kept].mean()),
         "median_amplitude": float(np.median(np.abs(table.gain[good]))),
         "median_snr": float(np.median(table.snr[good])),
+        "amplitude_scatter": _scatter(amplitude),
+        "phase_scatter_deg": _scatter(phase_deg),
     }
+
+
+def _scatter(about_neighbours: np.ndarray) -> float:
+    """Robust rms of single values, from their differences to the mean of two neighbours; 0 where there are none."""
+    if not about_neighbours.size:
+        return 0.0
+    return float(1.4826 * np.median(np.abs(about_neighbours - np.median(about_neighbours))) / np.sqrt(1.5))
+
+
+def problems(quality: Mapping[str, Mapping], options: CalibrationConfig) -> list[str]:
+    """Why a set must not be used, in words; empty for a good one."""
+    limits = {
+        "antennas": (options.min_antennas, -1), "flagged": (options.max_flagged, 1), "median_snr": (options.min_median_snr, -1),
+        "amplitude_scatter": (options.max_amplitude_scatter, 1), "phase_scatter_deg": (options.max_phase_scatter_deg, 1),
+    }  # fmt: skip
+    return [
+        f"{kind}: {name} is {numbers[name]:.3g}, expected {'at most' if sign > 0 else 'at least'} {limit:g}"
+        for kind, numbers in quality.items()
+        for name, (limit, sign) in limits.items()
+        if not (numbers[name] - limit) * sign <= 0
+    ]
 
 
 def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[np.ndarray, np.ndarray, mset.Rows]:

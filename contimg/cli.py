@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import config as configuration
 from contimg import db, report
-from contimg.errors import ContimgError, InputError
+from contimg.errors import CalibrationError, ContimgError, InputError
 from contimg.paths import Paths
 from contimg.planning import describe, make_plans
 from contimg.run import snakemake_command
@@ -38,10 +38,9 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
 
 
-def _command(function):
-    """Register a command; what it refuses is said in one line, with exit status 1."""
+def _reported(function):
+    """What a command refuses is said in one line, with exit status 1."""
 
-    @app.command()
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         try:
@@ -51,6 +50,11 @@ def _command(function):
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _command(function):
+    """Register a command."""
+    return app.command()(_reported(function))
 
 
 @_command
@@ -338,6 +342,102 @@ def catalog(
     configuration.load(configfile or ())
     centre = None if ra is None or dec is None else (ra, dec)
     print(f"{download_nvss(output, centre, radius, min_mjy)} sources in {output}; set catalogues.sky to it")
+
+
+registry_app = typer.Typer(help="Calibration sets: what is known of them, and which may be used.", no_args_is_help=True)
+app.add_typer(registry_app, name="registry")
+
+
+@registry_app.command("list")
+@_reported
+def registry_list(configfile: ConfigFiles = None, as_json: AsJson = False):
+    """Every set: when and where it is valid, its numbers, and whether it may be used."""
+    from contimg.registry import describe_sets
+
+    sets = describe_sets(Paths.of(configuration.load(configfile or ())).registry_db)
+    if as_json:
+        print(json.dumps(sets, indent=1))
+        return
+    columns = (
+        "set",
+        "status",
+        "calibrator",
+        "flux_scale",
+        "dec_deg",
+        "valid_from",
+        "valid_until",
+        "snr",
+        "refant",
+        "notes",
+    )
+    table = Table(*columns)
+    for one in sets:
+        table.add_row(*(escape(str(one[c])) for c in columns))
+    _console().print(table if sets else "no calibration set is known")
+
+
+@registry_app.command("show")
+@_reported
+def registry_show(name: Annotated[str, typer.Argument(help="Name of the set.")], configfile: ConfigFiles = None):
+    """Everything about one set, as JSON: tables, checksums, quality, versions."""
+    from contimg.registry import describe_sets
+
+    sets = describe_sets(Paths.of(configuration.load(configfile or ())).registry_db)
+    found = [s for s in sets if s["set"] == name]
+    if not found:
+        raise CalibrationError(f"set {name} is not registered. See `contimg registry list`.")
+    print(json.dumps(found[0], indent=1))
+
+
+@registry_app.command("retire")
+@_reported
+def registry_retire(
+    name: Annotated[str, typer.Argument(help="Name of the set.")],
+    reason: Annotated[str, typer.Option(help="Why; it is shown wherever the set is refused.")],
+    configfile: ConfigFiles = None,
+):
+    """Never choose a set again. What was calibrated with it stays; `contimg reprocess` does it again with another."""
+    from contimg.registry import retire
+
+    retire(Paths.of(configuration.load(configfile or ())).registry_db, name, reason)
+    print(f"{name}: retired")
+
+
+@registry_app.command("verify")
+@_reported
+def registry_verify(configfile: ConfigFiles = None):
+    """Whether every table of an active set is on disk, and is what it was when it was registered."""
+    from contimg.registry import all_tables, altered
+
+    tables = all_tables(Paths.of(configuration.load(configfile or ())).registry_db)
+    wrong = altered((t.path, t.checksum) for t in tables if t.status == "active")
+    for line in wrong:
+        print(line)
+    print(f"{sum(t.status == 'active' for t in tables)} tables of active sets, {len(wrong)} of them gone or altered")
+    raise typer.Exit(1 if wrong else 0)
+
+
+@registry_app.command("import")
+@_reported
+def registry_import(
+    name: Annotated[str, typer.Argument(help="Name for the set.")],
+    table: Annotated[list[str], typer.Option(help="KIND=FOLDER, KIND one of K, B, G; once for each table.")],
+    mid_mjd: Annotated[float, typer.Option(help="UTC of the middle of the observation that it was solved on.")],
+    dec: Annotated[float, typer.Option(help="Apparent declination of that pointing, deg.")],
+    cal_field: Annotated[str, typer.Option(help="Calibrator.")],
+    flux_scale: Annotated[str, typer.Option(help="Where its flux is from.")],
+    refant: Annotated[str, typer.Option(help="Reference antenna.")] = "unknown",
+    configfile: ConfigFiles = None,
+):
+    """Register a set that was solved elsewhere; its tables stay where they are."""
+    from contimg.registry import import_set
+
+    config = configuration.load(configfile or ())
+    tables = dict(one.partition("=")[::2] for one in table)
+    import_set(
+        Paths.of(config).registry_db, name, tables, mid_mjd, dec, cal_field, flux_scale, refant, config.calibration
+    )
+    print(f"{name}: registered")
 
 
 if __name__ == "__main__":

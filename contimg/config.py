@@ -148,7 +148,14 @@ class CalibrationConfig(_Section):
     uvrange: str | None = Field(None, description="CASA uvrange of the solve, for example '>0.1klambda'")
     refant: str = Field("auto", description="station name, or auto: healthy and central")
     min_snr: float = Field(3.0, gt=0, description="solutions below are flagged")
-    max_flagged: float = Field(0.5, gt=0, le=1, description="a set with more of its solutions flagged is not used")
+    min_antennas: int = Field(4, ge=4, description="a set with solutions for fewer antennas is not used")
+    max_flagged: float = Field(0.5, gt=0, le=1, description="nor one with more of its solutions flagged")
+    min_median_snr: float = Field(5.0, gt=0, description="nor one whose median solution has less signal to noise")
+    max_amplitude_scatter: float = Field(
+        0.2, gt=0, description="nor one that scatters more about its neighbours, relative"
+    )
+    max_phase_scatter_deg: float = Field(12.0, gt=0, description="nor one that scatters more about its neighbours, deg")
+    min_modelled: float = Field(0.8, ge=0, le=1, description="nor one whose model lacks more of the flux in the beam")
     validity_h: float = Field(24, gt=0, description="a set is valid this long before and after its mid time")
     dec_tolerance_deg: float = Field(1.0, gt=0, description="a set is valid for pointings this close in declination")
 

@@ -33,8 +33,16 @@ class StateError(ContimgError):
     """A move that the state machine of the queue does not have."""
 
 
-class StorageError(ContimgError):
-    """There is no room for what is to be written; the group waits, and no attempt is spent."""
+class NotNow(ContimgError):
+    """Nothing is wrong with the group: it waits, and no attempt is spent."""
+
+
+class StorageError(NotNow):
+    """There is no room for what is to be written."""
+
+
+class NoCalibrationError(NotNow):
+    """No calibration set is valid for a group."""
 
 
 class LockError(ContimgError):

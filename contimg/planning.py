@@ -11,7 +11,7 @@ from contimg.config import Config
 from contimg.groups import FileGroup, numbers
 from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, verdict
 from contimg.paths import Paths
-from contimg.registry import CalSet, active_sets, choose, validity
+from contimg.registry import CalSet, active_sets, choose, refused_sets, validity
 
 WATCHED = "CONTIMG_WATCHED"
 
@@ -88,8 +88,11 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     candidates = [tuple(c.name for c in names) for names in found]
     sets = active_sets(paths.registry_db)
     solved = {s.name for s in sets}
+    refused = {
+        name: why for name, why in refused_sets(paths.registry_db).items() if paths.result(name, "register").exists()
+    }  # asked for again otherwise
     for (group, _), outline, names in zip(pending, outlines, candidates, strict=True):
-        if names and group.id not in solved:
+        if names and group.id not in solved | refused.keys():
             start, end = validity(outline.mid_mjd, options)
             calset = CalSet(group.id, outline.mid_mjd, outline.app_dec_deg, valid_start_mjd=start, valid_end_mjd=end)
             sets.append(calset)
@@ -104,6 +107,10 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
             choice = choose(sets, mid, dec, options)
             if choice.chosen is None:
                 reason = f"waits for calibration: {choice.reason}"
+                if group.id in refused:
+                    reason += f"; its own set {refused[group.id]}"
+                elif refused:
+                    reason += f"; {len(refused)} sets failed or were retired (`contimg registry list`)"
                 plans[group.id] = Plan(action="waiting", reason=reason, **common)
                 continue
             name, solved_here = choice.chosen.name, not choice.chosen.tables

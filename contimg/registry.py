@@ -3,16 +3,19 @@
 A set is what one calibrator group's solve produced: its tables of kinds [K,] B and G under one set name.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from sqlalchemy import CheckConstraint, UniqueConstraint, delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from contimg import db
 from contimg.config import CalibrationConfig
-from contimg.errors import CalibrationError
+from contimg.errors import CalibrationError, NoCalibrationError
 
 
 class Base(DeclarativeBase):
@@ -41,7 +44,10 @@ class CalTable(Base):
     mid_mjd: Mapped[float]
     app_dec_deg: Mapped[float]
     flux_scale: Mapped[str]
-    quality: Mapped[float]
+    quality: Mapped[float]  # median signal to noise of the gains
+    numbers: Mapped[str]  # quality of this table, JSON
+    checksum: Mapped[str]
+    software: Mapped[str]  # versions, JSON
     status: Mapped[str]
     notes: Mapped[str]
 
@@ -59,6 +65,7 @@ class CalSet:
     valid_start_mjd: float = float("-inf")
     valid_end_mjd: float = float("inf")
     tables: tuple[tuple[str, str], ...] = ()  # (kind, path) in the order of application; empty: not solved yet
+    checksums: tuple[str, ...] = ()  # of the tables, when they were registered
 
 
 @dataclass(frozen=True)
@@ -120,16 +127,31 @@ def active_sets(path: Path) -> list[CalSet]:
             CalSet(
                 name, rows[0].mid_mjd, rows[0].app_dec_deg, rows[0].cal_field, rows[0].flux_scale, rows[0].quality,
                 rows[0].valid_start_mjd, rows[0].valid_end_mjd, tuple((r.table_type, r.path) for r in rows),
+                tuple(r.checksum for r in rows),
             )
             for name, rows in by_set.items()
         ]  # fmt: skip
 
 
-def register(path: Path, calset: CalSet, refant: str, status: str = "active", notes: str = "") -> None:
+def checksum(table: Path) -> str:
+    """SHA-256 of a table's files by name and content; its lock file changes when it is read."""
+    digest = hashlib.sha256()
+    for file in sorted(
+        f for f in table.rglob("*") if f.is_file() and f.name not in ("table.lock", ".snakemake_timestamp")
+    ):
+        digest.update(str(file.relative_to(table)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def register(
+    path: Path, calset: CalSet, refant: str, status: str = "active", notes: str = "", numbers: Mapping = MappingProxyType({}),
+    software: Mapping = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Record a set whose tables are in place; replaces an earlier registration of the same set."""
     absent = [p for _, p in calset.tables if not Path(p).is_dir()]
     if absent or not calset.tables:
         raise CalibrationError(f"set {calset.name}: tables {absent or '(none)'} are not there. Solve it again.")
+    sums = [checksum(Path(table)) for _, table in calset.tables]
     with db.writing(path, Base) as session:
         session.execute(delete(CalTable).where(CalTable.set_name == calset.name))
         session.add_all(
@@ -137,39 +159,124 @@ def register(path: Path, calset: CalSet, refant: str, status: str = "active", no
                 set_name=calset.name, path=table, table_type=kind, order_index=i, cal_field=calset.cal_field,
                 refant=refant, created_at=db.now(), valid_start_mjd=calset.valid_start_mjd,
                 valid_end_mjd=calset.valid_end_mjd, mid_mjd=calset.mid_mjd, app_dec_deg=calset.app_dec_deg,
-                flux_scale=calset.flux_scale, quality=calset.quality, status=status, notes=notes,
+                flux_scale=calset.flux_scale, quality=calset.quality, numbers=json.dumps(numbers.get(kind, {})),
+                checksum=sums[i], software=json.dumps(dict(software)), status=status, notes=notes,
             )
             for i, (kind, table) in enumerate(calset.tables)
         )  # fmt: skip
 
 
 def register_solved(path: Path, solved: Mapping, options: CalibrationConfig) -> dict:
-    """Register what `{group}.solve.json` describes; returns the result for `{group}.register.json`."""
+    """Register what `{group}.solve.json` describes, as failed when its quality is not good enough; returns the result for
+    `{group}.register.json`."""
     start, end = validity(solved["mid_mjd"], options)
     calset = CalSet(
         solved["group"], solved["mid_mjd"], solved["app_dec_deg"], solved["calibrator"], solved["flux_scale"],
         solved["quality"]["G"]["median_snr"], start, end, tuple(solved["tables"].items()),
     )  # fmt: skip
-    register(path, calset, solved["refant"])
-    return {"set_name": calset.name, "valid_start_mjd": start, "valid_end_mjd": end}
+    status, notes = ("failed", "; ".join(solved["problems"])) if solved["problems"] else ("active", "")
+    register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
+    return {"set_name": calset.name, "valid_start_mjd": start, "valid_end_mjd": end, "status": status, "notes": notes}
+
+
+def refused_sets(path: Path) -> dict[str, str]:
+    """Sets that must not be used (failed, retired), and why."""
+    with db.reading(path) as session:
+        if session is None:
+            return {}
+        query = select(CalTable).where(CalTable.status != "active")
+        return {row.set_name: f"{row.status}: {row.notes or 'no reason given'}" for row in session.scalars(query)}
+
+
+def all_tables(path: Path) -> list[CalTable]:
+    """Every row, in order of set and application."""
+    with db.reading(path) as session:
+        if session is None:
+            return []
+        rows = session.scalars(
+            select(CalTable).order_by(CalTable.mid_mjd, CalTable.set_name, CalTable.order_index)
+        ).all()
+        session.expunge_all()
+        return list(rows)
+
+
+def retire(path: Path, name: str, reason: str) -> None:
+    """Mark a set as not to be used any more; what was calibrated with it stays as it is."""
+    with db.writing(path, Base) as session:
+        rows = session.scalars(select(CalTable).where(CalTable.set_name == name)).all()
+        if not rows:
+            raise CalibrationError(f"set {name} is not registered. See `contimg registry list`.")
+        for row in rows:
+            row.status, row.notes = "retired", reason
+
+
+def altered(tables: Iterable[tuple[str, str]]) -> list[str]:
+    """Which of the tables, given as (path, checksum), are gone or not what they were when they were registered."""
+    found = []
+    for path, expected in tables:
+        if not Path(path).is_dir():
+            found.append(f"{path} is not on disk")
+        elif checksum(Path(path)) != expected:
+            found.append(f"{path} was altered")
+    return found
 
 
 def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: CalibrationConfig) -> dict:
-    """Choose among the registered sets; a set whose tables are gone is refused.
+    """Choose among the registered sets; one whose tables are gone or altered is refused.
 
-    Returns the result for `{group}.caltables.json`. Raises CalibrationError if no set fits.
+    Returns the result for `{group}.caltables.json`. Raises NoCalibrationError if no set fits.
     """
     sets = active_sets(path)
-    gone = {s.name for s in sets if any(not Path(p).is_dir() for _, p in s.tables)}
-    choice = choose([s for s in sets if s.name not in gone], mid_mjd, app_dec_deg, options)
-    choice = Choice(
-        choice.chosen, choice.considered + tuple((name, "its tables are not on disk") for name in sorted(gone))
-    )
-    if choice.chosen is None:
-        raise CalibrationError(f"no valid calibration set at MJD {mid_mjd:.4f}, dec {app_dec_deg:.2f}: {choice.reason}")
-    chosen = choice.chosen
+    refused = refused_sets(path)
+    while True:
+        choice = choose([s for s in sets if s.name not in refused], mid_mjd, app_dec_deg, options)
+        chosen = choice.chosen
+        wrong = altered(zip((p for _, p in chosen.tables), chosen.checksums, strict=True)) if chosen else []
+        if not wrong:
+            break
+        refused[chosen.name] = "; ".join(wrong)
+    choice = Choice(chosen, choice.considered + tuple(refused.items()))
+    if chosen is None:
+        raise NoCalibrationError(
+            f"no valid calibration set at MJD {mid_mjd:.4f}, dec {app_dec_deg:.2f}: {choice.reason}"
+        )
     return {
         "set_name": chosen.name, "reason": choice.reason, "tables": dict(chosen.tables), "cal_field": chosen.cal_field,
-        "flux_scale": chosen.flux_scale, "set_mid_mjd": chosen.mid_mjd,
+        "checksums": list(chosen.checksums), "flux_scale": chosen.flux_scale, "set_mid_mjd": chosen.mid_mjd,
         "considered": [{"set": name, "why": why} for name, why in choice.considered],
     }  # fmt: skip
+
+
+def import_set(
+    path: Path, name: str, tables: Mapping[str, str], mid_mjd: float, app_dec_deg: float, cal_field: str, flux_scale: str,
+    refant: str, options: CalibrationConfig,
+) -> None:  # fmt: skip
+    """Register tables that were solved elsewhere, by kind. Raises CalibrationError unless there are a B and a G."""
+    if not {"B", "G"} <= tables.keys() <= {"K", "B", "G"}:
+        raise CalibrationError(f"set {name}: tables of kinds {sorted(tables)}, expected B and G, and perhaps K")
+    if name in {s.name for s in active_sets(path)}:
+        raise CalibrationError(f"set {name} is registered already. Choose another name, or retire it.")
+    ordered = tuple((kind, str(Path(tables[kind]).resolve())) for kind in ("K", "B", "G") if kind in tables)
+    start, end = validity(mid_mjd, options)
+    calset = CalSet(name, mid_mjd, app_dec_deg, cal_field, flux_scale, 0.0, start, end, ordered)
+    register(path, calset, refant, notes="imported")
+
+
+def describe_sets(path: Path) -> list[dict]:
+    """Every set with its tables, for people and programs."""
+    sets: dict[str, dict] = {}
+    for row in all_tables(path):
+        one = sets.setdefault(row.set_name, {
+            "set": row.set_name, "status": row.status, "calibrator": row.cal_field, "flux_scale": row.flux_scale,
+            "mid_mjd": row.mid_mjd, "dec_deg": round(row.app_dec_deg, 3), "valid_from": _iso(row.valid_start_mjd),
+            "valid_until": _iso(row.valid_end_mjd), "snr": round(row.quality, 1), "refant": row.refant,
+            "created_at": row.created_at, "software": json.loads(row.software), "notes": row.notes, "tables": [],
+        })  # fmt: skip
+        one["tables"].append(
+            {"kind": row.table_type, "path": row.path, "sha256": row.checksum, "quality": json.loads(row.numbers)}
+        )
+    return list(sets.values())
+
+
+def _iso(mjd: float) -> str:
+    return db.utc((mjd - 40587) * 86400)[:16]

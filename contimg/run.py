@@ -157,7 +157,7 @@ class Run:
             words = f"{rule} ended without a word (killed, or out of memory?)"
             error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
         staging.remove_group(self._staging, group)
-        spent = not (noted and noted.get("no_room"))
+        spent = not (noted and noted.get("not_now"))
         ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent, spent)
 
     def _noted(self, group: str) -> dict | None:
@@ -185,6 +185,7 @@ class Run:
         Events may still be on their way through Snakemake's logging thread: the results on disk decide.
         """
         with self._events:
+            released: set[str] = set()
             with db.writing(self.paths.ingest_db, ingest.Base) as session:
                 for group in sorted(self._claimed - self._lost):
                     row = session.get(ingest.Group, group)
@@ -198,9 +199,10 @@ class Run:
                         ingest.move(session, group, "completed", error=None)
                     else:
                         ingest.release(session, group)
+                        released.add(group)
             self._ended.set()
             try:
-                staging.clean(self.paths, self._staging, set())
+                staging.clean(self.paths, self._staging, released)  # these go on from there
                 pruned, problems = retention.prune(self.config)
                 if pruned:
                     self._say(f"retention: deleted the Measurement Sets of {', '.join(pruned)}")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from contimg import db
 from contimg.config import Config, from_mapping
-from contimg.errors import ContimgError, InputError, LockError, StorageError
+from contimg.errors import ContimgError, InputError, LockError, NotNow
 from contimg.paths import Paths
 
 RUN_PID = "CONTIMG_RUN_PID"
@@ -187,7 +187,7 @@ def stage(smk) -> Iterator[Stage]:
         log.error("%s", message if isinstance(error, ContimgError) else traceback.format_exc())
         permanent = isinstance(error, InputError)
         values = {"stage": name, "error": message, "permanent": permanent, "log": str(logfile), "at": db.now(),
-                  "no_room": isinstance(error, StorageError)}  # fmt: skip
+                  "not_now": isinstance(error, NotNow)}  # fmt: skip
         write_json(paths.error(group), values)
         os.write(terminal, f"group {group}, {name}: {message}\n".encode())
         sys.exit(1)

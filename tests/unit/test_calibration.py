@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 
 from contimg import registry
 from contimg.calibrators import find_candidates, read_calibrators
-from contimg.caltables import choose_reference_antenna
+from contimg.caltables import choose_reference_antenna, problems
 from contimg.config import CalibrationConfig
-from contimg.errors import CalibrationError, ConfigError
+from contimg.errors import CalibrationError, ConfigError, NoCalibrationError
 from contimg.geometry import meridian_icrs_deg
 from contimg.registry import CalSet, choose
 from contimg.skymodel import calibrator_model, read_catalogue
@@ -120,20 +122,97 @@ def test_outside_window_or_strip_is_refused_with_the_reason(calset, why):
     assert why in choice.reason
 
 
-def test_registry_refuses_tables_that_are_gone(tmp_path):
-    database, table = tmp_path / "registry.sqlite3", tmp_path / "x.bpcal"
-    calset = CalSet("s", 100.0, DEC_DEG, "3C48", "PB", 1.0, 99.0, 101.0, (("B", str(table)),))
-    with pytest.raises(CalibrationError, match="not there"):
-        registry.register(database, calset, "12")
-    assert registry.active_sets(database) == []
+@pytest.fixture
+def calset(tmp_path):
+    """A set of one table, and the registry's database."""
+    table = tmp_path / "x.bpcal"
     table.mkdir()
-    registry.register(database, calset, "12")
-    registry.register(database, calset, "12")  # again: replaced, not doubled
-    assert len(registry.active_sets(database)) == 1
-    assert registry.select_for(database, 100.5, DEC_DEG, OPTIONS)["tables"] == {"B": str(table)}
-    table.rmdir()
-    with pytest.raises(CalibrationError, match="not on disk"):
-        registry.select_for(database, 100.5, DEC_DEG, OPTIONS)
+    (table / "table.dat").write_bytes(b"gains")
+    (table / "table.lock").write_bytes(b"0")
+    made = CalSet("s", 100.0, DEC_DEG, "3C48", "PB", 1.0, 99.0, 101.0, (("B", str(table)),))
+    return tmp_path / "registry.sqlite3", made, table
+
+
+def select(database):
+    return registry.select_for(database, 100.5, DEC_DEG, OPTIONS)
+
+
+def test_a_set_is_registered_once_with_its_checksums(calset):
+    database, made, table = calset
+    table.rename(table.with_name("away"))
+    with pytest.raises(CalibrationError, match="not there"):
+        registry.register(database, made, "12")
+    assert registry.active_sets(database) == []
+    table.with_name("away").rename(table)
+    registry.register(database, made, "12")
+    registry.register(
+        database, made, "12", numbers={"B": {"antennas": 95}}, software={"contimg": "1"}
+    )  # again: replaced
+    (one,) = registry.describe_sets(database)
+    assert (one["status"], one["software"], one["tables"][0]["quality"]) == (
+        "active",
+        {"contimg": "1"},
+        {"antennas": 95},
+    )
+    assert one["valid_until"] == "1859-02-26T00:00"
+    assert select(database)["tables"] == {"B": str(table)}
+    (table / "table.lock").write_bytes(b"read by somebody")
+    assert select(database)["checksums"] == [one["tables"][0]["sha256"]]
+
+
+@pytest.mark.parametrize("what", ["gone", "altered", "retired", "failed"])
+def test_a_set_that_must_not_be_used_is_refused_and_another_one_taken(calset, tmp_path, what):
+    database, made, table = calset
+    registry.register(database, made, "12", status="failed" if what == "failed" else "active", notes="G: bad")
+    if what == "gone":
+        (table / "table.dat").unlink()
+        (table / "table.lock").unlink()
+        table.rmdir()
+    elif what == "altered":
+        (table / "table.dat").write_bytes(b"Gains")
+    elif what == "retired":
+        registry.retire(database, "s", "G: bad")
+    words = {
+        "gone": "is not on disk",
+        "altered": "was altered",
+        "retired": "retired: G: bad",
+        "failed": "failed: G: bad",
+    }[what]
+    with pytest.raises(NoCalibrationError, match=words):
+        select(database)
+    if what in ("gone", "altered"):
+        assert words in registry.altered([(str(table), registry.all_tables(database)[0].checksum)])[0]
+    other = tmp_path / "y.bpcal"
+    (other / "sub").mkdir(parents=True)
+    farther = replace(made, name="t", mid_mjd=99.5, tables=(("B", str(other)),))
+    registry.register(database, farther, "12")
+    found = select(database)
+    assert found["set_name"] == "t"
+    assert words in next(c["why"] for c in found["considered"] if c["set"] == "s")
+
+
+def test_a_set_from_elsewhere_is_imported(calset, tmp_path):
+    database, _, table = calset
+    with pytest.raises(CalibrationError, match="expected B and G"):
+        registry.import_set(database, "theirs", {"B": str(table)}, 100.0, DEC_DEG, "3C48", "PB", "12", OPTIONS)
+    tables = {"G": str(table), "B": str(tmp_path / "b")}
+    (tmp_path / "b").mkdir()
+    registry.import_set(database, "theirs", tables, 100.0, DEC_DEG, "3C48", "PB", "12", OPTIONS)
+    assert list(select(database)["tables"]) == ["B", "G"]
+    with pytest.raises(CalibrationError, match="registered already"):
+        registry.import_set(database, "theirs", tables, 100.0, DEC_DEG, "3C48", "PB", "12", OPTIONS)
+    with pytest.raises(CalibrationError, match="nobody is not registered"):
+        registry.retire(database, "nobody", "x")
+
+
+def test_each_limit_of_the_quality_gate_says_what_is_wrong():
+    good = {"antennas": 40, "flagged": 0.05, "median_snr": 80.0, "amplitude_scatter": 0.01, "phase_scatter_deg": 0.6}
+    assert problems({"B": good, "G": good}, OPTIONS) == []
+    for name, bad in {"antennas": 3, "flagged": 0.9, "median_snr": 2.0, "amplitude_scatter": 0.4, "phase_scatter_deg": 30.0,
+                      }.items():  # fmt: skip
+        (line,) = problems({"B": good | {name: bad}, "G": good}, OPTIONS)
+        assert line.startswith(f"B: {name} is {bad:.3g}, expected at ")
+    assert problems({"B": good | {"median_snr": float("nan")}}, OPTIONS)
 
 
 def test_reference_antenna_is_healthy_and_central():

@@ -74,7 +74,8 @@ with lock.open("a") as file:
         tables = products / "caltables" / f"{group}.bpcal"
         tables.mkdir(parents=True, exist_ok=True)
         values |= {"mid_mjd": begin / 86400 + 40587 + 0.0018, "app_dec_deg": 16.15, "calibrator": "stub", "refant": "1",
-                   "flux_scale": "stub", "quality": {"G": {"median_snr": 9.0}}, "tables": {"B": str(tables)}}  # fmt: skip
+                   "flux_scale": "stub", "quality": {"G": {"median_snr": 9.0}}, "tables": {"B": str(tables)},
+                   "problems": [], "versions": {}}  # fmt: skip
     partial = result.with_name(f".{result.name}")
     partial.write_text(json.dumps(values))
     partial.rename(result)

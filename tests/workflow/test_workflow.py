@@ -453,3 +453,35 @@ def test_two_subbands_go_through_the_pyuvdata_writer(tmp_path, sky):
     checks = json.loads(site.paths.result(CALIBRATOR_START, "prepare").read_text())["checks"]
     assert (checks["channels"], checks["integrations"]) == (2, 4)
     assert not any(root.exists() for root in site.paths.staging_roots().values())
+
+
+def test_a_set_that_fails_its_gate_is_registered_as_failed_and_never_applied(tmp_path, incoming):
+    good = tmp_path / "incoming"
+    good.mkdir()
+    for path in incoming.glob("*.hdf5"):
+        if path.name < BAD_START:
+            (good / path.name).symlink_to(path)
+    site = make_site(tmp_path / "site", good, calibration={"min_median_snr": 1e6})
+    assert site.snakemake().returncode == 1
+    (calset,) = json.loads(site.contimg("registry", "list", "--json").stdout)
+    assert (calset["set"], calset["status"]) == (CALIBRATOR_START, "failed")
+    assert "B: median_snr is" in calset["notes"]
+    assert "failed" in site.contimg("registry", "list").stdout
+    assert (
+        json.loads(site.contimg("registry", "show", CALIBRATOR_START).stdout)["tables"][0]["quality"]["antennas"] > 20
+    )
+    queue = rows(site.paths.ingest_db, "SELECT state, retry_count FROM ingest_queue")
+    assert queue == [("pending", 0)] * 2
+    plan = site.contimg("plan").stdout
+    assert (
+        f"{CALIBRATOR_START}  calibrator  waiting: waits for calibration: no calibration set is known; its own set "
+        in plan
+    )
+    assert "failed: B: median_snr is" in plan
+    assert "1 sets failed or were retired" in plan
+    assert not list(site.paths.products.glob("results/*.apply.json"))
+    again = site.snakemake()
+    assert again.returncode == 0
+    assert "2 waiting" in again.stdout + again.stderr
+    assert site.contimg("registry", "verify").returncode == 0
+    assert site.contimg("registry", "retire", "nobody", "--reason", "x").returncode == 1
