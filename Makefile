@@ -37,6 +37,7 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/start_up_scan.py
 	PYTHONPATH=. .venv/bin/python bench/full_size.py
+	PYTHONPATH=. .venv/bin/python bench/calibration.py
 
 clean:
 	rm -rf .venv build *.egg-info

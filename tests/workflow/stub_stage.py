@@ -52,7 +52,7 @@ with lock.open("a") as file:
                  "at": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
         error.write_text(json.dumps(words))
         raise SystemExit(1)
-    time.sleep(3 if named("slow") else 0.02)
+    time.sleep(6 if named("slow") else 0.02)
     for path in map(Path, snakemake.output):
         if path.suffix == ".fits":
             path.write_text("stub")

@@ -1,0 +1,106 @@
+"""Full-size calibrator groups (96 antennas, 24 x 768 x 2): our solver and applier against CASA's, in seconds and in what
+comes out; calibrators of 13 and 1 Jy, in the middle of the beam and a degree off. Prints Markdown; keeps nothing.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bench.full_size import CONFIG, convert_and_concat
+from contimg import caltables
+from contimg import measurement_set as mset
+from contimg.calibration import solve_group
+from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
+from contimg.preparation import prepare, weigh
+from contimg.simulate import Simulation, read_sky, simulate_group
+from contimg.uvh5 import inspect, parse_name
+
+START, DEC_DEG = "2026-03-02T20:03:10", 16.15
+CASES = {
+    "13 Jy, on axis": (None, 0.0),
+    "13 Jy, 1 deg off": (None, 1.0),
+    "1 Jy, on axis": (1.3, 0.0),
+    "1 Jy, 1 deg off": (1.3, 1.0),
+}
+
+
+def make(folder: Path, flux_jy: float | None, off_deg: float) -> tuple[Path, float]:
+    """A prepared Measurement Set with interference and a dead antenna; 3C454.3 has `flux_jy`, `off_deg` north of the middle."""
+    catalogues = CONFIG.catalogues
+    sky = read_sky(catalogues.sky, catalogues.calibrators)
+    (source,) = [s for s in sky if s["name"] == "3C454.3" or s["flux"] > 10]
+    source["flux"] = flux_jy or source["flux"]
+    dec_deg = DEC_DEG - off_deg
+    options = Simulation(start=START, dec_deg=dec_deg, antennas=96, channels=48, gain_seed=7, rfi=True, dead=(36,))
+    paths = simulate_group(folder / "raw", options, sky, catalogues.stations)
+    ms = folder / f"{START}.ms"
+    convert_and_concat({parse_name(p.name)[1]: p for p in paths}, folder / "staging", ms, 2)
+    outline = inspect(paths[0])
+    for path in paths:
+        path.unlink()
+    prepare(ms, FlaggingConfig(), catalogues.stations)
+    caltables.save_flags(ms, caltables.PREPARED_FLAGS)
+    return ms, outline.app_dec_deg
+
+
+def solve(folder: Path, ms: Path, dec_deg: float, flux_jy: float | None, solver: str) -> tuple[dict, float]:
+    """The solve stage with one of the solvers; its result, and seconds."""
+    override = {"flux_override": {"2253+161": flux_jy}} if flux_jy else {}
+    config = Config(
+        paths=PathsConfig(products=folder / solver, state=folder / "state"), catalogues=CONFIG.catalogues,
+        calibration=CalibrationConfig(solver=solver, min_beam=0.4, allow=("2253+161",), **override),
+    )  # fmt: skip
+    begin = time.perf_counter()
+    result = solve_group(ms, START, dec_deg, config, Path(os.devnull))
+    return result, time.perf_counter() - begin
+
+
+def compare(ours: Path, theirs: Path) -> tuple[float, float]:
+    """99th percentiles of the difference in amplitude (%) and phase (deg), where both are unflagged."""
+    one, other = caltables.read(ours), caltables.read(theirs)
+    both = ~one.flags & ~other.flags
+    ratio = one.gain[both] / other.gain[both]
+    percent, phase_deg = 100 * np.abs(np.abs(ratio) - 1), np.abs(np.angle(ratio, deg=True))
+    return float(np.percentile(percent, 99)), float(np.percentile(phase_deg, 99))
+
+
+def main() -> None:
+    """Every case."""
+    print(
+        "| calibrator | solve, ours | CASA | apply and weigh, ours | apply, CASA | B against CASA | G against CASA | V |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (flux_jy, off_deg) in CASES.items():
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work)
+            ms, dec_deg = make(folder, flux_jy, off_deg)
+            solve(folder, ms, dec_deg, flux_jy, "fast")  # compiled, MODEL_DATA there, in the page cache
+            fast, fast_s = solve(folder, ms, dec_deg, flux_jy, "fast")
+            reference, casa_s = solve(folder, ms, dec_deg, flux_jy, "casa")
+            tables = fast["tables"]
+            caltables.apply_casa(ms, tables, Path(os.devnull))
+            weigh(ms, *caltables.apply(ms, tables, None))
+            begin = time.perf_counter()
+            data, flags, rows = caltables.apply(ms, tables, None)
+            weigh(ms, data, flags, rows)
+            apply_s = time.perf_counter() - begin
+            begin = time.perf_counter()
+            caltables.apply_casa(ms, tables, Path(os.devnull))
+            apply_casa_s = time.perf_counter() - begin
+            theirs = mset.read_grid(ms, "CORRECTED_DATA", rows.shape[0])
+            apart = np.abs(data - theirs)[~flags].max() / np.abs(theirs[~flags]).max()
+            words = [
+                "{:.4f} %, {:.4f} deg".format(*compare(Path(tables[k]), Path(reference["tables"][k]))) for k in "BG"
+            ]
+            times = " | ".join(f"{s:.1f}" for s in (fast_s, casa_s, apply_s, apply_casa_s))
+            print(f"| {name} | {times} | {' | '.join(words)} | {apart:.1e} |", flush=True)
+            print(json.dumps({"quality": fast["quality"], "problems": fast["problems"]}), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
