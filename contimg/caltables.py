@@ -221,7 +221,8 @@ def _quality(path: Path) -> dict:
     good = ~table.flags
     gain = np.where(table.flags, np.nan, table.gain)[kept]
     smooth = (gain[:, :-2] + gain[:, 2:]) / 2 if gain.shape[1] > 2 else gain[:, :0]
-    relative = (gain[:, 1:-1] / smooth) if smooth.size else smooth
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = (gain[:, 1:-1] / smooth) if smooth.size else smooth
     relative = relative[np.isfinite(relative)]
     amplitude, phase_deg = np.abs(relative) - 1, np.angle(relative, deg=True)
     return {

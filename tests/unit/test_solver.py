@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from contimg import caltables
+from contimg import caltables, skymodel
 from contimg import measurement_set as mset
 from contimg.calibration import solve_group
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
 from contimg.errors import CalibrationError, ConfigError
+from contimg.groups import RawFile, cluster
 from contimg.preparation import prepare, weigh
+from contimg.simulate import Simulation, antenna_gains, simulate_group
 from contimg.solver import phase_channels, solve
-from tests.conftest import CALIBRATOR_START, STATIONS
+from tests.conftest import CALIBRATOR_START, DEC_DEG, STATIONS
 from tests.unit.test_conversion import convert
 
 NANT, NTIME, NCHAN = 24, 12, 64
@@ -136,30 +138,78 @@ def test_a_uvrange_that_says_nothing_is_refused(text):
         caltables.outside(text, np.zeros((1, 1, 3)), np.array([1.4e9]))
 
 
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory, sky):
-    """A calibrator group with interference, a dead antenna and out-of-order stations, solved by both."""
-    from contimg.groups import RawFile, cluster
-    from contimg.simulate import Simulation, simulate_group
-
-    folder = tmp_path_factory.mktemp("solved")
-    sim = Simulation(start=CALIBRATOR_START, antennas=28, channels=6, rfi=True, dead=(101,))
+def calibrated(folder, sky, solvers=("fast",), dec_deg=DEC_DEG, **calibration):
+    """A simulated calibrator group, converted, prepared and solved: (ms, result by solver, injected gains of the antennas)."""
+    sim = Simulation(start=CALIBRATOR_START, antennas=28, channels=6, rfi=True, dead=(101,), dec_deg=dec_deg)
     paths = simulate_group(folder / "raw", sim, sky, STATIONS)
     group = cluster([RawFile.named(p) for p in paths], 120, 300, 16)[0]
     ms, converted, _ = convert(group, folder)
     prepare(ms, FlaggingConfig(), STATIONS)
     caltables.save_flags(ms, caltables.PREPARED_FLAGS)
     results = {}
-    for solver in ("fast", "casa"):
+    for solver in solvers:
         where = PathsConfig(products=folder / solver, state=folder / "state")
-        config = Config(paths=where, calibration=CalibrationConfig(solver=solver))
+        config = Config(paths=where, calibration=CalibrationConfig(solver=solver, min_beam=0.3, **calibration))
         results[solver] = solve_group(ms, group.id, converted["app_dec_deg"], config, folder / "casa.log")
-    return ms, results
+    observation = mset.read_observation(ms)
+    gains = antenna_gains(sim, len(observation.antenna_names), observation.freq_hz[::-1])[:, ::-1]
+    return ms, results, np.sqrt(sim.scale) * gains
+
+
+def against_truth(result, truth):
+    """Amplitudes of the product of the tables over those injected, and the relative errors that the tables state."""
+    bandpass, gain = (caltables.read(result["tables"][kind]) for kind in "BG")
+    good = ~bandpass.flags & ~gain.flags
+    ratio = np.abs(bandpass.gain * gain.gain)[good] / np.abs(truth)[good]
+    return ratio, 1 / bandpass.snr[good]
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory, sky):
+    """With interference, a dead antenna and out-of-order stations; solved by us and by CASA."""
+    return calibrated(tmp_path_factory.mktemp("solved"), sky, ("fast", "casa"))
+
+
+def test_injected_gains_come_back_in_correlator_units_per_jansky(solved, figure):
+    """Delays, ripples and slopes, with interference and a dead antenna in the data; the scatter is thermal."""
+    _, results, truth = solved
+    ratio, error = against_truth(results["fast"], truth)
+    found, thermal = ratio.std(), np.sqrt(np.mean(error**2) / 2)  # the tables state the error of a complex value
+    figure(f"gains: {np.median(ratio):.5f} of those injected, rms {found:.5f}, thermal expectation {thermal:.5f}")
+    assert np.median(ratio) == pytest.approx(1, abs=1e-3)
+    assert found == pytest.approx(thermal, rel=0.1)
+
+
+def test_a_calibrator_a_degree_off_gives_the_same_scale(tmp_path, sky, monkeypatch, figure):
+    """With the beam at each integration and channel in the model; without it, what every other pipeline makes of it."""
+    _, results, truth = calibrated(tmp_path / "off", sky, dec_deg=DEC_DEG - 1.0)
+    ratio, _ = against_truth(results["fast"], truth)
+    assert results["fast"]["mean_beam"] < 0.75
+    monkeypatch.setattr(
+        skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz)))
+    )
+    _, beamless, _ = calibrated(tmp_path / "beamless", sky, dec_deg=DEC_DEG - 1.0)
+    biased, _ = against_truth(beamless["fast"], truth)
+    figure(f"calibrator 1 deg off: gains {np.median(ratio):.4f} of those injected; fluxes with a model without beam "
+           f"{np.median(biased) ** -2:.2f} times too high")  # fmt: skip
+    assert np.median(ratio) == pytest.approx(1, abs=2e-3)
+    assert 1.4 < np.median(biased) ** -2 < 2.0
+
+
+def test_a_model_that_lacks_the_field_is_gated(tmp_path, sky, figure):
+    """What leaving out the other sources costs, and that the set is not used."""
+    _, results, truth = calibrated(tmp_path, sky, dec_deg=DEC_DEG - 1.3, sky_radius_deg=0.2, min_modelled=0.9)
+    result = results["fast"]
+    ratio, error = against_truth(result, truth)
+    figure(f"model with {result['modelled_share']:.0%} of the flux in the beam: gains {np.median(ratio):.4f} of those injected, "
+           f"rms {ratio.std():.4f}, thermal {np.sqrt(np.mean(error**2) / 2):.4f}")  # fmt: skip
+    assert result["modelled_share"] < 0.9
+    assert any("of the catalogued flux in the beam" in line for line in result["problems"])
 
 
 def test_solutions_are_casas(solved, figure):
     """Within 0.1 % and 0.1 deg at the 99th percentile where both are unflagged, each table by itself."""
-    _, results = solved
+    _, results, _ = solved
     for kind in "BG":
         ours, theirs = (caltables.read(r["tables"][kind]) for r in results.values())
         assert np.array_equal(ours.antenna, theirs.antenna)
@@ -178,7 +228,7 @@ def test_solutions_are_casas(solved, figure):
 
 
 def test_correction_is_casas_and_may_be_repeated(solved):
-    ms, results = solved
+    ms, results, _ = solved
     tables = results["fast"]["tables"]
     data, flags, rows = caltables.apply(ms, tables, None)
     found = weigh(ms, data, flags, rows)
@@ -201,6 +251,6 @@ def test_correction_is_casas_and_may_be_repeated(solved):
 
 
 def test_tables_that_are_gone_are_refused(solved, tmp_path):
-    ms, results = solved
+    ms, results, _ = solved
     with pytest.raises(CalibrationError, match=r"absent.*are gone"):
         caltables.apply(ms, dict.fromkeys(results["fast"]["tables"], tmp_path / "absent"), None)
