@@ -49,17 +49,18 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
     )
     amplitude = preparation.write_model(ms, model)
     names = observation.antenna_names
-    flags = mset.read_grid(ms, "FLAG", rows.shape[0])
+    flags = caltables.prepared_flags(ms, rows.shape[0])
     refants = _reference_antennas(ms, observation, rows, flags, options.refant)
     channels = phase_channels(flags.mean(axis=(0, 1, 3)))
     paths = Paths.of(config)
     kinds = ("K", "B", "G") if options.do_k else ("B", "G")
     outputs = {kind: paths.caltable(group, kind) for kind in kinds}
     if options.solver == "casa" or options.do_k:  # delays are CASA's
+        caltables.restore_flags(ms, caltables.PREPARED_FLAGS)
         quality = caltables.solve_casa(ms, outputs, [names[a] for a in refants], options, logfile, channels)
     else:
         flags |= caltables.outside(options.uvrange, rows.uvw_m, observation.freq_hz)[:, :, None, None]
-        data, weights = (mset.read_grid(ms, name, rows.shape[0]) for name in ("DATA", "WEIGHT_SPECTRUM"))
+        data, weights = mset.read_grid(ms, "DATA", rows.shape[0]), preparation.shares(ms, rows)
         solutions = solve(
             data, model, flags, weights, rows.ant_1, rows.ant_2, len(names), refants, options.min_snr, channels
         )
@@ -96,7 +97,7 @@ def apply_set(ms: Path, chosen: Mapping, logfile: Path | None) -> dict:
     `{group}.apply.json`. Raises CalibrationError when its tables are not those that were chosen."""
     tables = {kind: Path(path) for kind, path in chosen["tables"].items()}
     if wrong := altered(zip(tables.values(), chosen["checksums"], strict=True)):
-        raise CalibrationError(f"{ms}: {'; '.join(wrong)}. Remove its caltables.json to choose another set.")
+        raise CalibrationError(f"{ms}: {'; '.join(wrong)}. Choose again: contimg reprocess GROUP --from caltables")
     data, flags, rows = caltables.apply(ms, tables, logfile)
     return {"set_name": chosen["set_name"], **preparation.weigh(ms, data, flags, rows)}
 

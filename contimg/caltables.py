@@ -112,7 +112,7 @@ def solve_casa(
             gaintable=[*chain, str(partial["B"])], interp=[*interp, "nearest"], **common,
         )  # fmt: skip
         _require(partial["G"], "gain")
-        quality = {kind: _quality(path) for kind, path in partial.items()}
+        quality = {kind: quality_of(path, kind) for kind, path in partial.items()}
         for kind, path in outputs.items():
             mset.remove(path)
             partial[kind].rename(path)
@@ -132,7 +132,7 @@ def write_solutions(
             mset.remove(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, kind, solutions[kind], ms, refant)
-        quality = {kind: _quality(path) for kind, path in partial.items()}
+        quality = {kind: quality_of(path, kind) for kind, path in partial.items()}
         for kind, path in outputs.items():
             mset.remove(path)
             partial[kind].rename(path)
@@ -205,18 +205,21 @@ def _require(path: Path, what: str) -> None:
         raise CalibrationError(f"CASA found no {what} solution at all; its log is in the log of this stage")
 
 
-def _quality(path: Path) -> dict:
-    """Numbers of one table; raises CalibrationError when it has no solution at all.
+def quality_of(path: Path, kind: str) -> dict:
+    """Numbers of one table; raises CalibrationError unless it is a calibration table of that kind.
 
     Antennas without any data have flagged rows in a table; they do not count here. Scatter is that of a solution about its
     neighbours in frequency (second differences), which noise and interference make, and smooth bandpasses do not.
     """
+    with mset.open_table(path) as opened:
+        found = opened.getkeywords().get("VisCal", "no calibration table")
+    if found != f"{kind} Jones":
+        raise CalibrationError(f"{path}: {found}, expected {kind} Jones")
     table = read(path)
     alive = [a for a in np.unique(table.antenna) if not table.flags[table.antenna == a].all()]
     if not alive:
-        raise CalibrationError(
-            f"{path.name}: all solutions are flagged: the calibrator is too faint, or the data are bad"
-        )
+        return {"antennas": 0, "flagged": 1.0, "median_amplitude": 0.0, "median_snr": 0.0, "amplitude_scatter": 0.0,
+                "phase_scatter_deg": 0.0}  # fmt: skip
     kept = np.isin(table.antenna, alive)
     good = ~table.flags
     gain = np.where(table.flags, np.nan, table.gain)[kept]
@@ -266,14 +269,22 @@ def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[n
     tables = {kind: Path(path) for kind, path in tables.items()}
     absent = [str(path) for path in tables.values() if not path.is_dir()]
     if absent:
-        raise CalibrationError(f"{ms.name}: tables {absent} are gone. Remove its caltables.json to choose another set.")
+        raise CalibrationError(
+            f"{ms.name}: tables {absent} are gone. Choose again: contimg reprocess GROUP --from caltables"
+        )
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    for path in tables.values():
+        with mset.open_table(f"{path}::ANTENNA") as antenna:
+            if tuple(antenna.getcol("NAME")) != observation.antenna_names:
+                raise CalibrationError(
+                    f"{path}: its antennas are not those of {ms}, in the same order. It cannot be applied."
+                )
     solutions = _per_antenna(tables, observation)
     if solutions is None:
         apply_casa(ms, tables, logfile)
         return *(mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")), rows
     data = mset.read_grid(ms, "DATA", rows.shape[0])
-    flags = mset.read_grid(Path(f"{ms}.flagversions") / f"flags.{PREPARED_FLAGS}", "FLAG", rows.shape[0])
+    flags = prepared_flags(ms, rows.shape[0])
     correct(data, flags, rows.ant_1, rows.ant_2, *solutions)
     mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
     return data, flags, rows
@@ -334,6 +345,11 @@ def apply_casa(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> No
         vis=str(ms), gaintable=[str(tables[k]) for k in kinds], interp=[interp[k] for k in kinds],
         calwt=False, applymode="calflag", flagbackup=False, parang=False,
     )  # fmt: skip
+
+
+def prepared_flags(ms: Path, ntime: int) -> np.ndarray:
+    """The flags that `prepare` left, whatever was done since: (ntime, nbaseline, nchan, npol)."""
+    return mset.read_grid(Path(f"{ms}.flagversions") / f"flags.{PREPARED_FLAGS}", "FLAG", ntime)
 
 
 def save_flags(ms: Path, name: str) -> None:

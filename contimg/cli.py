@@ -434,6 +434,8 @@ def registry_import(
 
     config = configuration.load(configfile or ())
     tables = dict(one.partition("=")[::2] for one in table)
+    if not all(tables.values()):
+        raise CalibrationError(f"--table {' '.join(table)}: expected KIND=FOLDER")
     import_set(
         Paths.of(config).registry_db, name, tables, mid_mjd, dec, cal_field, flux_scale, refant, config.calibration
     )

@@ -148,7 +148,7 @@ class CalibrationConfig(_Section):
     uvrange: str | None = Field(None, description="CASA uvrange of the solve, for example '>0.1klambda'")
     refant: str = Field("auto", description="station name, or auto: healthy and central")
     min_snr: float = Field(3.0, gt=0, description="solutions below are flagged")
-    min_antennas: int = Field(4, ge=4, description="a set with solutions for fewer antennas is not used")
+    min_antennas: int = Field(5, ge=5, description="a set with solutions for fewer antennas is not used")
     max_flagged: float = Field(0.5, gt=0, le=1, description="nor one with more of its solutions flagged")
     min_median_snr: float = Field(5.0, gt=0, description="nor one whose median solution has less signal to noise")
     max_amplitude_scatter: float = Field(

@@ -443,7 +443,7 @@ def record_performance(session: Session, group_id: str, results: Mapping[str, Ma
 def requeue(session: Session, group_id: str, min_subbands: int) -> None:
     """An operator asks for a failed or completed group again, with a fresh budget of attempts and no back-off."""
     row = session.get(Group, group_id)
-    if row is not None and row.state == "pending" and row.not_before:
+    if row is not None and row.state == "pending" and (row.not_before or row.processing_stage == WAITING):
         row.not_before, row.retry_count = None, 0
         return
     if row is not None and row.state == "pending":

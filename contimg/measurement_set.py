@@ -317,3 +317,18 @@ def read_row_weights(path: Path) -> np.ndarray:
     """WEIGHT, (row, polarisation)."""
     with open_table(path) as table:
         return table.getcol("WEIGHT") if table.nrows() else np.zeros((0, 2), np.float32)
+
+
+def set_mark(path: Path, name: str, on: bool) -> None:
+    """A keyword that says that something is under way; on disk when this returns."""
+    with open_table(path, readonly=False) as table:
+        if on:
+            table.putkeyword(name, True)
+        else:
+            table.removekeyword(name)
+
+
+def has_mark(path: Path, name: str) -> bool:
+    """Whether something was under way when its process ended."""
+    with open_table(path) as table:
+        return name in table.keywordnames()

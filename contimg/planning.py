@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from contimg import arrivals
 from contimg.config import Config
@@ -31,6 +32,7 @@ class Plan:
     app_dec_deg: float | None = None
     error: str | None = None
     not_before: str | None = None  # the watcher leaves it until then
+    stale_choice: bool = False  # it chose a set that it must not get any more, and has to choose again
 
 
 def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict[str, Plan]:
@@ -86,11 +88,13 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     outlines = [group.outline for group, _ in pending]
     found = find_candidates(table, [o.mid_mjd for o in outlines], [o.app_dec_deg for o in outlines], options)
     candidates = [tuple(c.name for c in names) for names in found]
-    sets = active_sets(paths.registry_db)
+    sets, refused = _usable_sets(paths)
+    # A calibrator group that is to be solved again has no register.json: its old set is not what it will be.
+    again = {g.id for (g, _), names in zip(pending, candidates, strict=True)
+             if names and not paths.result(g.id, "register").exists()}  # fmt: skip
+    sets = [s for s in sets if s.name not in again]
+    refused = {name: why for name, why in refused.items() if name not in again or why.startswith("retired")}
     solved = {s.name for s in sets}
-    refused = {
-        name: why for name, why in refused_sets(paths.registry_db).items() if paths.result(name, "register").exists()
-    }  # asked for again otherwise
     for (group, _), outline, names in zip(pending, outlines, candidates, strict=True):
         if names and group.id not in solved | refused.keys():
             start, end = validity(outline.mid_mjd, options)
@@ -100,9 +104,10 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     for (group, known), outline, names in zip(pending, outlines, candidates, strict=True):
         mid, dec = outline.mid_mjd, outline.app_dec_deg
         common = known | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": names}
-        frozen = paths.result(group.id, "caltables")
-        if frozen.exists():  # a set that came later changes nothing already chosen
-            name, solved_here, why = json.loads(frozen.read_text())["set_name"], False, ", chosen earlier"
+        frozen = _frozen_choice(paths, group.id, sets, refused)
+        common["stale_choice"] = frozen is None and paths.result(group.id, "caltables").exists()
+        if frozen:  # a set that came later changes nothing already chosen
+            name, solved_here, why = frozen, False, ", chosen earlier"
         else:
             choice = choose(sets, mid, dec, options)
             if choice.chosen is None:
@@ -121,6 +126,29 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
         depends = name if solved_here else None
         plans[group.id] = Plan(action="run", reason=reason, calset=name, depends_on=depends, **common)
     return plans
+
+
+def _usable_sets(paths: Paths) -> tuple[list[CalSet], dict[str, str]]:
+    """Active sets whose tables are on disk; and the others by name, with the reason."""
+    active, refused = active_sets(paths.registry_db), refused_sets(paths.registry_db)
+    for one in active:
+        if absent := [path for _, path in one.tables if not Path(path).is_dir()]:
+            refused[one.name] = f"{', '.join(absent)} not on disk"
+    return [s for s in active if s.name not in refused], refused
+
+
+def _frozen_choice(paths: Paths, group: str, sets: Collection[CalSet], refused: Collection[str]) -> str | None:
+    """The set that a group chose earlier; None when it chose none, or when that is, before it was applied, not to be
+    used any more or was solved again."""
+    path = paths.result(group, "caltables")
+    if not path.exists():
+        return None
+    chosen = json.loads(path.read_text())
+    name, sums = chosen["set_name"], chosen.get("checksums")
+    if paths.result(group, "apply").exists():
+        return name
+    now = next((list(s.checksums) for s in sets if s.name == name), sums)
+    return None if name in refused or (sums is not None and now != sums) else name
 
 
 def describe(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from contimg.errors import ValidationError
 from contimg.geometry import meridian_frame_m, track
 
 _UVW_TOLERANCE_M = 1e-3
+_CHANGING = "WEIGHTS_CHANGING"
 _STATION_TOLERANCE_M = 0.05
 _REMEDY = {
     "station_offset_m": "Was a station moved or renamed? Bring catalogues.stations up to date, or mend the header."
@@ -168,6 +169,20 @@ def write_model(ms: Path, model: np.ndarray) -> float:
     return amplitude
 
 
+def shares(ms: Path, rows: mset.Rows) -> np.ndarray:
+    """Share of a full integration's samples in each visibility (ntime, nbaseline, nchan, npol), as conversion wrote it."""
+    return _scaled(ms, rows, np.ones((rows.shape[1], 2)))[0]
+
+
+def _scaled(ms: Path, rows: mset.Rows, row_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if mset.has_mark(ms, _CHANGING):
+        raise ValidationError(
+            f"{ms}: something was killed while it wrote the weights. Make it again: contimg reprocess GROUP --from convert"
+        )
+    weights, sigma = (mset.read_grid(ms, name, rows.shape[0]) for name in ("WEIGHT_SPECTRUM", "SIGMA"))
+    return weights, _reweigh(weights, sigma, row_weight)
+
+
 def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows) -> dict:
     """Check calibrated data and write WEIGHT and WEIGHT_SPECTRUM in Jy^-2, from the scatter of the data themselves.
 
@@ -186,13 +201,16 @@ def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows) -> dic
     if not amplitude > 0:
         raise ValidationError(f"{ms}: CORRECTED_DATA is zero. The calibration was not applied.")
     noise = _antenna_noise(flagging.baseline_noise(data, flags), rows.ant_1, rows.ant_2, cross)
+    if not (noise[cross] > 0).any():
+        raise ValidationError(f"{ms}: the noise cannot be measured: that takes 3 channels side by side, unflagged.")
     with np.errstate(divide="ignore", invalid="ignore"):
         row_weight = np.where(noise > 0, 1 / noise**2, np.nan)  # (nbaseline, npol)
     # Rows that are flagged as a whole get a typical weight: FLAG keeps them out, and 0 would mean no data for good.
     row_weight = np.where(np.isfinite(row_weight), row_weight, np.nanmedian(row_weight[cross]))
-    weights, sigma = (mset.read_grid(ms, name, rows.shape[0]) for name in ("WEIGHT_SPECTRUM", "SIGMA"))
-    mean = _reweigh(weights, sigma, row_weight)
+    weights, mean = _scaled(ms, rows, row_weight)
+    mset.set_mark(ms, _CHANGING, True)
     mset.write_columns(ms, WEIGHT_SPECTRUM=weights, WEIGHT=mean)
+    mset.set_mark(ms, _CHANGING, False)
     return {
         "mean_amplitude_jy": float(amplitude),
         "median_noise_jy": float(np.median(noise[cross][noise[cross] > 0])),

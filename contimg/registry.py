@@ -175,6 +175,10 @@ def register_solved(path: Path, solved: Mapping, options: CalibrationConfig) -> 
         solved["quality"]["G"]["median_snr"], start, end, tuple(solved["tables"].items()),
     )  # fmt: skip
     status, notes = ("failed", "; ".join(solved["problems"])) if solved["problems"] else ("active", "")
+    if (
+        refused_sets(path).get(calset.name, "").startswith("retired")
+    ):  # an operator's word is not undone by solving again
+        status, notes = "retired", refused_sets(path)[calset.name].removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
     return {"set_name": calset.name, "valid_start_mjd": start, "valid_end_mjd": end, "status": status, "notes": notes}
 
@@ -210,6 +214,13 @@ def retire(path: Path, name: str, reason: str) -> None:
             row.status, row.notes = "retired", reason
 
 
+def _condemn(path: Path, name: str, why: str) -> None:
+    """A set whose tables are not what they were is failed, so that nothing is planned with it."""
+    with db.writing(path, Base) as session:
+        for row in session.scalars(select(CalTable).where(CalTable.set_name == name)):
+            row.status, row.notes = "failed", why
+
+
 def altered(tables: Iterable[tuple[str, str]]) -> list[str]:
     """Which of the tables, given as (path, checksum), are gone or not what they were when they were registered."""
     found = []
@@ -235,7 +246,8 @@ def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: Calibrat
         if not wrong:
             break
         refused[chosen.name] = "; ".join(wrong)
-    choice = Choice(chosen, choice.considered + tuple(refused.items()))
+        _condemn(path, chosen.name, refused[chosen.name])
+    choice = Choice(chosen, tuple(refused.items()) + choice.considered)
     if chosen is None:
         raise NoCalibrationError(
             f"no valid calibration set at MJD {mid_mjd:.4f}, dec {app_dec_deg:.2f}: {choice.reason}"
@@ -254,12 +266,20 @@ def import_set(
     """Register tables that were solved elsewhere, by kind. Raises CalibrationError unless there are a B and a G."""
     if not {"B", "G"} <= tables.keys() <= {"K", "B", "G"}:
         raise CalibrationError(f"set {name}: tables of kinds {sorted(tables)}, expected B and G, and perhaps K")
-    if name in {s.name for s in active_sets(path)}:
-        raise CalibrationError(f"set {name} is registered already. Choose another name, or retire it.")
+    if name in {t.set_name for t in all_tables(path)}:
+        raise CalibrationError(f"set {name} is registered already. Choose another name.")
     ordered = tuple((kind, str(Path(tables[kind]).resolve())) for kind in ("K", "B", "G") if kind in tables)
+    if known := {t.path for t in all_tables(path)} & {table for _, table in ordered}:
+        raise CalibrationError(f"set {name}: {sorted(known)} belong to another set already")
+    from contimg import caltables  # python-casacore
+
+    quality = {kind: caltables.quality_of(Path(table), kind) for kind, table in ordered}
+    if wrong := caltables.problems(quality, options):
+        raise CalibrationError(f"set {name}: {'; '.join(wrong)}")
     start, end = validity(mid_mjd, options)
-    calset = CalSet(name, mid_mjd, app_dec_deg, cal_field, flux_scale, 0.0, start, end, ordered)
-    register(path, calset, refant, notes="imported")
+    snr = quality["G"]["median_snr"]
+    calset = CalSet(name, mid_mjd, app_dec_deg, cal_field, flux_scale, snr, start, end, ordered)
+    register(path, calset, refant, notes="imported", numbers=quality)
 
 
 def describe_sets(path: Path) -> list[dict]:

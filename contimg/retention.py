@@ -36,7 +36,9 @@ def prune(config: Config, now: datetime | None = None) -> tuple[list[str], list[
         old = {} if session is None else {Path(path).stem: path for path in session.scalars(query)}
     _remove_leaving(paths)  # of a run that was killed
     pruned, problems = [], []
-    for group in sorted(completed & old.keys())[:_AT_ONCE]:
+    for group in sorted(completed & old.keys()):
+        if len(pruned) >= _AT_ONCE:
+            break
         try:
             with lock(paths.group_lock(group), wait=False, what=f"group {group}"):
                 verify_images(paths, group)

@@ -81,8 +81,13 @@ class Run:
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
         _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], alone=True)
+        for group in [g for g, plan in mine.items() if plan.stale_choice]:
+            self.paths.result(group, "caltables").unlink(missing_ok=True)
+            renewed.append(group)
         if renewed:
-            raise LockError(f"{', '.join(renewed)}: other files came, its old results are gone: run it again")
+            raise LockError(
+                f"{', '.join(renewed)}: other files or another calibration came, its old results are gone: run it again"
+            )
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             ingest.note_calibration(session, self.plans)
         with db.writing(self.paths.registry_db, RegistryBase):
@@ -230,7 +235,9 @@ def refresh(
         reopened = set(ingest.record(session, groups, known, config.ingest, time.time()))
         renewed = [g.id for g in groups if g.id in reopened and _is_older_than_results(g, paths)]
         for group in renewed:
-            ingest.remove_results(paths, group, [stage for stage in STAGES if stage != "caltables"])
+            chosen = paths.result(group, "caltables")
+            own = chosen.exists() and read_json(chosen)["set_name"] == group  # it will be another one, by the same name
+            ingest.remove_results(paths, group, [stage for stage in STAGES if own or stage != "caltables"])
         moved = ingest.recover(
             session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone
         )

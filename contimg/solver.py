@@ -51,10 +51,12 @@ def _sums_by_time(data, model, flags, weights, cross, first, last):
 
 @njit(parallel=True, cache=True)
 def _sums_by_channel(data, model, flags, weights, cross, turn):
-    """A with V turned by `turn` (ntime, nbaseline, npol), A without, W, sum w |V|^2, number: (nbaseline, nchan, npol)."""
+    """Sums over time, each (nbaseline, nchan, npol): A, W, sum w |V|^2 and number of values, twice: first with V turned by
+    `turn` (ntime, nbaseline, npol), without the integrations where that is 0, then as they are."""
     ntime, nbaseline, nchan, npol = data.shape
     shape = (nbaseline, nchan, npol)
     turned, plain = np.zeros(shape, np.complex128), np.zeros(shape, np.complex128)
+    w_turned, total_turned, count_turned = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     w, total, count = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for b in prange(nbaseline):
         if cross[b]:
@@ -65,13 +67,19 @@ def _sums_by_channel(data, model, flags, weights, cross, turn):
                     for p in range(npol):
                         if not flags[t, b, c, p]:
                             v = data[t, b, c, p]
-                            product = weights[t, b, c, p] * v * np.conj(m)
+                            weight = weights[t, b, c, p]
+                            product = weight * v * np.conj(m)
+                            size = weight * (v.real**2 + v.imag**2)
                             plain[b, c, p] += product
-                            turned[b, c, p] += product * turn[t, b, p]
-                            w[b, c, p] += weights[t, b, c, p] * power
-                            total[b, c, p] += weights[t, b, c, p] * (v.real**2 + v.imag**2)
-                            count[b, c, p] += 1
-    return turned, plain, w, total, count
+                            w[b, c, p] += weight * power
+                            total[b, c, p] += size
+                            count[b, c, p] += weight > 0
+                            if turn[t, b, p] != 0:
+                                turned[b, c, p] += product * turn[t, b, p]
+                                w_turned[b, c, p] += weight * power
+                                total_turned[b, c, p] += size
+                                count_turned[b, c, p] += weight > 0
+    return (turned, w_turned, total_turned, count_turned), (plain, w, total, count)
 
 
 @njit(cache=True)
@@ -187,9 +195,9 @@ def solve(
     turn = (np.conj(phases[ant_1]) * phases[ant_2]).transpose(1, 0, 2)  # (ntime, nbaseline, npol)
     lost = (unknown[ant_1] | unknown[ant_2]).transpose(1, 0, 2)
     turn[lost] = 0
-    turned, plain, w, total, count = _sums_by_channel(data, model, flags, weights, cross, turn)
-    bandpass = _referred(_solve_grid(turned, w, ant_1, ant_2, nant, reference, False), reference)
-    bandpass, flagged, error = _judge(bandpass, turned, w, total, count, ant_1, ant_2, min_snr)
+    turned, (plain, w, total, count) = _sums_by_channel(data, model, flags, weights, cross, turn)
+    bandpass = _referred(_solve_grid(*turned[:2], ant_1, ant_2, nant, reference, False), reference)
+    bandpass, flagged, error = _judge(bandpass, *turned, ant_1, ant_2, min_snr)
     use = ~(flagged[ant_1] | flagged[ant_2])
     safe = np.where(flagged, 1, bandpass)
     corrected = np.where(use, plain / (safe[ant_1] * np.conj(safe[ant_2])), 0).sum(axis=1, keepdims=True)
@@ -217,14 +225,20 @@ def _solve_grid(a, w, ant_1, ant_2, nant, reference, phase_only) -> np.ndarray:
 
 
 def _referred(gains: np.ndarray, reference: list[int]) -> np.ndarray:
-    """Phases relative to the reference antenna; where it has no solution, as little turned as can be from the unit before."""
+    """Phases relative to the first reference antenna that has solutions; where it has none, as little turned as can be from
+    the unit before."""
     gains = gains.copy()
     for p in range(gains.shape[2]):
-        best = max(reference, key=lambda a: np.count_nonzero(gains[a, :, p]) - 1e-3 * reference.index(a))
+        best = next((a for a in reference if gains[a, :, p].any()), reference[0])
         before = None
         for k in range(gains.shape[1]):
             now = gains[:, k, p]
-            towards = now[best] if now[best] != 0 or before is None else np.vdot(before, now)
+            if now[best] != 0:
+                towards = now[best]
+            elif before is not None:
+                towards = np.vdot(before, now)
+            else:
+                towards = next((now[a] for a in reference if now[a] != 0), 0)
             if towards != 0:
                 gains[:, k, p] = now * np.conj(towards) / abs(towards)
             if now.any():
@@ -239,7 +253,10 @@ def _judge(gains, a, w, total, count, ant_1, ant_2, min_snr) -> tuple[np.ndarray
     chi2 = np.where(known, total - 2 * (np.conj(product) * a).real + np.abs(product) ** 2 * w, 0).sum(axis=0)
     values = np.where(known, count, 0).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = np.maximum(chi2, 0) / np.maximum(values, 1)  # of a complex value at weight 1, as CASA has it
+        parameters = np.count_nonzero(gains, axis=0)
+        variance = np.maximum(chi2, 0) / np.maximum(
+            values - parameters, 1
+        )  # of a complex value at weight 1, as CASA has it
         information = np.zeros(gains.shape)
         power = np.abs(gains) ** 2
         np.add.at(information, ant_1, w * power[ant_2])

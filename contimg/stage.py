@@ -1,5 +1,6 @@
 """What every script of the workflow shares: log, lock, clock, result; and ends when its Snakemake has died."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -162,6 +163,8 @@ def stage(smk) -> Iterator[Stage]:
     group, logfile, output = smk.wildcards.group, Path(smk.log[0]), Path(smk.output.result)
     logfile.parent.mkdir(parents=True, exist_ok=True)
     terminal = _output_to(logfile)
+    if numba := sys.modules.get("numba"):
+        numba.set_num_threads(max(1, min(smk.threads, numba.config.NUMBA_NUM_THREADS)))
     logging.basicConfig(
         filename=logfile,
         level=logging.INFO,
@@ -187,7 +190,7 @@ def stage(smk) -> Iterator[Stage]:
         log.error("%s", message if isinstance(error, ContimgError) else traceback.format_exc())
         permanent = isinstance(error, InputError)
         values = {"stage": name, "error": message, "permanent": permanent, "log": str(logfile), "at": db.now(),
-                  "not_now": isinstance(error, NotNow)}  # fmt: skip
+                  "not_now": isinstance(error, NotNow) or getattr(error, "errno", None) == errno.ENOSPC}  # fmt: skip
         write_json(paths.error(group), values)
         os.write(terminal, f"group {group}, {name}: {message}\n".encode())
         sys.exit(1)

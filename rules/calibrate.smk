@@ -41,6 +41,7 @@ rule register:
 
 rule select:
     input:
+        own=own_registration,
         registered=ancient(registered_first),
     output:
         result=result("{group}", "caltables"),

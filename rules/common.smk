@@ -70,11 +70,15 @@ def calibration_first(wildcards):
     return [result(wildcards.group, "caltables")]
 
 
+def own_registration(wildcards):
+    """A group that gets its own set chooses it when it is registered, and again when it is solved again."""
+    return [result(wildcards.group, "register")] if plan_of(wildcards).calset == wildcards.group else []
+
+
 def registered_first(wildcards):
-    """The set that this group will get is registered before it chooses, if it is its own or solved in this run."""
+    """A set that is solved in this run is registered before another group chooses it."""
     plan = plan_of(wildcards)
-    solver = wildcards.group if plan.calset == wildcards.group else plan.depends_on
-    return [result(solver, "register")] if solver else []
+    return [result(plan.depends_on, "register")] if plan.depends_on not in (None, wildcards.group) else []
 
 
 def say_what_is_left_out():

@@ -191,20 +191,6 @@ def test_a_set_that_must_not_be_used_is_refused_and_another_one_taken(calset, tm
     assert words in next(c["why"] for c in found["considered"] if c["set"] == "s")
 
 
-def test_a_set_from_elsewhere_is_imported(calset, tmp_path):
-    database, _, table = calset
-    with pytest.raises(CalibrationError, match="expected B and G"):
-        registry.import_set(database, "theirs", {"B": str(table)}, 100.0, DEC_DEG, "3C48", "PB", "12", OPTIONS)
-    tables = {"G": str(table), "B": str(tmp_path / "b")}
-    (tmp_path / "b").mkdir()
-    registry.import_set(database, "theirs", tables, 100.0, DEC_DEG, "3C48", "PB", "12", OPTIONS)
-    assert list(select(database)["tables"]) == ["B", "G"]
-    with pytest.raises(CalibrationError, match="registered already"):
-        registry.import_set(database, "theirs", tables, 100.0, DEC_DEG, "3C48", "PB", "12", OPTIONS)
-    with pytest.raises(CalibrationError, match="nobody is not registered"):
-        registry.retire(database, "nobody", "x")
-
-
 def test_each_limit_of_the_quality_gate_says_what_is_wrong():
     good = {"antennas": 40, "flagged": 0.05, "median_snr": 80.0, "amplitude_scatter": 0.01, "phase_scatter_deg": 0.6}
     assert problems({"B": good, "G": good}, OPTIONS) == []

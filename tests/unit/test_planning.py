@@ -67,6 +67,7 @@ def solved(config, group, mid_mjd):
     start, end = registry.validity(mid_mjd, config.calibration)
     calset = registry.CalSet(group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),))
     registry.register(paths.registry_db, calset, "1")
+    write_json(paths.result(group, "register"), {"set_name": group})
 
 
 def test_a_target_depends_on_the_nearest_calibrator_of_its_run(config, observe):
@@ -219,7 +220,46 @@ def test_new_data_of_a_failed_group_are_not_given_its_old_results(config, observ
     with running(config):
         assert state(config, CALIBRATOR_START) == ("pending", 0)
         left = [p.name.split(".")[-2] for p in (config.paths.products / "results").iterdir()]
-        assert left == ["caltables"]
+        assert left == []  # the choice of its own set too: that will be another one, by the same name
+
+
+def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_retired(config, observe):
+    """Otherwise its tables would be refused as altered at each attempt, or applied against an operator's word."""
+    observe(CALIBRATOR_START)
+    observe(TARGET_START)
+    mid_mjd = plans(config)[CALIBRATOR_START].mid_mjd
+    solved(config, CALIBRATOR_START, mid_mjd)
+    paths = Paths.of(config)
+    (calset,) = registry.active_sets(paths.registry_db)
+    choice = {"set_name": CALIBRATOR_START, "checksums": list(calset.checksums)}
+    write_json(paths.result(TARGET_START, "caltables"), choice)
+    assert plans(config)[TARGET_START].depends_on is None
+    paths.result(CALIBRATOR_START, "register").unlink()  # as `contimg reprocess` does
+    plan = plans(config)[TARGET_START]
+    assert (plan.depends_on, plan.stale_choice) == (CALIBRATOR_START, True)
+    with pytest.raises(LockError, match="run it again"), running(config):
+        pass
+    assert not paths.result(TARGET_START, "caltables").exists()
+    with running(config):
+        pass
+    write_json(paths.result(CALIBRATOR_START, "register"), {})
+    write_json(paths.result(TARGET_START, "caltables"), choice)
+    registry.retire(paths.registry_db, CALIBRATOR_START, "antenna 12 swapped")
+    plan = plans(config)[TARGET_START]
+    assert (plan.action, plan.stale_choice) == ("waiting", True)
+    paths.result(CALIBRATOR_START, "register").unlink()
+    assert "its own set retired: antenna 12 swapped" in plans(config)[CALIBRATOR_START].reason
+    write_json(paths.result(TARGET_START, "apply"), {})  # applied already: nothing is changed behind its back
+    assert plans(config)[TARGET_START].calset == CALIBRATOR_START
+
+
+def test_a_set_whose_tables_are_gone_is_not_planned_with(config, observe):
+    observe(TARGET_START)
+    solved(config, "2026-03-02T10:00:00", plans(config)[TARGET_START].mid_mjd - 0.4)
+    Paths.of(config).caltable("2026-03-02T10:00:00", "B").rmdir()
+    plan = plans(config)[TARGET_START]
+    assert plan.action == "waiting"
+    assert "1 sets failed" in plan.reason
 
 
 def test_start_end_and_groups_choose(config, observe):
