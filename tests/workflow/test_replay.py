@@ -35,7 +35,7 @@ def stub_workflow(folder: Path) -> Path:
         content = script if script.name in REAL else ROOT / "tests" / "workflow" / "stub_stage.py"
         shutil.copy(content, folder / "scripts" / script.name)
     one_thread = "".join(
-        f"  {rule}: 1\n" for rule in ("convert", "prepare", "solve", "apply", "image")
+        f"  {rule}: 1\n" for rule in ("convert", "concat", "prepare", "solve", "apply", "image")
     )  # stubs need no more
     profile = (ROOT / "profiles" / "local" / "config.yaml").read_text().replace("cores: all", "cores: 4")
     (folder / "config.yaml").write_text(f"{profile}set-threads:\n{one_thread}")
