@@ -190,7 +190,6 @@ class Run:
         Events may still be on their way through Snakemake's logging thread: the results on disk decide.
         """
         with self._events:
-            released: set[str] = set()
             with db.writing(self.paths.ingest_db, ingest.Base) as session:
                 for group in sorted(self._claimed - self._lost):
                     row = session.get(ingest.Group, group)
@@ -204,10 +203,10 @@ class Run:
                         ingest.move(session, group, "completed", error=None)
                     else:
                         ingest.release(session, group)
-                        released.add(group)
             self._ended.set()
             try:
-                staging.clean(self.paths, self._staging, released)  # these go on from there
+                for folder in (*(self._staging / group for group in self._claimed), self._staging):
+                    staging.remove_if_empty(folder)  # what is in one belongs to a group that goes on from it
                 pruned, problems = retention.prune(self.config)
                 if pruned:
                     self._say(f"retention: deleted the Measurement Sets of {', '.join(pruned)}")

@@ -106,8 +106,13 @@ def clean(paths: Paths, chosen: Path, keep: set[str]) -> None:
             asked_for = root != roots["tmpfs"] and paths.result(folder.name, "index").exists()
             if not (root == chosen and folder.name in keep) and (not asked_for or any(folder.glob(".*.partial"))):
                 remove_group(root, folder.name)
-        with suppress(OSError):  # not empty, or not there
-            root.rmdir()
+        remove_if_empty(root)
+
+
+def remove_if_empty(root: Path) -> None:
+    """Remove a staging folder that has nothing in it any more."""
+    with suppress(OSError):  # not empty, or not there
+        root.rmdir()
 
 
 def remove_group(root: Path, group: str) -> None:
