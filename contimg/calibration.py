@@ -64,7 +64,9 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
         solutions = solve(
             data, model, flags, weights, rows.ant_1, rows.ant_2, len(names), refants, options.min_snr, channels
         )
-        quality = caltables.write_solutions(ms, outputs, dict(zip("BG", solutions, strict=True)), refants[0])
+        quality = caltables.write_solutions(
+            ms, rows.time_mjd.mean(), outputs, dict(zip("BG", solutions, strict=True)), refants[0]
+        )
     modelled = _modelled(sources, calibrator.source, catalogue, observation.phase_centre_deg)
     wrong = caltables.problems(quality, options)
     if modelled < options.min_modelled:

@@ -1,8 +1,8 @@
 """Calibration tables: solve, look at, apply. The reference implementation: CASA gaincal, bandpass, applycal."""
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,66 +80,67 @@ def solve_casa(
         "uvrange": options.uvrange or "",
         "minsnr": options.min_snr,
     }
-    partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
     phases = outputs["G"].with_name(f".{outputs['G'].name}.prebandpass")
-    outputs["G"].parent.mkdir(parents=True, exist_ok=True)
-    for path in [*partial.values(), phases]:
+    mset.remove(phases)
+    try:
+        with _publishing(outputs) as partial:
+            chain: list[str] = []
+            if options.do_k:
+                tasks.gaincal(caltable=str(partial["K"]), gaintype="K", solint="inf", parang=False, **common)
+                _require(partial["K"], "delay")
+                chain.append(str(partial["K"]))
+            tasks.gaincal(
+                caltable=str(phases),
+                gaintype="G",
+                calmode="p",
+                solint="int",
+                gaintable=chain,
+                spw=f"0:{phase_channels[0]}~{phase_channels[1] - 1}",
+                **common,
+            )
+            _require(phases, "pre-bandpass phase")
+            interp = ["nearest"] * len(chain)
+            tasks.bandpass(
+                caltable=str(partial["B"]), bandtype="B", solint="inf", combine="scan", solnorm=False,
+                gaintable=[*chain, str(phases)], interp=[*interp, "linear"], **common,
+            )  # fmt: skip
+            _require(partial["B"], "bandpass")
+            tasks.gaincal(
+                caltable=str(partial["G"]), gaintype="G", calmode="ap", solint="inf", combine="scan",
+                gaintable=[*chain, str(partial["B"])], interp=[*interp, "nearest"], **common,
+            )  # fmt: skip
+            _require(partial["G"], "gain")
+            quality = {kind: quality_of(path, kind) for kind, path in partial.items()}
+        return quality
+    finally:
+        mset.remove(phases)
+
+
+@contextmanager
+def _publishing(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """Names beside `outputs` to write to; renamed together at the end, removed if anything fails."""
+    partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
+    for kind, path in partial.items():
+        outputs[kind].parent.mkdir(parents=True, exist_ok=True)
         mset.remove(path)
     try:
-        chain: list[str] = []
-        if options.do_k:
-            tasks.gaincal(caltable=str(partial["K"]), gaintype="K", solint="inf", parang=False, **common)
-            _require(partial["K"], "delay")
-            chain.append(str(partial["K"]))
-        tasks.gaincal(
-            caltable=str(phases),
-            gaintype="G",
-            calmode="p",
-            solint="int",
-            gaintable=chain,
-            spw=f"0:{phase_channels[0]}~{phase_channels[1] - 1}",
-            **common,
-        )
-        _require(phases, "pre-bandpass phase")
-        interp = ["nearest"] * len(chain)
-        tasks.bandpass(
-            caltable=str(partial["B"]), bandtype="B", solint="inf", combine="scan", solnorm=False,
-            gaintable=[*chain, str(phases)], interp=[*interp, "linear"], **common,
-        )  # fmt: skip
-        _require(partial["B"], "bandpass")
-        tasks.gaincal(
-            caltable=str(partial["G"]), gaintype="G", calmode="ap", solint="inf", combine="scan",
-            gaintable=[*chain, str(partial["B"])], interp=[*interp, "nearest"], **common,
-        )  # fmt: skip
-        _require(partial["G"], "gain")
-        quality = {kind: quality_of(path, kind) for kind, path in partial.items()}
+        yield partial
         for kind, path in outputs.items():
             mset.remove(path)
             partial[kind].rename(path)
-        return quality
     finally:
-        for path in [*partial.values(), phases]:
+        for path in partial.values():
             mset.remove(path)
 
 
 def write_solutions(
-    ms: Path, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int
+    ms: Path, mid_mjd: float, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int
 ) -> dict[str, dict]:
     """Write solutions as CASA tables, which appear under their names together; returns quality by kind."""
-    partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
-    try:
+    with _publishing(outputs) as partial:
         for kind, path in partial.items():
-            mset.remove(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, kind, solutions[kind], ms, refant)
-        quality = {kind: quality_of(path, kind) for kind, path in partial.items()}
-        for kind, path in outputs.items():
-            mset.remove(path)
-            partial[kind].rename(path)
-        return quality
-    finally:
-        for path in partial.values():
-            mset.remove(path)
+            _write(path, kind, solutions[kind], ms, mid_mjd, refant)
+        return {kind: quality_of(path, kind) for kind, path in partial.items()}
 
 
 def outside(uvrange: str | None, uvw_m: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
@@ -159,7 +160,7 @@ def outside(uvrange: str | None, uvw_m: np.ndarray, freq_hz: np.ndarray) -> np.n
     return {"<": length >= high, ">": length <= low}.get(match[1], (length < low) | (length > high))
 
 
-def _write(path: Path, kind: str, solutions: Gains, ms: Path, refant: int) -> None:
+def _write(path: Path, kind: str, solutions: Gains, ms: Path, mid_mjd: float, refant: int) -> None:
     """A `B Jones` or `G Jones` table with one solution an antenna, as CASA 6.7 writes it."""
     nant, nchan, _ = solutions.gain.shape
     scalars = {"TIME": 0.0, "FIELD_ID": 0, "SPECTRAL_WINDOW_ID": 0, "ANTENNA1": 0, "ANTENNA2": 0, "INTERVAL": 0.0,
@@ -169,7 +170,6 @@ def _write(path: Path, kind: str, solutions: Gains, ms: Path, refant: int) -> No
     for name, value in arrays.items():
         valuetype = {complex: "complex", float: "float", bool: "bool"}[type(value)]
         columns.append(ct.makearrcoldesc(name, value, ndim=-1, valuetype=valuetype))
-    times = mset.read_rows(ms).time_mjd
     with closing(ct.table(str(path), ct.maketabdesc(columns), nrow=nant, ack=False)) as table:
         table.putinfo({"type": "Calibration", "subType": f"{kind} Jones", "readme": ""})
         keywords = {"ParType": "Complex", "MSName": ms.name, "VisCal": f"{kind} Jones", "PolBasis": "unknown"}
@@ -178,7 +178,7 @@ def _write(path: Path, kind: str, solutions: Gains, ms: Path, refant: int) -> No
         for name in ("TIME", "INTERVAL"):
             table.putcolkeyword(name, "QuantumUnits", ["s"])
         table.putcolkeyword("TIME", "MEASINFO", {"type": "epoch", "Ref": "UTC"})
-        table.putcol("TIME", np.full(nant, times.mean() * mset.DAY_S))
+        table.putcol("TIME", np.full(nant, mid_mjd * mset.DAY_S))
         table.putcol("SCAN_NUMBER", np.ones(nant, np.int32))
         table.putcol("ANTENNA1", np.arange(nant, dtype=np.int32))
         table.putcol("ANTENNA2", np.full(nant, refant, np.int32))
