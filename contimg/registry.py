@@ -175,10 +175,9 @@ def register_solved(path: Path, solved: Mapping, options: CalibrationConfig) -> 
         solved["quality"]["G"]["median_snr"], start, end, tuple(solved["tables"].items()),
     )  # fmt: skip
     status, notes = ("failed", "; ".join(solved["problems"])) if solved["problems"] else ("active", "")
-    if (
-        refused_sets(path).get(calset.name, "").startswith("retired")
-    ):  # an operator's word is not undone by solving again
-        status, notes = "retired", refused_sets(path)[calset.name].removeprefix("retired: ")
+    refused = refused_sets(path).get(calset.name, "")
+    if refused.startswith("retired"):  # an operator's word is not undone by solving again
+        status, notes = "retired", refused.removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
     return {"set_name": calset.name, "valid_start_mjd": start, "valid_end_mjd": end, "status": status, "notes": notes}
 
@@ -266,10 +265,11 @@ def import_set(
     """Register tables that were solved elsewhere, by kind. Raises CalibrationError unless there are a B and a G."""
     if not {"B", "G"} <= tables.keys() <= {"K", "B", "G"}:
         raise CalibrationError(f"set {name}: tables of kinds {sorted(tables)}, expected B and G, and perhaps K")
-    if name in {t.set_name for t in all_tables(path)}:
+    registered = all_tables(path)
+    if name in {t.set_name for t in registered}:
         raise CalibrationError(f"set {name} is registered already. Choose another name.")
     ordered = tuple((kind, str(Path(tables[kind]).resolve())) for kind in ("K", "B", "G") if kind in tables)
-    if known := {t.path for t in all_tables(path)} & {table for _, table in ordered}:
+    if known := {t.path for t in registered} & {table for _, table in ordered}:
         raise CalibrationError(f"set {name}: {sorted(known)} belong to another set already")
     from contimg import caltables  # python-casacore
 

@@ -10,10 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from contimg import db, ingest
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
-from contimg.indexing import bytes_on_disk, results_of, verified_bytes
+from contimg.indexing import bytes_on_disk, verified_bytes
 from contimg.paths import Paths
 from contimg.products import Base, MeasurementSet
-from contimg.stage import lock
+from contimg.stage import lock, read_json
 
 _LEAVING = ".removed"
 _AT_ONCE = 32  # Measurement Sets; a run that ends holds up the next one
@@ -61,8 +61,8 @@ def _remove_leaving(paths: Paths) -> None:
 
 def verify_images(paths: Paths, group: str) -> None:
     """Raise ValidationError unless every image of a group is as it was when `index` read it back."""
-    results = results_of(paths, group)
-    sizes = results.get("index", {}).get("image_bytes")
+    index = paths.result(group, "index")
+    sizes = read_json(index).get("image_bytes") if index.exists() else None
     if not sizes:
         raise ValidationError(f"group {group} has no verified images in its index.json")
     for name, size in sizes.items():

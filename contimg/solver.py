@@ -190,11 +190,8 @@ def solve(
         by_time.transpose(1, 0, 2), weight_by_time.transpose(1, 0, 2), ant_1, ant_2, nant, reference, True
     )
     phases = _referred(phases, reference)
-    unknown = phases == 0
-    phases[unknown] = 1
-    turn = (np.conj(phases[ant_1]) * phases[ant_2]).transpose(1, 0, 2)  # (ntime, nbaseline, npol)
-    lost = (unknown[ant_1] | unknown[ant_2]).transpose(1, 0, 2)
-    turn[lost] = 0
+    # (ntime, nbaseline, npol); 0 where a phase is not known
+    turn = (np.conj(phases[ant_1]) * phases[ant_2]).transpose(1, 0, 2)
     turned, (plain, w, total, count) = _sums_by_channel(data, model, flags, weights, cross, turn)
     bandpass = _referred(_solve_grid(*turned[:2], ant_1, ant_2, nant, reference, False), reference)
     bandpass, flagged, error = _judge(bandpass, *turned, ant_1, ant_2, min_snr)

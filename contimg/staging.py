@@ -80,9 +80,8 @@ def reserved(config: Config, root: Path, size: int) -> Iterator[None]:
 
     Raises LockError when another run was faster: start again, and disk is chosen.
     """
-    for left in TMPFS.glob(
-        f"{root.name}.*.reserved"
-    ):  # by a run that was killed; one at a time works on a state folder
+    # Left by a run that was killed: one at a time works on a state folder.
+    for left in TMPFS.glob(f"{root.name}.*.reserved"):
         left.unlink(missing_ok=True)
     if TMPFS not in root.parents:
         yield
