@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from contimg.beam import airy_power
-from contimg.config import CalibrationConfig
+from contimg.config import CalibrationConfig, Config
 from contimg.errors import ConfigError
 from contimg.geometry import meridian_icrs_deg, separation_deg
-from contimg.skymodel import CATALOGUE_HZ, DEFAULT_ALPHA, SAME_SOURCE_ARCSEC, Source
+from contimg.skymodel import CATALOGUE_HZ, DEFAULT_ALPHA, SAME_SOURCE_ARCSEC, Source, read_catalogue
 
 # Perley & Butler 2017, ApJS 230, 7, table 6: log10 S[Jy] against log10 nu[GHz]; those that are points to this array.
 PERLEY_BUTLER_2017 = {
@@ -74,6 +74,18 @@ def read_calibrators(path: Path, catalogue: pd.DataFrame, options: CalibrationCo
         rows = (table["name"] == name) | (table["alt_name"] == name)
         table.loc[rows, ["flux_jy", "flux_origin"]] = [flux_jy, "flux_override"]
     return table
+
+
+def read_sky(config: Config) -> pd.DataFrame:
+    """The sky catalogue, in which calibrators have the flux that is known better (flux_override, Perley-Butler)."""
+    catalogue = read_catalogue(config.catalogues.sky)
+    table = read_calibrators(config.catalogues.calibrators, catalogue, config.calibration)
+    better = table[table["flux_origin"].isin(["flux_override", "Perley-Butler 2017"])]
+    if len(better) and len(catalogue):
+        match, away = _nearest(better, catalogue)
+        near = away * 3600 <= SAME_SOURCE_ARCSEC
+        catalogue.loc[match[near], "flux_jy"] = better["flux_jy"].values[near]
+    return catalogue
 
 
 def _perley_butler(name, ra_deg, dec_deg, coefficients) -> Source:

@@ -1,6 +1,5 @@
 """Calibration tables: solve, look at, apply. The reference implementation: CASA gaincal, bandpass, applycal."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from numba import njit, prange
 
 from contimg import casa
 from contimg import measurement_set as mset
-from contimg.config import CalibrationConfig
-from contimg.errors import CalibrationError, ConfigError
+from contimg.config import CalibrationConfig, uv_limits
+from contimg.errors import CalibrationError
 from contimg.geometry import SPEED_OF_LIGHT_M_S
 from contimg.solver import Gains
 
@@ -22,19 +21,21 @@ PREPARED_FLAGS = "prepared"
 
 @dataclass(frozen=True)
 class Solutions:
-    """One calibration table. `gain` and `flags` are (nsolution, nchan, npol), `antenna` (nsolution,)."""
+    """One calibration table. `gain` and `flags` are (nsolution, nchan, npol), `antenna` and `time_mjd` (nsolution,)."""
 
     gain: np.ndarray
     flags: np.ndarray
     antenna: np.ndarray
     snr: np.ndarray
+    time_mjd: np.ndarray
 
 
 def read(path: Path) -> Solutions:
     """A gain or bandpass table (CPARAM) or a delay table (FPARAM, ns)."""
     with mset.open_table(path) as table:
         column = "CPARAM" if "CPARAM" in table.colnames() else "FPARAM"
-        return Solutions(*(table.getcol(c) for c in (column, "FLAG", "ANTENNA1", "SNR")))
+        columns = [table.getcol(c) for c in (column, "FLAG", "ANTENNA1", "SNR", "TIME")]
+        return Solutions(*columns[:-1], columns[-1] / mset.DAY_S)
 
 
 def choose_reference_antenna(
@@ -102,11 +103,13 @@ def solve_casa(
             interp = ["nearest"] * len(chain)
             tasks.bandpass(
                 caltable=str(partial["B"]), bandtype="B", solint="inf", combine="scan", solnorm=False,
+                fillgaps=options.fill_channels,
                 gaintable=[*chain, str(phases)], interp=[*interp, "linear"], **common,
             )  # fmt: skip
             _require(partial["B"], "bandpass")
             tasks.gaincal(
-                caltable=str(partial["G"]), gaintype="G", calmode="ap", solint="inf", combine="scan",
+                caltable=str(partial["G"]), gaintype="G", calmode="ap", combine="scan",
+                solint=f"{options.gain_interval_s}s" if options.gain_interval_s else "inf",
                 gaintable=[*chain, str(partial["B"])], interp=[*interp, "nearest"], **common,
             )  # fmt: skip
             _require(partial["G"], "gain")
@@ -134,35 +137,44 @@ def _publishing(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
 
 
 def write_solutions(
-    ms: Path, mid_mjd: float, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int
+    ms: Path, mjd: np.ndarray, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int
 ) -> dict[str, dict]:
-    """Write solutions as CASA tables, which appear under their names together; returns quality by kind."""
+    """Write B and G as CASA tables, which appear under their names together; returns quality by kind.
+
+    mjd  middle of each interval of the gains
+    """
+    bandpass, gain = solutions["B"], solutions["G"]
+    shaped = {"B": (bandpass, np.array([np.mean(mjd)])), "G": (_as_rows(gain), np.asarray(mjd))}
     with _publishing(outputs) as partial:
         for kind, path in partial.items():
-            _write(path, kind, solutions[kind], ms, mid_mjd, refant)
+            _write(path, kind, *shaped[kind], ms, refant)
         return {kind: quality_of(path, kind) for kind, path in partial.items()}
+
+
+def _as_rows(gain: Gains) -> Gains:
+    """Gains of (nant, ninterval, npol) as one row for an interval and antenna: (ninterval * nant, 1, npol)."""
+
+    def rows(values):
+        return np.ascontiguousarray(values.transpose(1, 0, 2)).reshape(-1, 1, values.shape[2])
+
+    return Gains(*(rows(values) for values in (gain.gain, gain.flags, gain.error, gain.snr)))
 
 
 def outside(uvrange: str | None, uvw_m: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
     """Which rows (ntime, nbaseline) are outside CASA's `uvrange`: '>0.1klambda', '<1km', '50~2000m' (middle of the band)."""
     if not uvrange:
         return np.zeros(uvw_m.shape[:2], bool)
-    match = re.fullmatch(r"([<>]?)([\d.eE+-]+?)(?:~([\d.eE+-]+?))?(k|M)?(lambda|m)", "".join(uvrange.split()))
-    if not match or bool(match[1]) == bool(match[3]):
-        raise ConfigError(
-            f"calibration.uvrange {uvrange!r}: expected something like '>0.1klambda', '<500m', '0.1~1klambda'"
-        )
-    scale = {None: 1.0, "k": 1e3, "M": 1e6}[match[4]]
+    shortest, longest, in_lambda = uv_limits(uvrange)
     length = np.hypot(uvw_m[..., 0], uvw_m[..., 1])
-    if match[5] == "lambda":
+    if in_lambda:
         length = length * freq_hz.mean() / SPEED_OF_LIGHT_M_S
-    low, high = float(match[2]) * scale, float(match[3] or match[2]) * scale
-    return {"<": length >= high, ">": length <= low}.get(match[1], (length < low) | (length > high))
+    return (length < shortest) | (length > longest)
 
 
-def _write(path: Path, kind: str, solutions: Gains, ms: Path, mid_mjd: float, refant: int) -> None:
-    """A `B Jones` or `G Jones` table with one solution an antenna, as CASA 6.7 writes it."""
-    nant, nchan, _ = solutions.gain.shape
+def _write(path: Path, kind: str, solutions: Gains, mjd: np.ndarray, ms: Path, refant: int) -> None:
+    """A `B Jones` or `G Jones` table with a row for each time and antenna, as CASA 6.7 writes it."""
+    nrow, nchan, _ = solutions.gain.shape
+    nant = nrow // len(mjd)
     scalars = {"TIME": 0.0, "FIELD_ID": 0, "SPECTRAL_WINDOW_ID": 0, "ANTENNA1": 0, "ANTENNA2": 0, "INTERVAL": 0.0,
                "SCAN_NUMBER": 0, "OBSERVATION_ID": 0}  # fmt: skip
     arrays = {"CPARAM": 0j, "PARAMERR": 0.0, "FLAG": False, "SNR": 0.0, "WEIGHT": 0.0}
@@ -170,7 +182,7 @@ def _write(path: Path, kind: str, solutions: Gains, ms: Path, mid_mjd: float, re
     for name, value in arrays.items():
         valuetype = {complex: "complex", float: "float", bool: "bool"}[type(value)]
         columns.append(ct.makearrcoldesc(name, value, ndim=-1, valuetype=valuetype))
-    with closing(ct.table(str(path), ct.maketabdesc(columns), nrow=nant, ack=False)) as table:
+    with closing(ct.table(str(path), ct.maketabdesc(columns), nrow=nrow, ack=False)) as table:
         table.putinfo({"type": "Calibration", "subType": f"{kind} Jones", "readme": ""})
         keywords = {"ParType": "Complex", "MSName": ms.name, "VisCal": f"{kind} Jones", "PolBasis": "unknown"}
         for name, value in keywords.items():
@@ -178,10 +190,10 @@ def _write(path: Path, kind: str, solutions: Gains, ms: Path, mid_mjd: float, re
         for name in ("TIME", "INTERVAL"):
             table.putcolkeyword(name, "QuantumUnits", ["s"])
         table.putcolkeyword("TIME", "MEASINFO", {"type": "epoch", "Ref": "UTC"})
-        table.putcol("TIME", np.full(nant, mid_mjd * mset.DAY_S))
-        table.putcol("SCAN_NUMBER", np.ones(nant, np.int32))
-        table.putcol("ANTENNA1", np.arange(nant, dtype=np.int32))
-        table.putcol("ANTENNA2", np.full(nant, refant, np.int32))
+        table.putcol("TIME", np.repeat(mjd * mset.DAY_S, nant))
+        table.putcol("SCAN_NUMBER", np.ones(nrow, np.int32))
+        table.putcol("ANTENNA1", np.tile(np.arange(nant, dtype=np.int32), len(mjd)))
+        table.putcol("ANTENNA2", np.full(nrow, refant, np.int32))
         table.putcol("CPARAM", solutions.gain.astype(np.complex64))
         table.putcol("PARAMERR", solutions.error.astype(np.float32))
         table.putcol("FLAG", solutions.flags)
@@ -262,8 +274,9 @@ def problems(quality: Mapping[str, Mapping], options: CalibrationConfig) -> list
 def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[np.ndarray, np.ndarray, mset.Rows]:
     """CORRECTED_DATA from DATA and the tables, on the flags that `prepare` left; may be repeated.
 
-    Bandpass and gains are carried to another time as they are. One pass over the data where the tables are a bandpass on
-    the data's own channels and one gain an antenna; anything else is CASA's (`apply_casa`). Returns CORRECTED_DATA, its
+    Gains in intervals are linear in amplitude and phase inside the group that they were solved on; another group gets
+    their mean. One pass over the data where the tables are a bandpass on the data's own channels and gains; delays, and
+    bandpasses of other channels, are CASA's (`apply_casa`). Returns CORRECTED_DATA, its
     flags, both (ntime, nbaseline, nchan, npol), and the rows.
     """
     tables = {kind: Path(path) for kind, path in tables.items()}
@@ -279,38 +292,65 @@ def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[n
                 raise CalibrationError(
                     f"{path}: its antennas are not those of {ms}, in the same order. It cannot be applied."
                 )
-    solutions = _per_antenna(tables, observation)
+    solutions = per_antenna(tables, observation, rows.time_mjd)
     if solutions is None:
         apply_casa(ms, tables, logfile)
         return *(mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")), rows
     data = mset.read_grid(ms, "DATA", rows.shape[0])
     flags = prepared_flags(ms, rows.shape[0])
-    correct(data, flags, rows.ant_1, rows.ant_2, *solutions)
+    inverse, flagged = solutions
+    step = len(data) // len(inverse)
+    for k in range(len(inverse)):
+        part = slice(k * step, (k + 1) * step)
+        correct(data[part], flags[part], rows.ant_1, rows.ant_2, inverse[k], flagged[k])
     mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
     return data, flags, rows
 
 
-def _per_antenna(tables: Mapping[str, Path], observation: mset.Observation) -> tuple[np.ndarray, np.ndarray] | None:
-    """1 / gain and flags (nant, nchan, npol) of a bandpass and one gain an antenna; None when the tables are other."""
+def per_antenna(
+    tables: Mapping[str, Path], observation: mset.Observation, time_mjd: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """1 / gain and flags (1 or ntime, nant, nchan, npol) of a bandpass and gains; None when the tables are other."""
     if set(tables) != {"B", "G"}:
         return None
-    nant, nchan = len(observation.antenna_names), len(observation.freq_hz)
-    inverse, flagged = np.ones((nant, nchan, 2), complex), np.zeros((nant, nchan, 2), bool)
-    for kind, path in tables.items():
-        found = read(path)
-        with mset.open_table(f"{path}::SPECTRAL_WINDOW") as window:
-            freq_hz = window.getcell("CHAN_FREQ", 0)
-        same = found.gain.shape[1] == (nchan if kind == "B" else 1)
-        if not same or len(np.unique(found.antenna)) < len(found.antenna):
-            return None
-        if kind == "B" and np.abs(freq_hz - observation.freq_hz).max() > 1e-3 * observation.channel_width_hz:
-            return None
-        unknown = np.ones(nant, bool)
-        unknown[found.antenna] = False
-        flagged[unknown] = True
-        flagged[found.antenna] |= found.flags
-        inverse[found.antenna] /= np.where(found.flags, 1, found.gain)
-    return inverse, flagged
+    bandpass, gains = read(tables["B"]), read(tables["G"])
+    with mset.open_table(f"{tables['B']}::SPECTRAL_WINDOW") as window:
+        freq_hz = window.getcell("CHAN_FREQ", 0)
+    same = bandpass.gain.shape[1] == len(observation.freq_hz) and gains.gain.shape[1] == 1
+    if not same or len(np.unique(bandpass.antenna)) < len(bandpass.antenna):
+        return None
+    if np.abs(freq_hz - observation.freq_hz).max() > 1e-3 * observation.channel_width_hz:
+        return None
+    nant = len(observation.antenna_names)
+    inverse, flagged = (
+        np.ones((nant, *bandpass.gain.shape[1:]), complex),
+        np.ones((nant, *bandpass.gain.shape[1:]), bool),
+    )
+    flagged[bandpass.antenna] = bandpass.flags
+    inverse[bandpass.antenna] = 1 / np.where(bandpass.flags, 1, bandpass.gain)
+    gain = _gains_at(gains, nant, time_mjd)[:, :, None]
+    lost = np.isnan(gain)
+    return inverse / np.where(lost, 1, gain), flagged | lost
+
+
+def _gains_at(gains: Solutions, nant: int, time_mjd: np.ndarray) -> np.ndarray:
+    """Gains (1 or ntime, nant, npol), NaN where there is none: linear in time inside their group, else their mean."""
+    times = np.unique(gains.time_mjd)
+    inside = len(times) > 1 and abs(times.mean() - time_mjd.mean()) < np.ptp(time_mjd) / 2
+    found = np.full((len(time_mjd) if inside else 1, nant, gains.gain.shape[2]), np.nan, complex)
+    for a in np.unique(gains.antenna):
+        mine = gains.antenna == a
+        for p in range(found.shape[2]):
+            good = mine & ~gains.flags[:, 0, p]
+            values, when = gains.gain[good, 0, p], gains.time_mjd[good]
+            if not len(values):
+                continue
+            if inside:
+                size = np.interp(time_mjd, when, np.abs(values))
+                found[:, a, p] = size * np.exp(1j * np.interp(time_mjd, when, np.unwrap(np.angle(values))))
+            else:
+                found[0, a, p] = values.mean()
+    return found
 
 
 @njit(parallel=True, cache=True)
@@ -339,7 +379,7 @@ def apply_casa(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> No
     tasks = casa.tasks(logfile)
     mset.ensure_column(ms, "CORRECTED_DATA")
     restore_flags(ms, PREPARED_FLAGS)
-    interp = {"K": "nearest", "B": "nearest,linearflag", "G": "nearest"}
+    interp = {"K": "nearest", "B": "nearest,linearflag", "G": "linear"}
     kinds = [kind for kind in ("K", "B", "G") if kind in tables]
     tasks.applycal(
         vis=str(ms), gaintable=[str(tables[k]) for k in kinds], interp=[interp[k] for k in kinds],

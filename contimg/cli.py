@@ -361,6 +361,7 @@ def registry_list(configfile: ConfigFiles = None, as_json: AsJson = False):
     columns = (
         "set",
         "status",
+        "science",
         "calibrator",
         "flux_scale",
         "dec_deg",
@@ -415,6 +416,24 @@ def registry_verify(configfile: ConfigFiles = None):
         print(line)
     print(f"{sum(t.status == 'active' for t in tables)} tables of active sets, {len(wrong)} of them gone or altered")
     raise typer.Exit(1 if wrong else 0)
+
+
+@registry_app.command("stale")
+@_reported
+def registry_stale(configfile: ConfigFiles = None, as_json: AsJson = False):
+    """Groups that would now get another set than they have: one came later, or theirs was retired."""
+    from contimg.planning import stale
+
+    rows = stale(configuration.load(configfile or ()))
+    if as_json:
+        print(json.dumps([{"group": g, "has": has, "now": now} for g, has, now in rows], indent=1))
+        return
+    table = Table("group", "has", "would choose now")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    _console().print(table if rows else "every calibrated group has the set that it would get now")
+    if rows:
+        print("contimg reprocess GROUP --from caltables calibrates a group again")
 
 
 @registry_app.command("import")

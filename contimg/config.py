@@ -33,6 +33,27 @@ def parse_flux_jy(value: Any) -> float:
     return float(match.group(1)) * _FLUX_UNITS_JY[match.group(2).lower()]
 
 
+def parse_uvrange(value: Any) -> str | None:
+    """CASA's `uvrange` with one bound or two: '>0.1klambda', '<1km', '50~2000m'; what `uv_limits` understands."""
+    if value in (None, ""):
+        return None
+    uv_limits(str(value))
+    return str(value)
+
+
+def uv_limits(text: str) -> tuple[float, float, bool]:
+    """Shortest and longest baseline of a `uvrange`, and whether in wavelengths (else in m)."""
+    match = re.fullmatch(
+        r"([<>]?)([\d.]+(?:[eE][+-]?\d+)?)(?:~([\d.]+(?:[eE][+-]?\d+)?))?(k|M)?(lambda|m)", "".join(text.split())
+    )
+    if not match or bool(match[1]) == bool(match[3]):
+        raise ValueError(f"{text!r} is no uvrange; write something like '>0.1klambda', '<500m', '0.1~1klambda'")
+    scale = {None: 1.0, "k": 1e3, "M": 1e6}[match[4]]
+    low, high = float(match[2]) * scale, float(match[3] or match[2]) * scale
+    low, high = {"<": (0.0, high), ">": (low, float("inf"))}.get(match[1], (low, high))
+    return low, high, match[5] == "lambda"
+
+
 def _as_iso(value: Any) -> Any:
     """YAML reads an unquoted 2026-01-25T22:26:05 as a date; the user meant the text."""
     return value.isoformat() if isinstance(value, (datetime, date)) else value
@@ -40,6 +61,7 @@ def _as_iso(value: Any) -> Any:
 
 UtcText = Annotated[str, BeforeValidator(_as_iso)]
 FluxJy = Annotated[float, BeforeValidator(parse_flux_jy)]
+UvRange = Annotated[str | None, BeforeValidator(parse_uvrange)]
 
 
 class _Section(BaseModel):
@@ -145,9 +167,21 @@ class CalibrationConfig(_Section):
     allow: tuple[str, ...] = Field((), description="only these calibrators (names of the list); empty: all")
     deny: tuple[str, ...] = Field((), description="never these calibrators")
     flux_override: dict[str, FluxJy] = Field({}, description="flux at 1.4 GHz by calibrator name, before any catalogue")
-    uvrange: str | None = Field(None, description="CASA uvrange of the solve, for example '>0.1klambda'")
+    uvrange: UvRange = Field(None, description="baselines to solve with, as CASA has it: '>0.1klambda', '50~2000m'")
     refant: str = Field("auto", description="station name, or auto: healthy and central")
     min_snr: float = Field(3.0, gt=0, description="solutions below are flagged")
+    gain_interval_s: float | None = Field(
+        None, gt=0, description="a gain this often, for the calibrator's own group; null: one. Others get the mean"
+    )
+    fill_channels: int = Field(4, ge=0, description="bandpass gaps up to this wide are interpolated")
+    fast: bool = Field(False, description="quick solutions from averaged data, marked NON_SCIENCE")
+    timebin_s: float = Field(30, gt=0, description="fast: average data over this long")
+    chanbin: int = Field(4, ge=1, description="fast: average data over so many channels")
+    fast_uvrange: UvRange = Field(">1klambda", description="fast: baselines to solve with")
+    phase_only: bool = Field(True, description="fast: gains have phases only, after the bandpass")
+    max_model_misfit: float = Field(
+        0.3, gt=0, description="apply fails when calibrated data and catalogue differ more than this in amplitude"
+    )
     min_antennas: int = Field(5, ge=5, description="a set with solutions for fewer antennas is not used")
     max_flagged: float = Field(0.5, gt=0, le=1, description="nor one with more of its solutions flagged")
     min_median_snr: float = Field(5.0, gt=0, description="nor one whose median solution has less signal to noise")

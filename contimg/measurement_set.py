@@ -302,6 +302,12 @@ def read_grid(path: Path, column: str, ntime: int) -> np.ndarray:
     return values.reshape(ntime, -1, *cell.shape)
 
 
+def read_rows_of(path: Path, column: str, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a column, by their numbers."""
+    with open_table(path) as table:
+        return table.selectrows(rows).getcol(column)
+
+
 def write_columns(path: Path, **columns: np.ndarray) -> None:
     """Write whole columns, given by rows or by (time, baseline); MODEL_DATA and CORRECTED_DATA are added if need be."""
     with open_table(path, readonly=False) as table:

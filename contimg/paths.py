@@ -15,6 +15,7 @@ RAW_PATTERN = "*_sb??.hdf5"
 # The stages of a group, by the names of their results, in the order in which a calibrator group goes through them.
 STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa", "index")
 CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
+FAST_SUFFIX = ".fast"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
 TMPFS = Path("/dev/shm")
@@ -42,9 +43,9 @@ class Paths:
         """CASA's flag versions of a Measurement Set."""
         return self.products / "ms" / f"{group}.ms.flagversions"
 
-    def caltable(self, group: str, kind: str) -> Path:
-        """Calibration table of one kind: K, B or G."""
-        return self.products / "caltables" / f"{group}.{CALTABLE_SUFFIXES[kind]}"
+    def caltable(self, set_name: str, kind: str) -> Path:
+        """Calibration table of one kind (K, B or G) of a set: `set_name(group, fast)`."""
+        return self.products / "caltables" / f"{set_name}.{CALTABLE_SUFFIXES[kind]}"
 
     def image(self, group: str, suffix: str) -> Path:
         """Image product, by the suffixes of CASA_IMAGES and FITS_IMAGES."""
@@ -115,6 +116,11 @@ class Paths:
         # The state folder's name keeps two projects of one user apart in a shared tmpfs.
         tag = hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:8]
         return {"tmpfs": TMPFS / f"contimg-{getpass.getuser()}-{tag}", "disk": self.state / "staging"}
+
+
+def set_name(group: str, fast: bool) -> str:
+    """Name of the calibration set that a group gives; fast ones are not for science."""
+    return group + FAST_SUFFIX if fast else group
 
 
 def staged(staging: Path, group: str, config: Config) -> list[Path]:

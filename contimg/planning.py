@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contimg import arrivals
-from contimg.config import Config
+from contimg.config import CalibrationConfig, Config
 from contimg.groups import FileGroup, numbers
 from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, verdict
-from contimg.paths import Paths
+from contimg.paths import FAST_SUFFIX, Paths, set_name
 from contimg.registry import CalSet, active_sets, choose, refused_sets, validity
 
 WATCHED = "CONTIMG_WATCHED"
@@ -26,13 +26,18 @@ class Plan:
     reason: str
     missing: tuple[int, ...] = ()
     calibrators: tuple[str, ...] = ()  # best first; empty: a target
-    calset: str | None = None  # the set it gets or has: the id of a calibrator group
-    depends_on: str | None = None  # calset, when it is solved in this run
+    calset: str | None = None  # the set it gets or has
+    depends_on: str | None = None  # the calibrator group of the set, when it is solved in this run
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
     error: str | None = None
     not_before: str | None = None  # the watcher leaves it until then
-    stale_choice: bool = False  # it chose a set that it must not get any more, and has to choose again
+    redo: tuple[str, ...] = ()  # stages whose results must not be used any more: a set that failed, or not for science
+
+    @property
+    def own_set(self) -> bool:
+        """Whether the group is calibrated by itself."""
+        return self.calset is not None and self.calset.removesuffix(FAST_SUFFIX) == self.group.id
 
 
 def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict[str, Plan]:
@@ -88,32 +93,41 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     outlines = [group.outline for group, _ in pending]
     found = find_candidates(table, [o.mid_mjd for o in outlines], [o.app_dec_deg for o in outlines], options)
     candidates = [tuple(c.name for c in names) for names in found]
-    sets, refused = _usable_sets(paths)
+    sets, refused = _usable_sets(paths, options)
     # A calibrator group that is to be solved again has no register.json: its old set is not what it will be.
+    unfit = {g.id for g, _ in pending if _is_unfit(paths.result(g.id, "register"), options)}
     again = {g.id for (g, _), names in zip(pending, candidates, strict=True)
-             if names and not paths.result(g.id, "register").exists()}  # fmt: skip
-    sets = [s for s in sets if s.name not in again]
-    refused = {name: why for name, why in refused.items() if name not in again or why.startswith("retired")}
-    solved = {s.name for s in sets}
+             if names and (g.id in unfit or not paths.result(g.id, "register").exists())}  # fmt: skip
+    sets = [s for s in sets if s.group not in again]
+    refused = {
+        name: why for name, why in refused.items()
+        if name.removesuffix(FAST_SUFFIX) not in again or why.startswith("retired")
+    }  # fmt: skip
+    solved = {s.group for s in sets}
     for (group, _), outline, names in zip(pending, outlines, candidates, strict=True):
-        if names and group.id not in solved | refused.keys():
+        own = set_name(group.id, options.fast)
+        if names and group.id not in solved and own not in refused:
             start, end = validity(outline.mid_mjd, options)
-            calset = CalSet(group.id, outline.mid_mjd, outline.app_dec_deg, valid_start_mjd=start, valid_end_mjd=end)
+            calset = CalSet(own, outline.mid_mjd, outline.app_dec_deg, valid_start_mjd=start, valid_end_mjd=end,
+                            science=not options.fast)  # fmt: skip
             sets.append(calset)
     plans = {}
     for (group, known), outline, names in zip(pending, outlines, candidates, strict=True):
-        mid, dec = outline.mid_mjd, outline.app_dec_deg
+        mid, dec, own = outline.mid_mjd, outline.app_dec_deg, set_name(group.id, options.fast)
         common = known | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": names}
-        frozen = _frozen_choice(paths, group.id, sets, refused)
-        common["stale_choice"] = frozen is None and paths.result(group.id, "caltables").exists()
+        frozen = _frozen_choice(paths, group.id, sets, refused, options)
+        redo = ("solve", "register") if group.id in unfit else ()
+        if frozen is None and paths.result(group.id, "caltables").exists():
+            redo += ("caltables", "apply", "image", "qa")
+        common["redo"] = redo
         if frozen:  # a set that came later changes nothing already chosen
             name, solved_here, why = frozen, False, ", chosen earlier"
         else:
             choice = choose(sets, mid, dec, options)
             if choice.chosen is None:
                 reason = f"waits for calibration: {choice.reason}"
-                if group.id in refused:
-                    reason += f"; its own set {refused[group.id]}"
+                if own in refused:
+                    reason += f"; its own set {refused[own]}"
                 elif refused:
                     reason += f"; {len(refused)} sets failed or were retired (`contimg registry list`)"
                 plans[group.id] = Plan(action="waiting", reason=reason, **common)
@@ -121,27 +135,36 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
             name, solved_here = choice.chosen.name, not choice.chosen.tables
             why = ", solved in this run" if solved_here else ""
         reason = f"calibrated by {name}{why}"
-        if name == group.id:
+        if name.removesuffix(FAST_SUFFIX) == group.id:
             reason = f"calibrates itself on {names[0]}" if names else "calibrates itself"
-        depends = name if solved_here else None
+        if name.endswith(FAST_SUFFIX):
+            reason += ", NON_SCIENCE"
+        depends = name.removesuffix(FAST_SUFFIX) if solved_here else None
         plans[group.id] = Plan(action="run", reason=reason, calset=name, depends_on=depends, **common)
     return plans
 
 
-def _usable_sets(paths: Paths) -> tuple[list[CalSet], dict[str, str]]:
-    """Active sets whose tables are on disk; and the others by name, with the reason."""
+def _usable_sets(paths: Paths, options: CalibrationConfig) -> tuple[list[CalSet], dict[str, str]]:
+    """Active sets whose tables are on disk, those not for science only in fast mode; and the others by name, with the reason."""
     active, refused = active_sets(paths.registry_db), refused_sets(paths.registry_db)
     for one in active:
         if absent := [path for _, path in one.tables if not Path(path).is_dir()]:
             refused[one.name] = f"{', '.join(absent)} not on disk"
-    return [s for s in active if s.name not in refused], refused
+    return [s for s in active if s.name not in refused and (s.science or options.fast)], refused
 
 
-def _frozen_choice(paths: Paths, group: str, sets: Collection[CalSet], refused: Collection[str]) -> str | None:
-    """The set that a group chose earlier; None when it chose none, or when that is, before it was applied, not to be
-    used any more or was solved again."""
+def _is_unfit(result: Path, options: CalibrationConfig) -> bool:
+    """Whether a stage's result is from fast mode, which science must not use."""
+    return not options.fast and result.exists() and not json.loads(result.read_text()).get("science", True)
+
+
+def _frozen_choice(
+    paths: Paths, group: str, sets: Collection[CalSet], refused: Collection[str], options: CalibrationConfig
+) -> str | None:
+    """The set that a group chose earlier; None when it chose none, or one that is not for science, or when that is, before
+    it was applied, not to be used any more or was solved again."""
     path = paths.result(group, "caltables")
-    if not path.exists():
+    if not path.exists() or _is_unfit(path, options):
         return None
     chosen = json.loads(path.read_text())
     name, sums = chosen["set_name"], chosen.get("checksums")
@@ -149,6 +172,22 @@ def _frozen_choice(paths: Paths, group: str, sets: Collection[CalSet], refused: 
         return name
     now = next((list(s.checksums) for s in sets if s.name == name), sums)
     return None if name in refused or (sums is not None and now != sums) else name
+
+
+def stale(config: Config) -> list[tuple[str, str, str]]:
+    """Calibrated groups that would now get another set: (group, set it has, what would be chosen now and why)."""
+    paths, found = Paths.of(config), []
+    sets, _ = _usable_sets(paths, config.calibration)
+    for path in sorted(paths.result("x", "caltables").parent.glob("*.caltables.json")):
+        group = path.name.removesuffix(".caltables.json")
+        converted = paths.result(group, "convert")
+        if not converted.exists():
+            continue
+        has, outline = json.loads(path.read_text())["set_name"], json.loads(converted.read_text())
+        choice = choose(sets, outline["mid_mjd"], outline["app_dec_deg"], config.calibration)
+        if choice.chosen is None or choice.chosen.name != has:
+            found.append((group, has, f"{choice.chosen.name if choice.chosen else 'none'}: {choice.reason}"))
+    return found
 
 
 def describe(plan: Plan) -> str:

@@ -160,11 +160,17 @@ def _by_length(length_m: np.ndarray, flagged: np.ndarray) -> list[dict]:
     ]  # fmt: skip
 
 
-def write_model(ms: Path, model: np.ndarray) -> float:
-    """MODEL_DATA from (ntime, nbaseline, nchan) for both polarisations; returns its median amplitude in Jy."""
+def model_amplitude(ms: Path, model: np.ndarray) -> float:
+    """Median amplitude in Jy of a model (ntime, nbaseline, nchan); raises ValidationError when it is zero."""
     amplitude = float(np.median(np.abs(model)))
     if not amplitude > 0:
         raise ValidationError(f"{ms}: the sky model is zero: no solution would mean anything. Check the catalogues.")
+    return amplitude
+
+
+def write_model(ms: Path, model: np.ndarray) -> float:
+    """MODEL_DATA from (ntime, nbaseline, nchan) for both polarisations; returns its median amplitude in Jy."""
+    amplitude = model_amplitude(ms, model)
     mset.write_columns(ms, MODEL_DATA=np.repeat(model[..., None], 2, axis=-1))
     return amplitude
 

@@ -38,7 +38,47 @@ def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, pre
     _save(_draw_bandpass(bandpass, observation.freq_hz / 1e6, names, chosen), artifacts["bandpass"])
     _save(_draw_gains(caltables.read(Path(chosen["tables"]["G"])), names, chosen), artifacts["gains"])
     _save(_draw_flags(prepared, observation.freq_hz / 1e6, group), artifacts["flags"])
+    if paths.qa(group, "calibration").exists():  # drawn when its own set was solved
+        artifacts["calibration"] = paths.qa(group, "calibration")
     return {name: str(path) for name, path in artifacts.items()}
+
+
+def plot_set(
+    page: Path, solved: Mapping, observation: mset.Observation, before: np.ndarray, after: np.ndarray, gains: caltables.Solutions
+) -> None:  # fmt: skip
+    """One page for a calibration set: its numbers, its gains, and data over model with the reference antenna.
+
+    before, after  data / model, (nant, nchan, npol), averaged over time
+    """
+    figure, grid = plt.subplots(3, 2, figsize=(12.5, 11), layout="constrained", height_ratios=(0.8, 1, 1))
+    names = dict(enumerate(observation.antenna_names))
+    _draw_station_gains(grid[0, 0], gains, names, np.abs)
+    grid[0, 0].set_ylabel("Gain amplitude, after bandpass")
+    grid[0, 1].set_axis_off()
+    lines = [f"{'':18}" + "".join(f"{kind:>12}" for kind in solved["quality"])]
+    for key in next(iter(solved["quality"].values())):
+        numbers = "".join(f"{one[key]:12.4g}" for one in solved["quality"].values())
+        lines.append(f"{key.replace('_', ' '):18}{numbers}")
+    lines += [
+        f"\nreference station {solved['refant']}; solver: {solved['solver']}",
+        f"model: {solved['flux_jy']:.2f} Jy ({solved['flux_scale']}) at a mean beam of {solved['mean_beam']:.2f}, and",
+        f"{solved['field_sources']} field sources; {solved['modelled_share']:.0%} of the catalogued flux in the beam",
+        *(f"NOT USED: {problem}" for problem in solved["problems"]),
+    ]
+    grid[0, 1].text(0, 1, "\n".join(lines), family="monospace", fontsize=9, va="top", wrap=True)
+    freq_mhz, colours = observation.freq_hz / 1e6, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(before)))
+    for column, (values, when) in enumerate(((before, "before"), (after, "after"))):
+        upper, lower = grid[1, column], grid[2, column]
+        for one, colour in zip(values, colours, strict=True):
+            upper.plot(freq_mhz, np.abs(one), ".", ms=1.2, color=colour)
+            lower.plot(freq_mhz, np.degrees(np.angle(one)), ".", ms=1.2, color=colour)
+        top = np.nanpercentile(np.abs(values), 99.7) if np.isfinite(values).any() else 1
+        upper.set(ylim=(0, 1.2 * top), title=f"{when} calibration, each station with the reference station")
+        upper.set_ylabel("Data / model" + (" (correlator units per Jy)" if values is before else ""))
+        lower.set(ylim=(-185, 185), yticks=range(-180, 181, 60), xlabel="Frequency (MHz)", ylabel="Phase (deg)")
+    mark = "" if solved["science"] else "  ·  NON_SCIENCE"
+    figure.suptitle(f"Calibration set {solved['set_name']} on {solved['calibrator']}{mark}", fontsize=13)
+    _save(figure, page)
 
 
 def _save(figure, path: Path, dpi: int = 110) -> None:
@@ -139,22 +179,30 @@ def _draw_bandpass(table: caltables.Solutions, freq_mhz: np.ndarray, names: Mapp
 
 
 def _draw_gains(table: caltables.Solutions, names: Mapping[int, str], chosen: Mapping):
-    alive = [a for a in np.unique(table.antenna) if not table.flags[table.antenna == a].all()]
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(11, 6), sharex=True, layout="constrained")
-    for p, (name, colour, marker) in enumerate((("XX", _BLUE, "o"), ("YY", _ORANGE, "s"))):
-        gain = np.array([np.where(table.flags, np.nan, table.gain)[table.antenna == a][0, 0, p] for a in alive])
-        place = np.arange(len(alive)) + (p - 0.5) * 0.2
-        upper.plot(place, np.abs(gain), marker, ms=4, color=colour, label=name)
-        lower.plot(place, np.degrees(np.angle(gain)), marker, ms=4, color=colour)
+    _draw_station_gains(upper, table, names, np.abs)
+    _draw_station_gains(lower, table, names, lambda gain: np.degrees(np.angle(gain)))
     upper.axhline(1, color="0.7", lw=0.8)
     lower.axhline(0, color="0.7", lw=0.8)
     upper.set_ylabel("Gain amplitude, after bandpass")
     lower.set_ylabel("Gain phase, after bandpass (deg)")
-    lower.set_xlabel("Station")
-    lower.set_xticks(range(len(alive)), [names[a] for a in alive], rotation=90, fontsize=7)
-    upper.legend(frameon=False)
+    upper.set_xlabel("")
     upper.set_title(f"Gains {chosen['set_name']} on {chosen['cal_field']} ({chosen['flux_scale']})", fontsize=11)
     return figure
+
+
+def _draw_station_gains(axes, table: caltables.Solutions, names: Mapping[int, str], part) -> None:
+    """`part` of every gain (one a station, or one an interval), by station."""
+    alive = [a for a in np.unique(table.antenna) if not table.flags[table.antenna == a].all()]
+    place = np.searchsorted(alive, table.antenna)
+    known = np.isin(table.antenna, alive)
+    for p, (name, colour, marker) in enumerate((("XX", _BLUE, "o"), ("YY", _ORANGE, "s"))):
+        gain = np.where(table.flags, np.nan, table.gain)[known, 0, p]
+        axes.plot(place[known] + (p - 0.5) * 0.2, part(gain), marker, ms=3.5, color=colour, label=name)
+    axes.set_xlabel("Station")
+    every = -(-len(alive) // 48)
+    axes.set_xticks(range(0, len(alive), every), [names[a] for a in alive][::every], rotation=90, fontsize=7)
+    axes.legend(frameon=False)
 
 
 def _draw_flags(prepared: Mapping, freq_mhz: np.ndarray, group: str):

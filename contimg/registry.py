@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from contimg import db
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError, NoCalibrationError
+from contimg.paths import FAST_SUFFIX
 
 
 class Base(DeclarativeBase):
@@ -48,6 +49,7 @@ class CalTable(Base):
     numbers: Mapped[str]  # quality of this table, JSON
     checksum: Mapped[str]
     software: Mapped[str]  # versions, JSON
+    science: Mapped[bool]  # false: from fast mode, NON_SCIENCE
     status: Mapped[str]
     notes: Mapped[str]
 
@@ -56,7 +58,7 @@ class CalTable(Base):
 class CalSet:
     """A calibration set, as far as choosing needs to know it."""
 
-    name: str  # id of the calibrator group
+    name: str  # id of the calibrator group, with paths.FAST_SUFFIX if it is not for science
     mid_mjd: float
     app_dec_deg: float
     cal_field: str = ""
@@ -66,6 +68,12 @@ class CalSet:
     valid_end_mjd: float = float("inf")
     tables: tuple[tuple[str, str], ...] = ()  # (kind, path) in the order of application; empty: not solved yet
     checksums: tuple[str, ...] = ()  # of the tables, when they were registered
+    science: bool = True
+
+    @property
+    def group(self) -> str:
+        """The calibrator group."""
+        return self.name.removesuffix(FAST_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,12 @@ def choose(sets: Iterable[CalSet], mid_mjd: float, app_dec_deg: float, options: 
     A pure function of its arguments: a closed day gives the same choices in whatever order it is processed.
     """
     valid, considered = [], []
-    for one in sorted(sets, key=lambda s: (abs(s.mid_mjd - mid_mjd), -s.quality, s.name)):
+    for one in sorted(sets, key=lambda s: (abs(s.mid_mjd - mid_mjd), not s.science, -s.quality, s.name)):
         hours = (one.mid_mjd - mid_mjd) * 24
         off_deg = abs(one.app_dec_deg - app_dec_deg)
-        if not one.valid_start_mjd <= mid_mjd <= one.valid_end_mjd or abs(hours) > options.validity_h:
+        if not one.science and not options.fast:
+            considered.append((one.name, "NON_SCIENCE: solved in fast mode"))
+        elif not one.valid_start_mjd <= mid_mjd <= one.valid_end_mjd or abs(hours) > options.validity_h:
             considered.append((one.name, f"{abs(hours):.1f} h away, valid for {options.validity_h:g} h"))
         elif off_deg > options.dec_tolerance_deg:
             considered.append(
@@ -127,7 +137,7 @@ def active_sets(path: Path) -> list[CalSet]:
             CalSet(
                 name, rows[0].mid_mjd, rows[0].app_dec_deg, rows[0].cal_field, rows[0].flux_scale, rows[0].quality,
                 rows[0].valid_start_mjd, rows[0].valid_end_mjd, tuple((r.table_type, r.path) for r in rows),
-                tuple(r.checksum for r in rows),
+                tuple(r.checksum for r in rows), rows[0].science,
             )
             for name, rows in by_set.items()
         ]  # fmt: skip
@@ -160,7 +170,7 @@ def register(
                 refant=refant, created_at=db.now(), valid_start_mjd=calset.valid_start_mjd,
                 valid_end_mjd=calset.valid_end_mjd, mid_mjd=calset.mid_mjd, app_dec_deg=calset.app_dec_deg,
                 flux_scale=calset.flux_scale, quality=calset.quality, numbers=json.dumps(numbers.get(kind, {})),
-                checksum=sums[i], software=json.dumps(dict(software)), status=status, notes=notes,
+                checksum=sums[i], software=json.dumps(dict(software)), status=status, notes=notes, science=calset.science,
             )
             for i, (kind, table) in enumerate(calset.tables)
         )  # fmt: skip
@@ -171,15 +181,19 @@ def register_solved(path: Path, solved: Mapping, options: CalibrationConfig) -> 
     `{group}.register.json`."""
     start, end = validity(solved["mid_mjd"], options)
     calset = CalSet(
-        solved["group"], solved["mid_mjd"], solved["app_dec_deg"], solved["calibrator"], solved["flux_scale"],
+        solved["set_name"], solved["mid_mjd"], solved["app_dec_deg"], solved["calibrator"], solved["flux_scale"],
         solved["quality"]["G"]["median_snr"], start, end, tuple(solved["tables"].items()),
+        science=solved["science"],
     )  # fmt: skip
     status, notes = ("failed", "; ".join(solved["problems"])) if solved["problems"] else ("active", "")
     refused = refused_sets(path).get(calset.name, "")
     if refused.startswith("retired"):  # an operator's word is not undone by solving again
         status, notes = "retired", refused.removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
-    return {"set_name": calset.name, "valid_start_mjd": start, "valid_end_mjd": end, "status": status, "notes": notes}
+    return {
+        "set_name": calset.name, "science": calset.science, "valid_start_mjd": start, "valid_end_mjd": end,
+        "status": status, "notes": notes,
+    }  # fmt: skip
 
 
 def refused_sets(path: Path) -> dict[str, str]:
@@ -253,7 +267,8 @@ def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: Calibrat
         )
     return {
         "set_name": chosen.name, "reason": choice.reason, "tables": dict(chosen.tables), "cal_field": chosen.cal_field,
-        "checksums": list(chosen.checksums), "flux_scale": chosen.flux_scale, "set_mid_mjd": chosen.mid_mjd,
+        "science": chosen.science, "checksums": list(chosen.checksums),
+        "flux_scale": chosen.flux_scale, "set_mid_mjd": chosen.mid_mjd,
         "considered": [{"set": name, "why": why} for name, why in choice.considered],
     }  # fmt: skip
 
@@ -287,7 +302,8 @@ def describe_sets(path: Path) -> list[dict]:
     sets: dict[str, dict] = {}
     for row in all_tables(path):
         one = sets.setdefault(row.set_name, {
-            "set": row.set_name, "status": row.status, "calibrator": row.cal_field, "flux_scale": row.flux_scale,
+            "set": row.set_name, "status": row.status, "science": row.science,
+            "calibrator": row.cal_field, "flux_scale": row.flux_scale,
             "mid_mjd": row.mid_mjd, "dec_deg": round(row.app_dec_deg, 3), "valid_from": _iso(row.valid_start_mjd),
             "valid_until": _iso(row.valid_end_mjd), "snr": round(row.quality, 1), "refant": row.refant,
             "created_at": row.created_at, "software": json.loads(row.software), "notes": row.notes, "tables": [],

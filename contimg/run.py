@@ -21,7 +21,7 @@ from contimg.config import DEFAULT_CONFIG, Config
 from contimg.errors import InputError, LockError
 from contimg.groups import FileGroup
 from contimg.indexing import results_of
-from contimg.paths import STAGES, Paths
+from contimg.paths import STAGES, Paths, set_name
 from contimg.planning import Plan, make_plans
 from contimg.registry import Base as RegistryBase
 from contimg.stage import RUN_ID, lock, read_json, write_json
@@ -81,8 +81,8 @@ class Run:
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
         _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], alone=True)
-        for group in [g for g, plan in mine.items() if plan.stale_choice]:
-            self.paths.result(group, "caltables").unlink(missing_ok=True)
+        for group in [g for g, plan in mine.items() if plan.redo]:
+            ingest.remove_results(self.paths, group, mine[group].redo)
             renewed.append(group)
         if renewed:
             raise LockError(
@@ -235,7 +235,8 @@ def refresh(
         renewed = [g.id for g in groups if g.id in reopened and _is_older_than_results(g, paths)]
         for group in renewed:
             chosen = paths.result(group, "caltables")
-            own = chosen.exists() and read_json(chosen)["set_name"] == group  # it will be another one, by the same name
+            # Its own set will be another one, by the same name.
+            own = chosen.exists() and read_json(chosen)["set_name"] in (group, set_name(group, True))
             ingest.remove_results(paths, group, [stage for stage in STAGES if own or stage != "caltables"])
         moved = ingest.recover(
             session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone

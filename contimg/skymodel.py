@@ -67,8 +67,12 @@ def calibrator_model(
     near = within(catalogue, calibrator.ra_deg, calibrator.dec_deg, radius_deg)
     away = separation_deg(near.ra_deg.values, near.dec_deg.values, calibrator.ra_deg, calibrator.dec_deg)
     near = near[(away * 3600 > SAME_SOURCE_ARCSEC) & (near.flux_jy >= min_flux_jy)]
-    field = [Source.power_law(r.name, r.ra_deg, r.dec_deg, r.flux_jy, r.alpha) for r in near.itertuples(index=False)]
-    return [calibrator, *field]
+    return [calibrator, *as_sources(near)]
+
+
+def as_sources(table: pd.DataFrame) -> list[Source]:
+    """Rows of a catalogue as sources."""
+    return [Source.power_law(r.name, r.ra_deg, r.dec_deg, r.flux_jy, r.alpha) for r in table.itertuples(index=False)]
 
 
 def apparent_fluxes(sources: Sequence[Source], mjd: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray):

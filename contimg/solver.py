@@ -11,6 +11,7 @@ integration first, kept out of the result; the bandpass per channel with these a
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numba import njit, prange
@@ -174,13 +175,15 @@ def phase_channels(flagged_by_channel: np.ndarray) -> tuple[int, int]:
 
 def solve(
     data, model, flags, weights, ant_1, ant_2, nant: int, reference: list[int], min_snr: float,
-    phase_channels: tuple[int, int],
+    phase_channels: tuple[int, int], intervals: int = 1, phase_only: bool = False, fill: int = 0,
 ) -> tuple[Gains, Gains]:  # fmt: skip
-    """Bandpass (nchan solutions) and gains (1) of a calibrator group.
+    """Bandpass (nchan solutions) and gains (`intervals` solutions, of as many integrations each) of a calibrator group.
 
     data, flags, weights  (ntime, nbaseline, nchan, npol); model (ntime, nbaseline, nchan) in Jy
     ant_1, ant_2          (nbaseline,) antenna numbers below nant
     reference             reference antennas, best first: the first has phase 0 where it has solutions
+    phase_only            of the gains, not of the bandpass
+    fill                  gaps of the bandpass up to so many channels are interpolated, in amplitude and phase
 
     Nothing is normalised: bandpass times gain turns Jy into the data's units.
     """
@@ -192,21 +195,63 @@ def solve(
     phases = _referred(phases, reference)
     # (ntime, nbaseline, npol); 0 where a phase is not known
     turn = (np.conj(phases[ant_1]) * phases[ant_2]).transpose(1, 0, 2)
-    turned, (plain, w, total, count) = _sums_by_channel(data, model, flags, weights, cross, turn)
+    turned, plain = _sums_by_channel(data, model, flags, weights, cross, turn)
     bandpass = _referred(_solve_grid(*turned[:2], ant_1, ant_2, nant, reference, False), reference)
     bandpass, flagged, error = _judge(bandpass, *turned, ant_1, ant_2, min_snr)
+    _fill_gaps(bandpass, flagged, error, fill)
     use = ~(flagged[ant_1] | flagged[ant_2])
     safe = np.where(flagged, 1, bandpass)
-    corrected = np.where(use, plain / (safe[ant_1] * np.conj(safe[ant_2])), 0).sum(axis=1, keepdims=True)
-    kept = np.where(use, w, 0).sum(axis=1, keepdims=True)
-    gain = _referred(_solve_grid(corrected, kept, ant_1, ant_2, nant, reference, False), reference)
-    size = np.abs(safe[ant_1] * safe[ant_2]) ** 2
-    power, number = (np.where(use, x, 0).sum(axis=1, keepdims=True) for x in (total / size, count))
+    product = safe[ant_1] * np.conj(safe[ant_2])
+    sums = [plain]
+    if intervals > 1:
+        parts = [slice(part[0], part[-1] + 1) for part in np.array_split(np.arange(len(data)), intervals)]
+        sums = [_sums_by_channel(*(x[p] for x in (data, model, flags, weights)), cross, turn[p])[1] for p in parts]
+    corrected, kept, power, number = (
+        np.stack([np.where(use, one[k] / by, 0).sum(axis=1) for one in sums], axis=1)
+        for k, by in enumerate((product, 1, np.abs(product) ** 2, 1))
+    )
+    gain = _referred(_solve_grid(corrected, kept, ant_1, ant_2, nant, reference, phase_only), reference)
     gain, gain_flagged, gain_error = _judge(gain, corrected, kept, power, number, ant_1, ant_2, min_snr)
     return tuple(
         Gains(g, f, e, np.where(f, 0, np.abs(g) / np.where(e > 0, e, 1)))
         for g, f, e in ((bandpass, flagged, error), (gain, gain_flagged, gain_error))
     )
+
+
+@njit(parallel=True, cache=True)
+def averaged(data, flags, weights, times, channels):
+    """Weighted means over so many integrations and channels: data, whether a value has none, weights."""
+    ntime, nbaseline, nchan, npol = data.shape
+    shape = ((ntime + times - 1) // times, nbaseline, (nchan + channels - 1) // channels, npol)
+    mean, weight = np.zeros(shape, np.complex64), np.zeros(shape, np.float32)
+    for b in prange(nbaseline):
+        for t in range(ntime):
+            for c in range(nchan):
+                for p in range(npol):
+                    if not flags[t, b, c, p]:
+                        w = weights[t, b, c, p]
+                        mean[t // times, b, c // channels, p] += w * data[t, b, c, p]
+                        weight[t // times, b, c // channels, p] += w
+        for t in range(shape[0]):
+            for c in range(shape[2]):
+                for p in range(npol):
+                    if weight[t, b, c, p] > 0:
+                        mean[t, b, c, p] /= weight[t, b, c, p]
+    return mean, weight <= 0, weight
+
+
+def _fill_gaps(gain, flags, error, widest: int) -> None:
+    """Interpolate flagged channels between good ones in place, in amplitude and phase, where there are at most `widest`."""
+    for a, p in np.argwhere(flags.any(axis=1) & ~flags.all(axis=1)):
+        good = np.flatnonzero(~flags[a, :, p])
+        for left, right in pairwise(good):
+            if 1 < right - left <= widest + 1:
+                gap, share = slice(left + 1, right), np.arange(1, right - left) / (right - left)
+                one, two = gain[a, left, p], gain[a, right, p]
+                size = np.abs(one) + share * (np.abs(two) - np.abs(one))
+                gain[a, gap, p] = size * np.exp(1j * (np.angle(one) + share * np.angle(two / one)))
+                flags[a, gap, p] = False
+                error[a, gap, p] = max(error[a, left, p], error[a, right, p])
 
 
 def _solve_grid(a, w, ant_1, ant_2, nant, reference, phase_only) -> np.ndarray:

@@ -63,6 +63,7 @@ rule select:
 rule apply:
     input:
         ms=ms_path("{group}"),
+        converted=result("{group}", "convert"),
         prepared=result("{group}", "prepare"),
         chosen=ancient(result("{group}", "caltables")),
     output:

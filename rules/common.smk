@@ -65,14 +65,14 @@ def raw_files(wildcards):
 
 def calibration_first(wildcards):
     """A target chooses its calibration before anything is done with its data; a calibrator group cannot."""
-    if plan_of(wildcards).calset == wildcards.group:
+    if plan_of(wildcards).own_set:
         return []
     return [result(wildcards.group, "caltables")]
 
 
 def own_registration(wildcards):
     """A group that gets its own set chooses it when it is registered, and again when it is solved again."""
-    return [result(wildcards.group, "register")] if plan_of(wildcards).calset == wildcards.group else []
+    return [result(wildcards.group, "register")] if plan_of(wildcards).own_set else []
 
 
 def registered_first(wildcards):

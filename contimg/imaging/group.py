@@ -43,7 +43,8 @@ def image_group(
         keywords = {
             "OBJECT": group, "RMS": numbers["rms_jy"], "NSUBBAND": len(converted["subbands"]),
             "CALSET": chosen["set_name"], "CALMJD": chosen["set_mid_mjd"], "FLUXCAL": chosen["cal_field"],
-            "FLUXSCAL": chosen["flux_scale"], "IMAGER": options.backend, "IMGMODE": options.mode, "QUALITY": "SCIENCE",
+            "FLUXSCAL": chosen["flux_scale"], "IMAGER": options.backend, "IMGMODE": options.mode,
+            "QUALITY": "SCIENCE" if chosen["science"] else "NON_SCIENCE",
             "CONFIG": config.digest(), "SOFTWARE": f"contimg {version('contimg')}",
         }  # fmt: skip
         published = products.write_products(

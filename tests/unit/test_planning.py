@@ -11,7 +11,7 @@ from contimg import arrivals, db, ingest, registry
 from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.errors import LockError
 from contimg.paths import Paths
-from contimg.planning import make_plans
+from contimg.planning import make_plans, stale
 from contimg.run import Run
 from contimg.simulate import Simulation, simulate_group
 from contimg.stage import write_json
@@ -25,6 +25,9 @@ SMALL = {"antennas": 6, "channels": 1, "integrations": 3, "skew_s": 0.0}
 def config(tmp_path):
     paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
     return Config(paths=paths, ingest=IngestConfig(settle_s=0))  # the files were written just now
+
+
+AGAIN = ("caltables", "apply", "image", "qa")
 
 
 @pytest.fixture
@@ -60,12 +63,14 @@ def state(config, group):
         return row.state, row.retry_count
 
 
-def solved(config, group, mid_mjd):
+def solved(config, group, mid_mjd, science=True):
     paths = Paths.of(config)
     table = paths.caltable(group, "B")
     table.mkdir(parents=True)
     start, end = registry.validity(mid_mjd, config.calibration)
-    calset = registry.CalSet(group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),))
+    calset = registry.CalSet(
+        group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),), science=science
+    )
     registry.register(paths.registry_db, calset, "1")
     write_json(paths.result(group, "register"), {"set_name": group})
 
@@ -236,7 +241,7 @@ def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_re
     assert plans(config)[TARGET_START].depends_on is None
     paths.result(CALIBRATOR_START, "register").unlink()  # as `contimg reprocess` does
     plan = plans(config)[TARGET_START]
-    assert (plan.depends_on, plan.stale_choice) == (CALIBRATOR_START, True)
+    assert (plan.depends_on, plan.redo) == (CALIBRATOR_START, AGAIN)
     with pytest.raises(LockError, match="run it again"), running(config):
         pass
     assert not paths.result(TARGET_START, "caltables").exists()
@@ -246,7 +251,7 @@ def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_re
     write_json(paths.result(TARGET_START, "caltables"), choice)
     registry.retire(paths.registry_db, CALIBRATOR_START, "antenna 12 swapped")
     plan = plans(config)[TARGET_START]
-    assert (plan.action, plan.stale_choice) == ("waiting", True)
+    assert (plan.action, plan.redo) == ("waiting", AGAIN)
     paths.result(CALIBRATOR_START, "register").unlink()
     assert "its own set retired: antenna 12 swapped" in plans(config)[CALIBRATOR_START].reason
     write_json(paths.result(TARGET_START, "apply"), {})  # applied already: nothing is changed behind its back
@@ -281,3 +286,42 @@ def test_the_snapshot_of_a_run_says_what_it_saw(config, observe):
     with running(config) as run:
         snapshot = json.loads(run.paths.run_snapshot(run.id).read_text())
     assert snapshot["groups"][CALIBRATOR_START]["action"] == "run"
+
+
+def test_what_fast_mode_left_is_done_again_for_science(config, observe):
+    observe(CALIBRATOR_START)
+    observe(TARGET_START)
+    paths, mid_mjd = Paths.of(config), plans(config)[CALIBRATOR_START].mid_mjd
+    solved(config, f"{CALIBRATOR_START}.fast", mid_mjd, science=False)
+    paths.result(f"{CALIBRATOR_START}.fast", "register").unlink()
+    own = {"set_name": f"{CALIBRATOR_START}.fast", "science": False}
+    write_json(paths.result(CALIBRATOR_START, "register"), own)
+    write_json(paths.result(TARGET_START, "caltables"), own)
+    write_json(paths.result(TARGET_START, "apply"), own)
+    fast = config.model_copy(update={"calibration": config.calibration.model_copy(update={"fast": True})})
+    found = plans(fast)
+    assert {p.calset for p in found.values()} == {f"{CALIBRATOR_START}.fast"}
+    assert not any(p.redo or p.depends_on for p in found.values())
+    assert "NON_SCIENCE" in found[TARGET_START].reason
+    found = plans(config)
+    assert {p.calset for p in found.values()} == {p.depends_on for p in found.values()} == {CALIBRATOR_START}
+    assert found[CALIBRATOR_START].redo == ("solve", "register")
+    assert found[TARGET_START].redo == AGAIN
+    with pytest.raises(LockError, match="run it again"), running(config):
+        pass
+    assert not [p for p in paths.result("x", "y").parent.iterdir() if "solve" in p.name or "apply" in p.name]
+
+
+def test_groups_that_would_now_get_another_set_are_listed(config):
+    paths = Paths.of(config)
+    solved(config, "2026-03-02T10:00:00", 61101.4)
+    write_json(paths.result(TARGET_START, "convert"), {"mid_mjd": 61101.8, "app_dec_deg": 16.15})
+    write_json(paths.result(TARGET_START, "caltables"), {"set_name": "2026-03-02T10:00:00"})
+    assert stale(config) == []
+    solved(config, "2026-03-02T19:00:00", 61101.79)
+    ((group, has, now),) = stale(config)
+    assert (group, has) == (TARGET_START, "2026-03-02T10:00:00")
+    assert now.startswith("2026-03-02T19:00:00: nearest valid set (0.24 h earlier")
+    registry.retire(paths.registry_db, "2026-03-02T19:00:00", "x")
+    registry.retire(paths.registry_db, "2026-03-02T10:00:00", "x")
+    assert stale(config)[0][2].startswith("none")

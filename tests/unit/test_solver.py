@@ -1,15 +1,17 @@
 """Our solver and applier against known gains, and against CASA."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contimg import caltables, registry, skymodel
+from contimg import caltables, casa, registry, skymodel
 from contimg import measurement_set as mset
-from contimg.calibration import solve_group
-from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
+from contimg.calibration import apply_set, solve_group
+from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig, from_mapping
 from contimg.errors import CalibrationError, ConfigError, NoCalibrationError, ValidationError
+from contimg.geometry import meridian_vector, track
 from contimg.groups import RawFile, cluster
 from contimg.preparation import prepare, weigh
 from contimg.simulate import Simulation, antenna_gains, simulate_group
@@ -131,6 +133,21 @@ def test_integrations_without_a_phase_do_not_bias_the_bandpass(observation):
         assert np.abs(away[:, channels].mean()) < 2e-3
 
 
+def test_small_gaps_of_a_bandpass_are_filled(observation):
+    data, model, truth = observation
+    flags = np.zeros(data.shape, bool)
+    flags[:, :, 20:23] = True
+    solutions = [
+        solve(data, model, flags, np.ones(data.shape, np.float32), ONE, TWO, NANT, [3], 3.0, (30, 46), fill=fill)
+        for fill in (2, 3)
+    ]
+    assert solutions[0][0].flags[:, 20:23].all()
+    bandpass, gain = solutions[1]
+    assert not bandpass.flags.any()
+    assert np.abs(residual(bandpass, gain, truth)[:, 20:23]).max() < 0.08
+    assert (bandpass.error[:, 21] > 0).all()
+
+
 def test_quarter_of_the_band_with_the_fewest_flags():
     flagged = np.zeros(64)
     assert phase_channels(flagged) == (24, 40)
@@ -159,7 +176,7 @@ def test_uvrange_is_casas(text, lost):
 @pytest.mark.parametrize("text", ["1klambda", "> fast", "<5parsec", "1~"])
 def test_a_uvrange_that_says_nothing_is_refused(text):
     with pytest.raises(ConfigError, match=r"calibration\.uvrange"):
-        caltables.outside(text, np.zeros((1, 1, 3)), np.array([1.4e9]))
+        from_mapping({"calibration": {"uvrange": text}})
 
 
 def calibrated(folder, sky, solvers=("fast",), dec_deg=DEC_DEG, **calibration):
@@ -328,3 +345,128 @@ def test_tables_of_other_antennas_are_refused(solved, tmp_path):
         antenna.putcol("NAME", list(antenna.getcol("NAME"))[::-1])
     with pytest.raises(CalibrationError, match="its antennas are not those of"):
         caltables.apply(ms, results["fast"]["tables"] | {"B": swapped}, None)
+
+
+def solved_again(solved, folder, **calibration):
+    """Solve the simulated group once more, and register; (ms, result, registry, configuration)."""
+    ms = solved[0]
+    where = PathsConfig(products=folder, state=folder / "state")
+    config = Config(paths=where, calibration=CalibrationConfig(min_beam=0.3, **calibration))
+    result = solve_group(ms, ms.stem, DEC_DEG, config, folder / "casa.log")
+    database = folder / "registry.sqlite3"
+    registry.register_solved(database, result | {"versions": {}}, config.calibration)
+    return ms, result, database, config
+
+
+def test_fast_mode_is_not_for_science(solved, tmp_path, figure):
+    ms, result, database, config = solved_again(solved, tmp_path, fast=True, timebin_s=30, chanbin=4)
+    assert [path.rpartition("/")[2] for path in result["tables"].values()] == [
+        f"{ms.stem}.fast.bpcal",
+        f"{ms.stem}.fast.gcal",
+    ]
+    ratio, _ = against_truth(result, solved[2])
+    figure(f"fast mode: gains {np.median(ratio):.4f} of those injected, rms {ratio.std():.4f}")
+    assert np.median(ratio) == pytest.approx(1, abs=0.02)
+    gains = caltables.read(result["tables"]["G"])
+    assert np.abs(gains.gain[~gains.flags]) == pytest.approx(1, abs=1e-6)
+    mid_mjd, science = result["mid_mjd"], CalibrationConfig()
+    assert registry.select_for(database, mid_mjd, DEC_DEG, config.calibration)["science"] is False
+    with pytest.raises(NoCalibrationError, match="NON_SCIENCE: solved in fast mode"):
+        registry.select_for(database, mid_mjd, DEC_DEG, science)
+    with pytest.raises(CalibrationError, match="chanbin 7 does not divide its 96 channels"):
+        solved_again(solved, tmp_path, fast=True, chanbin=7)
+
+
+def test_gains_in_intervals_are_linear_in_their_group_and_a_mean_for_others(solved, tmp_path):
+    ms, result, *_ = solved_again(solved, tmp_path, gain_interval_s=60)
+    tables = result["tables"]
+    found = caltables.read(tables["G"])
+    assert len(np.unique(found.time_mjd)) == 5
+    with mset.open_table(tables["G"], readonly=False) as table:  # drifting gains
+        when = (found.time_mjd - found.time_mjd.min()) / np.ptp(found.time_mjd)
+        table.putcol("CPARAM", (found.gain * (1 + 0.2j * when[:, None, None])).astype(np.complex64))
+    data, flags, rows = caltables.apply(ms, tables, None)
+    caltables.apply_casa(ms, tables, None)
+    theirs, their_flags = (mset.read_grid(ms, name, 24) for name in ("CORRECTED_DATA", "FLAG"))
+    assert np.array_equal(flags, their_flags)
+    assert np.abs(data - theirs)[~flags].max() < 1e-5 * np.abs(theirs[~flags]).max()
+    drifting = caltables.read(tables["G"])
+    other = caltables._gains_at(drifting, len(mset.read_observation(ms).antenna_names), rows.time_mjd + 0.3)
+    good = ~drifting.flags[: other.shape[1], 0, 0]
+    assert other.shape[0] == 1
+    assert np.abs(other[0, good, 0] / found.gain[: other.shape[1]][good, 0, 0] - (1 + 0.1j)).max() < 0.05
+
+
+def test_apply_notices_a_set_that_is_far_from_the_catalogue(solved, tmp_path, figure):
+    ms, result, database, config = solved_again(solved, tmp_path)
+    chosen = registry.select_for(database, result["mid_mjd"], DEC_DEG, config.calibration)
+    found = apply_set(ms, chosen, DEC_DEG, config, None)
+    figure(f"catalogue's amplitude in calibrated data: {found['model_fit']:.4f} +- {found['model_fit_error']:.4f}")
+    assert found["model_fit"] == pytest.approx(1, abs=0.01)
+    assert found["model_fit_error"] < 0.01
+    with mset.open_table(result["tables"]["G"], readonly=False) as table:
+        table.putcol("CPARAM", 1.3 * table.getcol("CPARAM"))
+    with pytest.raises(CalibrationError, match=r"bpcal|gcal was altered"):
+        apply_set(ms, chosen, DEC_DEG, config, None)
+    sums = [registry.checksum(Path(path)) for path in chosen["tables"].values()]
+    with pytest.raises(CalibrationError, match=r"have 0\.59 of their amplitude, expected 1 within 0\.3"):
+        apply_set(ms, chosen | {"checksums": sums}, DEC_DEG, config, None)
+
+
+def test_tables_with_every_solution_flagged_leave_nothing_to_image(solved, tmp_path):
+    ms, result, _, config = solved_again(solved, tmp_path)
+    with mset.open_table(result["tables"]["B"], readonly=False) as table:
+        table.putcol("FLAG", np.ones_like(table.getcol("FLAG")))
+    quality = {kind: caltables.quality_of(Path(path), kind) for kind, path in result["tables"].items()}
+    assert any("B: antennas is 0" in line for line in caltables.problems(quality, config.calibration))
+    chosen = {"set_name": "x", "science": True, "tables": result["tables"],
+              "checksums": [registry.checksum(Path(p)) for p in result["tables"].values()]}  # fmt: skip
+    with pytest.raises(ValidationError, match="every visibility is flagged after calibration"):
+        apply_set(ms, chosen, DEC_DEG, config, None)
+
+
+def test_a_model_of_nothing_and_a_dead_reference_antenna_are_refused(solved, tmp_path, monkeypatch):
+    with pytest.raises(CalibrationError, match="has no unflagged data"):
+        solved_again(solved, tmp_path, refant="101")
+    with pytest.raises(CalibrationError, match="'999' is no antenna of this observation"):
+        solved_again(solved, tmp_path, refant="999")
+    monkeypatch.setattr(
+        skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.zeros((*vectors.shape[:2], len(freq_hz)))
+    )
+    for fast in (True, False):
+        with pytest.raises(ValidationError, match="the sky model is zero"):
+            solved_again(solved, tmp_path, fast=fast)
+
+
+def test_the_model_is_that_of_casas_ft(solved, tmp_path, monkeypatch, figure):
+    """Without beam and spectrum, which `ft` does not know; `ft` takes the directions from the phase centre's uvw."""
+    ms, *_ = solved
+    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    ra, dec = observation.phase_centre_deg
+    sources = [
+        skymodel.Source.power_law("a", ra, dec, 2.0, 0),
+        skymodel.Source.power_law("b", ra + 0.5, dec - 0.3, 1.0, 0),
+    ]
+    tasks, components = casa.tasks(), casa.tool("componentlist")
+    for source in sources:
+        components.addcomponent(
+            flux=10 ** source.log_flux[0], shape="point", dir=f"ICRS {source.ra_deg}deg {source.dec_deg}deg"
+        )
+    components.rename(str(tmp_path / "two.cl"))
+    components.done()
+    before = mset.read_grid(ms, "MODEL_DATA", 24)
+    tasks.ft(vis=str(ms), complist=str(tmp_path / "two.cl"), usescratch=True)
+    theirs = mset.read_grid(ms, "MODEL_DATA", 24)[..., 0]
+    mset.write_columns(ms, MODEL_DATA=before)
+    monkeypatch.setattr(
+        skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz)))
+    )
+    axes = track(ra, dec, rows.time_mjd).axes
+    ours = skymodel.predict(
+        sources, rows.time_mjd, axes, meridian_vector(np.radians(DEC_DEG)), observation.positions_m, rows.ant_1, rows.ant_2,
+        observation.freq_hz,
+    )  # fmt: skip
+    cross = rows.ant_1 != rows.ant_2
+    apart = np.abs(ours - theirs)[:, cross].max()
+    figure(f"model against CASA's ft: largest difference {apart:.4f} Jy of 3")
+    assert apart < 0.03
