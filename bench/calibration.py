@@ -17,7 +17,7 @@ from contimg import measurement_set as mset
 from contimg.calibration import solve_group
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
 from contimg.preparation import prepare, weigh
-from contimg.simulate import Simulation, read_sky, simulate_group
+from contimg.simulate import Simulation, antenna_gains, read_sky, simulate_group
 from contimg.uvh5 import inspect, parse_name
 
 START, DEC_DEG = "2026-03-02T20:03:10", 16.15
@@ -48,12 +48,14 @@ def make(folder: Path, flux_jy: float | None, off_deg: float) -> tuple[Path, flo
     return ms, outline.app_dec_deg
 
 
-def solve(folder: Path, ms: Path, dec_deg: float, flux_jy: float | None, solver: str) -> tuple[dict, float]:
+def solve(
+    folder: Path, ms: Path, dec_deg: float, flux_jy: float | None, solver: str = "fast", **more
+) -> tuple[dict, float]:
     """The solve stage with one of the solvers; its result, and seconds."""
     override = {"flux_override": {"2253+161": flux_jy}} if flux_jy else {}
     config = Config(
         paths=PathsConfig(products=folder / solver, state=folder / "state"), catalogues=CONFIG.catalogues,
-        calibration=CalibrationConfig(solver=solver, min_beam=0.4, allow=("2253+161",), **override),
+        calibration=CalibrationConfig(solver=solver, min_beam=0.3, allow=("2253+161",), **override, **more),
     )  # fmt: skip
     begin = time.perf_counter()
     result = solve_group(ms, START, dec_deg, config, Path(os.devnull))
@@ -69,12 +71,43 @@ def compare(ours: Path, theirs: Path) -> tuple[float, float]:
     return float(np.percentile(percent, 99)), float(np.percentile(phase_deg, 99))
 
 
+def field_left_out() -> None:
+    """What a model of the calibrator alone costs, as a function of its share of the flux in the beam."""
+    print(
+        "| calibrator (Jy at 1.4 GHz, deg off axis) | its share | gains, median | rms | thermal | with the field, median | rms |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for flux_jy, off_deg in ((12.66, 0.0), (12.66, 1.0), (5.0, 0.5), (5.0, 1.0), (2.0, 0.5), (2.0, 1.0), (1.0, 1.0)):
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work)
+            ms, dec_deg = make(folder, flux_jy, off_deg)
+            observation = mset.read_observation(ms)
+            sim = Simulation(start=START, antennas=96, channels=48, gain_seed=7)
+            truth = (
+                np.sqrt(sim.scale)
+                * np.abs(antenna_gains(sim, len(observation.antenna_names), observation.freq_hz[::-1]))[:, ::-1]
+            )
+            words = []
+            for radius_deg in (0.01, 2.5):
+                result, _ = solve(folder, ms, dec_deg, flux_jy, sky_radius_deg=radius_deg, min_flux_jy=0.5)
+                bandpass, gain = (caltables.read(Path(result["tables"][kind])) for kind in "BG")
+                good = ~bandpass.flags & ~gain.flags
+                ratio = np.abs(bandpass.gain * gain.gain)[good] / truth[good]
+                thermal = np.sqrt(np.mean(1 / bandpass.snr[good] ** 2) / 2)
+                words.append((result["modelled_share"], np.median(ratio), ratio.std(), thermal))
+            (share, median, rms, thermal), (_, *field) = words
+            print(f"| {flux_jy:g}, {off_deg:g} | {share:.2f} | {median:.4f} | {rms:.4f} | {thermal:.4f} | {field[0]:.4f} | {field[1]:.4f} |",
+                  flush=True)  # fmt: skip
+
+
 def main() -> None:
     """Every case."""
+    if "field" in sys.argv:
+        return field_left_out()
     print(
-        "| calibrator | solve, ours | CASA | apply and weigh, ours | apply, CASA | B against CASA | G against CASA | V |"
+        "| calibrator | solve, ours | CASA | fast mode | apply and weigh, ours | apply, CASA | B against CASA | G against CASA | V |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, (flux_jy, off_deg) in CASES.items():
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work)
@@ -83,6 +116,8 @@ def main() -> None:
             fast, fast_s = solve(folder, ms, dec_deg, flux_jy, "fast")
             reference, casa_s = solve(folder, ms, dec_deg, flux_jy, "casa")
             tables = fast["tables"]
+            solve(folder, ms, dec_deg, flux_jy, fast=True)
+            _, quick_s = solve(folder, ms, dec_deg, flux_jy, fast=True)
             caltables.apply_casa(ms, tables, Path(os.devnull))
             weigh(ms, *caltables.apply(ms, tables, None))
             begin = time.perf_counter()
@@ -97,7 +132,7 @@ def main() -> None:
             words = [
                 "{:.4f} %, {:.4f} deg".format(*compare(Path(tables[k]), Path(reference["tables"][k]))) for k in "BG"
             ]
-            times = " | ".join(f"{s:.1f}" for s in (fast_s, casa_s, apply_s, apply_casa_s))
+            times = " | ".join(f"{s:.1f}" for s in (fast_s, casa_s, quick_s, apply_s, apply_casa_s))
             print(f"| {name} | {times} | {' | '.join(words)} | {apart:.1e} |", flush=True)
             print(json.dumps({"quality": fast["quality"], "problems": fast["problems"]}), file=sys.stderr)
 

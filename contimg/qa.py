@@ -53,7 +53,8 @@ def plot_set(
     figure, grid = plt.subplots(3, 2, figsize=(12.5, 11), layout="constrained", height_ratios=(0.8, 1, 1))
     names = dict(enumerate(observation.antenna_names))
     _draw_station_gains(grid[0, 0], gains, names, np.abs)
-    grid[0, 0].set_ylabel("Gain amplitude, after bandpass")
+    low, high = grid[0, 0].get_ylim()
+    grid[0, 0].set(ylabel="Gain amplitude, after bandpass", ylim=(min(low, 0.97), max(high, 1.03)))
     grid[0, 1].set_axis_off()
     lines = [f"{'':18}" + "".join(f"{kind:>12}" for kind in solved["quality"])]
     for key in next(iter(solved["quality"].values())):
@@ -61,8 +62,9 @@ def plot_set(
         lines.append(f"{key.replace('_', ' '):18}{numbers}")
     lines += [
         f"\nreference station {solved['refant']}; solver: {solved['solver']}",
-        f"model: {solved['flux_jy']:.2f} Jy ({solved['flux_scale']}) at a mean beam of {solved['mean_beam']:.2f}, and",
-        f"{solved['field_sources']} field sources; {solved['modelled_share']:.0%} of the catalogued flux in the beam",
+        f"model: {solved['flux_jy']:.2f} Jy ({solved['flux_scale']})",
+        f"at a mean beam of {solved['mean_beam']:.2f}, and {solved['field_sources']} field sources:",
+        f"{solved['modelled_share']:.0%} of the catalogued flux in the beam",
         *(f"NOT USED: {problem}" for problem in solved["problems"]),
     ]
     grid[0, 1].text(0, 1, "\n".join(lines), family="monospace", fontsize=9, va="top", wrap=True)
