@@ -38,6 +38,8 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/start_up_scan.py
 	PYTHONPATH=. .venv/bin/python bench/full_size.py
 	PYTHONPATH=. .venv/bin/python bench/calibration.py
+	PYTHONPATH=. .venv/bin/python bench/calibration.py field
+	PYTHONPATH=. .venv/bin/python bench/imaging.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -39,9 +39,9 @@ def simulate(folder: Path, **options) -> dict[int, Path]:
     return {parse_name(path.name)[1]: path for path in paths}
 
 
-def measured(function, *args) -> tuple[float, float]:
+def measured(function, *args, context=FORK) -> tuple[float, float]:
     """Seconds, and the most memory (GB, shared pages not counted) of a call in a process of its own."""
-    process = FORK.Process(target=function, args=args)
+    process = context.Process(target=function, args=args)
     begin = time.perf_counter()
     process.start()
     peak, watched = 0, psutil.Process(process.pid)
@@ -147,9 +147,7 @@ def bench_tiles(work: Path, ms: Path) -> None:
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     data = mset.read_grid(ms, "DATA", rows.shape[0]).reshape(-1, 768, 2)
     nbaseline, copy = rows.shape[1], work / "tiles.ms"
-    print(
-        "\n| tile: channels x rows | write | all, by time | 200 rows | one baseline | 8 channels |\n|---|---|---|---|---|---|"
-    )
+    print("\n| tile: channels x rows | write | all, by time | 200 rows | one baseline | 8 channels |\n|---|---|---|---|---|---|")
     original = mset.tile_rows
     for channels, tall in ((768, 21), (768, 85), (192, 291), (48, original(nbaseline, 48)), (48, nbaseline)):
         mset.tile_rows = lambda *_, tall=tall: tall
@@ -213,9 +211,7 @@ def bench_flagging(work: Path) -> None:
     autos = ~cross
     ideal = np.repeat(~good[:, None, :, None], nbaseline, 1).repeat(2, 3)
     ideal[:, bad_antenna | autos] = True
-    gains = antenna_gains(
-        Simulation(start=START, gain_seed=GAIN_SEED), len(observation.antenna_names), observation.freq_hz
-    )
+    gains = antenna_gains(Simulation(start=START, gain_seed=GAIN_SEED), len(observation.antenna_names), observation.freq_hz)
     solution = gains[rows.ant_1] * np.conj(gains[rows.ant_2]) * Simulation(start=START).scale
     baseline_flux, ideal_rms = _flux(clean, model, ideal), None
     print("\n| strategy | s | narrow-band | burst | weak | dead antenna | good data lost | flux bias | image rms |")

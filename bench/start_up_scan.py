@@ -48,9 +48,7 @@ with tempfile.TemporaryDirectory() as work:
     timed("(writing the archive)", write_archive, incoming)
     names = timed("list 48,000 names", lambda: [RawFile.named(path) for path in incoming.iterdir()])
     timed("group them by name", cluster, names, 120, 300, SUBBANDS)
-    groups = timed(
-        "first look of the watcher: list, open files for 5 s, group", arrivals.look, config, {}, time.time(), 5
-    )
+    groups = timed("first look of the watcher: list, open files for 5 s, group", arrivals.look, config, {}, time.time(), 5)
     timed("all into the queue", refresh, config, {}, groups)
     print(f"{len(groups)} groups, of which {sum(g.is_checked() for g in groups)} were looked into and can go")
     groups = timed("without the limit: open every file", arrivals.look, config, {}, time.time())

@@ -72,9 +72,7 @@ class PathsConfig(_Section):
     """Where data come from and go to; relative paths are relative to the working directory."""
 
     incoming: Path = Field(Path("data/incoming"), description="raw *_sb??.hdf5 files; never written by the workflow")
-    staging: str = Field(
-        "auto", description="subband Measurement Sets go into a subfolder of this; auto: conversion.staging"
-    )
+    staging: str = Field("auto", description="subband Measurement Sets go into a subfolder of this; auto: conversion.staging")
     products: Path = Field(Path("data/products"), description="Measurement Sets, tables, images, results, plots, logs")
     state: Path = Field(Path("data/state"), description="SQLite databases, locks, run snapshots")
 
@@ -95,20 +93,14 @@ class IngestConfig(_Section):
     expected_subbands: int = Field(16, ge=1, le=99, description="a group is complete with the set 0..N-1")
     min_subbands: int = Field(16, ge=1, description="start with fewer after collecting_timeout_s; the rest is flagged")
     tolerance_s: float = Field(120, gt=0, lt=309, description="file names this close to the first are one group")
-    chunk_minutes: float = Field(
-        5, gt=0, description="length of a group; caps the span of names, also where headers join files"
-    )
+    chunk_minutes: float = Field(5, gt=0, description="length of a group; caps the span of names, also where headers join files")
     settle_s: float = Field(2, ge=0, description="a file written to less than this long ago is not looked at yet")
-    collecting_timeout_s: float = Field(
-        3600, gt=0, description="an incomplete group fails this long after its last file came"
-    )
+    collecting_timeout_s: float = Field(3600, gt=0, description="an incomplete group fails this long after its last file came")
     max_retries: int = Field(3, ge=0, description="attempts after the first before a group is failed")
     retry_backoff_s: float = Field(
         60, ge=0, description="the watcher waits this long before the second attempt, then twice as long"
     )
-    lease_s: float = Field(
-        120, gt=0, description="groups of a run that gave no sign of life for this long are taken back"
-    )
+    lease_s: float = Field(120, gt=0, description="groups of a run that gave no sign of life for this long are taken back")
     order: Literal["oldest", "newest"] = Field("oldest", description="which groups go first")
     groups_per_run: int = Field(16, ge=1, description="most groups that the watcher gives to one run")
     poll_s: float = Field(10, gt=0, description="the watcher looks at least this often; network disks send no events")
@@ -135,28 +127,20 @@ class FlaggingConfig(_Section):
     strategy: Literal["mad", "aoflagger", "tfcrop", "none"] = Field(
         "mad", description="what looks for interference: mad (array-averaged power), aoflagger, tfcrop (CASA), or none"
     )
-    channel_sigma: float = Field(
-        6.0, gt=3, description="mad: array-averaged power of a time and channel, above its neighbours"
-    )
+    channel_sigma: float = Field(6.0, gt=3, description="mad: array-averaged power of a time and channel, above its neighbours")
     sample_sigma: float = Field(7.0, gt=4, description="mad: amplitude of one visibility, above its baseline's")
     max_channel_fraction: float = Field(0.5, gt=0, le=1, description="mad: flag a channel with more than this flagged")
-    max_time_fraction: float = Field(
-        0.5, gt=0, le=1, description="mad: flag an integration with more than this flagged"
-    )
+    max_time_fraction: float = Field(0.5, gt=0, le=1, description="mad: flag an integration with more than this flagged")
     dead_coherence: float = Field(
         0.1, ge=0, lt=1, description="an antenna with less than this share of the array's median coherent power is dead"
     )
-    odd_noise_factor: float = Field(
-        5.0, gt=1, description="flag an antenna with this much more noise than most, or less"
-    )
+    odd_noise_factor: float = Field(5.0, gt=1, description="flag an antenna with this much more noise than most, or less")
 
 
 class CalibrationConfig(_Section):
     """Calibrator choice, sky model, solutions, validity."""
 
-    solver: Literal["fast", "casa"] = Field(
-        "fast", description="fast: our own least squares; casa: gaincal and bandpass"
-    )
+    solver: Literal["fast", "casa"] = Field("fast", description="fast: our own least squares; casa: gaincal and bandpass")
     do_k: bool = Field(False, description="solve delays (K) before the bandpass; with CASA")
     sky_min_mjy: float = Field(10, ge=0, description="faintest catalogue source in the model, mJy at 1.4 GHz")
     sky_radius_deg: float = Field(
@@ -185,9 +169,7 @@ class CalibrationConfig(_Section):
     min_antennas: int = Field(5, ge=5, description="a set with solutions for fewer antennas is not used")
     max_flagged: float = Field(0.5, gt=0, le=1, description="nor one with more of its solutions flagged")
     min_median_snr: float = Field(5.0, gt=0, description="nor one whose median solution has less signal to noise")
-    max_amplitude_scatter: float = Field(
-        0.2, gt=0, description="nor one that scatters more about its neighbours, relative"
-    )
+    max_amplitude_scatter: float = Field(0.2, gt=0, description="nor one that scatters more about its neighbours, relative")
     max_phase_scatter_deg: float = Field(12.0, gt=0, description="nor one that scatters more about its neighbours, deg")
     min_modelled: float = Field(0.8, ge=0, le=1, description="nor one whose model lacks more of the flux in the beam")
     validity_h: float = Field(24, gt=0, description="a set is valid this long before and after its mid time")
@@ -197,17 +179,48 @@ class CalibrationConfig(_Section):
 class ImagingConfig(_Section):
     """Imaging."""
 
-    mode: Literal["full"] = Field("full", description="full")
-    backend: Literal["wgridder", "tclean"] = Field("wgridder", description="wgridder (ducc0 + radler) or tclean (CASA)")
-    imsize: int = Field(4800, ge=128, description="pixels on a side; even, with small prime factors")
+    mode: Literal["full", "quick"] = Field("full", description="quick: a small coarse image to look at, marked so")
+    backend: Literal["wgridder", "tclean", "wsclean"] = Field(
+        "wgridder", description="wgridder (ducc0 + radler), tclean (CASA), or wsclean (a program)"
+    )
+    imsize: int = Field(4800, ge=128, multiple_of=2, description="pixels on a side; even, with small prime factors")
     cell_arcsec: float = Field(3.0, gt=0, description="pixel size; a fifth of the restoring beam or less")
+    weighting: Literal["briggs", "natural", "uniform"] = Field("briggs", description="of the visibilities")
     robust: float = Field(0.0, ge=-2, le=2, description="Briggs robust parameter")
+    taper_arcsec: float | None = Field(None, gt=0, description="Gaussian taper, FWHM in the image")
+    uvrange: UvRange = Field(None, description="baselines to image, as CASA has it: '>0.1klambda'")
+    average_channels: int | None = Field(
+        None, ge=1, description="average so many; null: as many as cost 0.3 % at the beam's 30 % point"
+    )
+    subtract_above_jy: FluxJy | None = Field(
+        0.5, description="catalogue sources that are apparently brighter leave the visibilities with their beam track; null: none"
+    )
+    subtract_outside_above_jy: FluxJy = Field(0.05, description="the same for sources outside the image, which no clean reaches")
+    beam_file: Path | None = Field(None, description="measured primary beam (FITS, power) instead of the Airy disk")
     niter: int = Field(50000, ge=0, description="most clean components")
+    gain: float = Field(0.1, gt=0, lt=1, description="of the clean's minor cycle")
+    multiscale: bool = Field(False, description="clean on several scales")
+    max_major_cycles: int = Field(12, ge=1, description="then the clean ends")
+    max_minutes: float = Field(30, gt=0, description="then the clean ends, after its major cycle")
     threshold: FluxJy | None = Field(None, description="stop at this residual peak ('0.5mJy'); null: threshold_sigma")
     threshold_sigma: float = Field(1.5, gt=0, description="stop at this many sigma inside the automatic mask")
     mask_sigma: float = Field(5.0, gt=0, description="peaks above this many sigma enter the automatic mask")
     beam_limit: float = Field(0.2, gt=0, lt=1, description="the primary-beam corrected image is blank below")
     skip_fits: bool = Field(False, description="write the CASA images only")
+
+
+class ValidationConfig(_Section):
+    """When an image is only passable (warn), or must not be used (fail)."""
+
+    warn_rms: float = Field(1.5, gt=0, description="noise over the thermal expectation")
+    fail_rms: float = Field(10.0, gt=0, description="the same")
+    warn_flux: float = Field(0.03, gt=0, description="median flux ratio to the catalogue, difference from 1")
+    fail_flux: float = Field(0.2, gt=0, description="the same")
+    warn_offset_arcsec: float = Field(1.0, gt=0, description="median offset from the catalogue")
+    fail_offset_arcsec: float = Field(5.0, gt=0, description="the same")
+    warn_lost: float = Field(0.1, ge=0, description="share of the catalogue's bright sources that were not found")
+    fail_lost: float = Field(0.5, ge=0, description="the same")
+    min_compared: int = Field(4, ge=1, description="sources that a comparison takes")
 
 
 class RetentionConfig(_Section):
@@ -228,6 +241,7 @@ class Config(_Section):
     flagging: FlaggingConfig = FlaggingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     imaging: ImagingConfig = ImagingConfig()
+    validation: ValidationConfig = ValidationConfig()
     retention: RetentionConfig = RetentionConfig()
 
     @property
@@ -238,8 +252,8 @@ class Config(_Section):
         return "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
 
     def digest(self) -> str:
-        """Short hash of what decides the science: all but `paths`, `retention` and the choice of groups."""
-        science = self.model_dump(mode="json", exclude={"paths", "ingest", "retention"})
+        """Short hash of what decides the science: all but `paths`, `validation`, `retention` and the choice of groups."""
+        science = self.model_dump(mode="json", exclude={"paths", "ingest", "validation", "retention"})
         return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -249,11 +263,11 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise ConfigError(
-            "configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml."
-        ) from None
+        raise ConfigError("configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml.") from None
     if config.ingest.min_subbands > config.ingest.expected_subbands:
         raise ConfigError("configuration: ingest.min_subbands is larger than ingest.expected_subbands")
+    if config.calibration.do_k and config.calibration.gain_interval_s:
+        raise ConfigError("configuration: calibration.do_k and gain_interval_s do not go together: choose one")
     if config.writer == "pyuvdata" and config.ingest.expected_subbands > _PYUVDATA_SUBBANDS:
         raise ConfigError(
             f"configuration: conversion.writer pyuvdata is for {_PYUVDATA_SUBBANDS} subbands at most, and "

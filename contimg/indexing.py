@@ -29,8 +29,9 @@ def index_group(group: str, config: Config) -> dict:
     imaged = results["image"]
     # With skip_fits the CASA images stand for the FITS files; the residual is a CASA image in either case.
     types = _IMAGE_TYPES if "pbcor.fits" in imaged["images"] else _CASA_TYPES
-    images = [(kind, imaged["images"][suffix]) for suffix, kind in types.items()]
-    images.append(("residual", imaged["images"]["residual"]))
+    types = types | {"residual": "residual"}
+    quick = "quick_" if imaged["mode"] == "quick" else ""
+    images = [(quick + kind, imaged["images"][suffix]) for suffix, kind in types.items()]
     artifacts = {name: Path(path) for name, path in results["qa"]["artifacts"].items()}
     absent = [path for path in [*(p for _, p in images), *map(str, artifacts.values())] if not Path(path).exists()]
     if absent:
@@ -39,7 +40,7 @@ def index_group(group: str, config: Config) -> dict:
         "path": str(paths.ms(group)), "start_mjd": imaged["start_mjd"], "end_mjd": imaged["end_mjd"],
         "mid_mjd": results["convert"]["mid_mjd"], "processed_at": db.now(), "status": "ok", "stage": "index",
         "stage_updated_at": db.now(), "cal_applied": results["caltables"]["set_name"],
-        "imagename": dict(images)["pbcor"],
+        "imagename": dict(images)[f"{quick}pbcor"],
     }  # fmt: skip
     image_bytes = {path: verified_bytes(Path(path)) for path in imaged["images"].values()}
     seconds = {stage: values["seconds"] for stage, values in results.items() if stage != "index"}
@@ -75,4 +76,4 @@ def verified_bytes(path: Path) -> int:
 def bytes_on_disk(path: Path) -> int:
     """Size of a file, or of all files in a folder; 0 when it is not there."""
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(f.stat().st_size for f in files if f.is_file() and f.name != ".snakemake_timestamp")
+    return sum(f.stat().st_size for f in files if f.is_file() and f.name not in (".snakemake_timestamp", "table.lock"))

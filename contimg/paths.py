@@ -16,6 +16,7 @@ RAW_PATTERN = "*_sb??.hdf5"
 STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa", "index")
 CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
 FAST_SUFFIX = ".fast"
+QUICK_MARK = ".quick"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
 TMPFS = Path("/dev/shm")
@@ -47,9 +48,9 @@ class Paths:
         """Calibration table of one kind (K, B or G) of a set: `set_name(group, fast)`."""
         return self.products / "caltables" / f"{set_name}.{CALTABLE_SUFFIXES[kind]}"
 
-    def image(self, group: str, suffix: str) -> Path:
+    def image(self, group: str, suffix: str, quick: bool = False) -> Path:
         """Image product, by the suffixes of CASA_IMAGES and FITS_IMAGES."""
-        return self.products / "images" / f"{group}.{suffix}"
+        return self.products / "images" / f"{group}{QUICK_MARK if quick else ''}.{suffix}"
 
     def result(self, group: str, stage: str) -> Path:
         """JSON result of a finished stage."""
@@ -125,7 +126,5 @@ def set_name(group: str, fast: bool) -> str:
 
 def staged(staging: Path, group: str, config: Config) -> list[Path]:
     """What conversion leaves for concat: a Measurement Set per subband, or a single one when pyuvdata writes it."""
-    labels = (
-        ["whole"] if config.writer == "pyuvdata" else [f"sb{sb:02d}" for sb in range(config.ingest.expected_subbands)]
-    )
+    labels = ["whole"] if config.writer == "pyuvdata" else [f"sb{sb:02d}" for sb in range(config.ingest.expected_subbands)]
     return [staging / group / f"{label}.ms" for label in labels]

@@ -43,6 +43,16 @@ class Image(Base):
     beam_minor_arcsec: Mapped[float]
     beam_pa_deg: Mapped[float]
     noise_jy: Mapped[float]
+    thermal_jy: Mapped[float]
+    dynamic_range: Mapped[float]
+    verdict: Mapped[str]  # good, warn, fail
+    verdict_reasons: Mapped[str]
+    science: Mapped[bool]
+    flux_ratio: Mapped[float | None]  # median, to the catalogue
+    flux_scatter: Mapped[float | None]
+    offset_arcsec: Mapped[float | None]  # median
+    expected_sources: Mapped[int]
+    found_sources: Mapped[int]
     pbcor: Mapped[bool]
 
 
@@ -59,33 +69,31 @@ class QaArtifact(Base):
 
 
 def record_group(
-    session: Session,
-    group_id: str,
-    ms: Mapping,
-    images: list[tuple[str, str]],
-    image: Mapping,
-    artifacts: Mapping[str, Path],
+    session: Session, group_id: str, ms: Mapping, images: list[tuple[str, str]], image: Mapping, artifacts: Mapping[str, Path]
 ) -> None:
-    """Replace everything the index says about a group.
+    """Replace everything the index says about a group; its full images stay when it gets a quick look, and the other way round.
 
     ms         columns of ms_index
     images     (type, path) of every image on disk
-    image      result of the image stage: beam and noise
+    image      result of the image stage: beam, noise, what the catalogue says of it
     artifacts  QA plots by name
     """
-    session.execute(delete(Image).where(Image.ms_path == ms["path"]))
+    quick = Image.type.startswith("quick_")
+    same = quick if images[0][0].startswith("quick_") else ~quick
+    session.execute(delete(Image).where(Image.ms_path == ms["path"], same))
     session.execute(delete(QaArtifact).where(QaArtifact.group_id == group_id))
     session.merge(MeasurementSet(**ms))
     session.flush()
-    beam = image["beam_major_arcsec"], image["beam_minor_arcsec"], image["beam_pa_deg"]
+    same_names = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "thermal_jy", "dynamic_range", "verdict", "science")
+    check = image["catalogue"]
+    common = {name: image[name] for name in same_names} | {
+        "noise_jy": image["rms_jy"], "verdict_reasons": "; ".join(image["verdict_reasons"]), "ms_path": ms["path"],
+        "flux_ratio": check["flux_ratio"], "flux_scatter": check["flux_scatter"], "offset_arcsec": check["offset_arcsec"],
+        "expected_sources": check["expected"], "found_sources": check["found"],
+    }  # fmt: skip
     session.add_all(
-        Image(
-            path=path, ms_path=ms["path"], created_at=db.now(), type=kind, noise_jy=image["rms_jy"],
-            pbcor=kind == "pbcor", beam_major_arcsec=beam[0], beam_minor_arcsec=beam[1], beam_pa_deg=beam[2],
-        )
-        for kind, path in images
-    )  # fmt: skip
+        Image(path=path, created_at=db.now(), type=kind, pbcor=kind.endswith("pbcor"), **common) for kind, path in images
+    )
     session.add_all(
-        QaArtifact(group_id=group_id, name=name, path=str(path), created_at=db.now())
-        for name, path in artifacts.items()
+        QaArtifact(group_id=group_id, name=name, path=str(path), created_at=db.now()) for name, path in artifacts.items()
     )

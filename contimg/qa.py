@@ -24,14 +24,13 @@ _THUMBNAIL_PIXELS = 900
 def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, prepared: Mapping) -> dict[str, str]:
     """Draw every plot of a group; returns their paths by name."""
     paths = Paths.of(config)
-    artifacts = {name: paths.qa(group, name) for name in ("image", "thumbnail", "bandpass", "gains", "flags")}
+    artifacts = {name: paths.qa(group, name) for name in ("image", "thumbnail", "catalogue", "bandpass", "gains", "flags")}
     artifacts["image"].parent.mkdir(parents=True, exist_ok=True)
     picture = _coarse_image(Path(imaged["images"]["image.pbcor"]), _THUMBNAIL_PIXELS)
-    title = (
-        f"{group}  ·  {imaged['freq_hz'] / 1e9:.3f} GHz  ·  calibrated by {chosen['cal_field']} ({chosen['set_name']})"
-    )
+    title = f"{group}  ·  {imaged['freq_hz'] / 1e9:.3f} GHz  ·  calibrated by {chosen['cal_field']} ({chosen['set_name']})"
     _save(_draw_image(picture, imaged, title), artifacts["image"])
     _save(_draw_thumbnail(picture, imaged), artifacts["thumbnail"], dpi=40)
+    _save(_draw_catalogue(imaged, group), artifacts["catalogue"])
     observation = mset.read_observation(paths.ms(group))
     names = dict(enumerate(observation.antenna_names))
     bandpass = caltables.read(Path(chosen["tables"]["B"]))
@@ -100,9 +99,7 @@ def _coarse_image(path: Path, pixels: int) -> np.ndarray:
     side = values.shape[0] // factor
     blocks = values[: side * factor, : side * factor].reshape(side, factor, side, factor)
     with np.errstate(all="ignore"):
-        return np.where(
-            np.isnan(blocks).all(axis=(1, 3)), np.nan, np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3))
-        )
+        return np.where(np.isnan(blocks).all(axis=(1, 3)), np.nan, np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3)))
 
 
 def _show(axes, picture: np.ndarray, imaged: Mapping):
@@ -139,6 +136,50 @@ def _draw_image(picture: np.ndarray, imaged: Mapping, title: str):
     )
     axes.set_xlabel(f"Offset to the east of RA {ra0:.4f} deg (deg, ICRS)")
     axes.set_ylabel(f"Offset to the north of Dec {dec0:+.4f} deg (deg, ICRS)")
+    return figure
+
+
+def _draw_catalogue(imaged: Mapping, group: str):
+    """Fluxes and positions against the catalogue's."""
+    sources = [s for s in imaged["sources"] if s["found"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.6), layout="constrained", width_ratios=(1.25, 1))
+    for inner, name, colour, marker in ((True, "beam above a half", _BLUE, "o"), (False, "beam below a half", _ORANGE, "s")):
+        some = [s for s in sources if (s["beam"] >= 0.5) == inner]
+        flux_jy, ratio, error = (
+            np.array([function(s) for s in some])
+            for function in (lambda s: s["catalogue_jy"], lambda s: s["flux_jy"] / s["catalogue_jy"],
+                             lambda s: s["flux_jy"] / s["catalogue_jy"] / s["snr"])
+        )  # fmt: skip
+        style = {"fmt": marker, "ms": 4.5, "color": colour, "elinewidth": 0.8, "label": f"{name} ({len(some)})"}
+        left.errorbar(flux_jy * 1e3, ratio, yerr=error, **style)
+        # A position is known to the beam over twice the signal to noise.
+        beam = imaged["beam_major_arcsec"], imaged["beam_minor_arcsec"]
+        blur = np.array([np.sqrt(beam[0] * beam[1]) / (2 * s["snr"]) for s in some])
+        right.errorbar([s["east_arcsec"] for s in some], [s["north_arcsec"] for s in some], xerr=blur, yerr=blur, **style)
+    check = imaged["catalogue"]
+    left.axhline(1, color="0.6", lw=0.8)
+    left.set(xscale="log", xlabel="Catalogue flux density at the image's frequency (mJy)", ylabel="Measured / catalogue")
+    for formatted in (left.xaxis.set_major_formatter, left.xaxis.set_minor_formatter):
+        formatted("{x:g}")
+    left.tick_params(axis="x", which="minor", labelsize=7)
+    left.legend(frameon=False, fontsize=9)
+    right.axhline(0, color="0.6", lw=0.8)
+    right.axvline(0, color="0.6", lw=0.8)
+    reach = max(1.0, *(abs(s[k]) for s in sources for k in ("east_arcsec", "north_arcsec"))) * 1.15 if sources else 1.0
+    right.set(xlim=(reach, -reach), ylim=(-reach, reach), xlabel="Offset to the east (arcsec)", aspect="equal")
+    right.set_ylabel("Offset to the north (arcsec)")
+    numbers = "no source above 20 sigma inside the half-power beam"
+    if check["compared"]:
+        east, north = check["offset_east_arcsec"], check["offset_north_arcsec"]
+        numbers = (
+            f"{check['compared']} sources above 20 sigma inside the half-power beam: flux ratio {check['flux_ratio']:.3f}, "
+            f'scatter {check["flux_scatter"]:.3f}; offset {east:+.2f}" east, {north:+.2f}" north'
+        )
+    reasons = f": {'; '.join(imaged['verdict_reasons'])}" if imaged["verdict_reasons"] else ""
+    figure.suptitle(
+        f"{group}  ·  {imaged['verdict']}{reasons}\n{numbers}\n{check['found']} of {check['expected']} above 5 sigma found; "
+        f"noise {imaged['rms_jy'] * 1e3:.2f} mJy/beam, {imaged['rms_jy'] / imaged['thermal_jy']:.2f} of thermal", fontsize=10,
+    )  # fmt: skip
     return figure
 
 

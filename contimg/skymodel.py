@@ -29,9 +29,7 @@ class Source:
     reference_hz: float = CATALOGUE_HZ
 
     @classmethod
-    def power_law(
-        cls, name: str, ra_deg: float, dec_deg: float, flux_jy: float, alpha: float = DEFAULT_ALPHA
-    ) -> "Source":
+    def power_law(cls, name: str, ra_deg: float, dec_deg: float, flux_jy: float, alpha: float = DEFAULT_ALPHA) -> "Source":
         """A source of `flux_jy` at 1.4 GHz with S proportional to nu^alpha."""
         return cls(name, ra_deg, dec_deg, (float(np.log10(flux_jy)), alpha))
 
@@ -60,9 +58,7 @@ def within(table: pd.DataFrame, ra_deg: float, dec_deg: float, radius_deg: float
     return table[separation_deg(table.ra_deg.values, table.dec_deg.values, ra_deg, dec_deg) <= radius_deg]
 
 
-def calibrator_model(
-    calibrator: Source, catalogue: pd.DataFrame, radius_deg: float, min_flux_jy: float
-) -> list[Source]:
+def calibrator_model(calibrator: Source, catalogue: pd.DataFrame, radius_deg: float, min_flux_jy: float) -> list[Source]:
     """The calibrator and the catalogue sources around it; its own catalogue entry is the same source, counted once."""
     near = within(catalogue, calibrator.ra_deg, calibrator.dec_deg, radius_deg)
     away = separation_deg(near.ra_deg.values, near.dec_deg.values, calibrator.ra_deg, calibrator.dec_deg)
@@ -97,15 +93,21 @@ def predict(sources: Sequence[Source], mjd, phase_axes, pointing, positions_m, a
     conversion makes of the sky. Channels are evenly spaced.
     """
     vectors, fluxes = apparent_fluxes(sources, mjd, pointing, freq_hz)
-    used = np.unique(np.concatenate([ant_1, ant_2]))
-    stations = meridian_frame_m(positions_m[used])
-    one, two = np.searchsorted(used, ant_1), np.searchsorted(used, ant_2)
     model = np.empty((len(mjd), len(ant_1), len(freq_hz)), np.complex64)
+    for t in range(len(mjd)):
+        model[t] = predict_integration(vectors[t], fluxes[t], phase_axes[t], positions_m, ant_1, ant_2, freq_hz)
+    return model
+
+
+def predict_integration(vectors, fluxes_jy, phase_axes, positions_m, ant_1, ant_2, freq_hz) -> np.ndarray:
+    """Of one integration, (nbaseline, nchan): sources at apparent `vectors` (nsource, 3) with `fluxes_jy` (nsource, nchan)."""
+    used = np.unique(np.concatenate([ant_1, ant_2]))
+    one, two = np.searchsorted(used, ant_1), np.searchsorted(used, ant_2)
+    path = meridian_frame_m(positions_m[used]) @ (vectors - phase_axes[2]).T  # (nant, nsource)
     first = freq_hz[0] / SPEED_OF_LIGHT_M_S
     step = (freq_hz[-1] - freq_hz[0]) / max(1, len(freq_hz) - 1) / SPEED_OF_LIGHT_M_S
-    for t in range(len(mjd)):
-        path = stations @ (vectors[t] - phase_axes[t, 2]).T  # (nant, nsource)
-        _sum_sources(path, first, step, fluxes[t].T.astype(np.float32), one, two, model[t])
+    model = np.empty((len(ant_1), len(freq_hz)), np.complex64)
+    _sum_sources(path, first, step, np.ascontiguousarray(fluxes_jy.T, np.float32), one, two, model)
     return model
 
 

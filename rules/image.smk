@@ -1,7 +1,8 @@
 # Image, correct for the primary beam, write FITS; plots.
 
-CASA_PRODUCTS = directory([str(PATHS.image("{group}", suffix)) for suffix in names.CASA_IMAGES])
-FITS_PRODUCTS = [] if CONFIG.imaging.skip_fits else [str(PATHS.image("{group}", s)) for s in names.FITS_IMAGES]
+QUICK = CONFIG.imaging.mode == "quick"
+CASA_PRODUCTS = directory([str(PATHS.image("{group}", suffix, QUICK)) for suffix in names.CASA_IMAGES])
+FITS_PRODUCTS = [] if CONFIG.imaging.skip_fits else [str(PATHS.image("{group}", s, QUICK)) for s in names.FITS_IMAGES]
 
 
 rule image:

@@ -16,6 +16,9 @@ class Accuracy:
     flux_sigmas: np.ndarray
     position_sigmas: np.ndarray
     rms_jy: float
+    east_arcsec: np.ndarray
+    north_arcsec: np.ndarray
+    snr: np.ndarray
 
     def __str__(self) -> str:
         scatter = 1.4826 * np.median(np.abs(self.ratio - np.median(self.ratio)))
@@ -50,8 +53,11 @@ def _peak(values: np.ndarray) -> tuple[float, float, float]:
     return float(np.exp(c[0] + 0.5 * (c[1] * x + c[2] * y))), float(x), float(y)
 
 
-def measure(image_path, pbcor_path, truth_path) -> Accuracy:
-    """Truth's sources above 20 sigma inside the half-power beam; those with a neighbour within two beams are left out."""
+def measure(image_path, pbcor_path, truth_path, least_snr=20, least_beam=0.5) -> Accuracy:
+    """Truth's sources above 20 sigma inside the half-power beam; those with a neighbour within two beams are left out.
+
+    A neighbour of less than a fiftieth of the flux is none.
+    """
     truth = json.loads(truth_path.read_text())
     header = fits.getheader(pbcor_path)
     apparent, corrected = (fits.getdata(p).squeeze().astype(float) for p in (image_path, pbcor_path))
@@ -63,10 +69,12 @@ def measure(image_path, pbcor_path, truth_path) -> Accuracy:
     cell_arcsec = header["CDELT2"] * 3600
     beam_arcsec = 3600 * np.sqrt(header["BMAJ"] * header["BMIN"])
     radius = int(np.ceil(beam_arcsec / 2 / cell_arcsec))
+    fluxes = np.array([s["flux"] for s in truth["sources"]])
     places = np.array([wcs.wcs_world2pix(s["ra"], s["dec"], 0) for s in truth["sources"]])
     found = []
     for k, source in enumerate(truth["sources"]):
         near = np.hypot(*(places - places[k]).T) * cell_arcsec < 2 * header["BMAJ"] * 3600
+        near &= fluxes >= source["flux"] / 50
         i, j = places[k].round().astype(int)
         if near.sum() > 1 or not (radius < i < len(apparent) - radius - 1 and radius < j < len(apparent) - radius - 1):
             continue
@@ -77,14 +85,15 @@ def measure(image_path, pbcor_path, truth_path) -> Accuracy:
         reference_hz = truth.get("fref", truth.get("reference_hz"))
         flux = source["flux"] * (header["CRVAL3"] / reference_hz) ** source["alpha"]
         snr = flux * response / rms
-        if not (response >= 0.5 and snr >= 20):  # chosen by the truth: a source that is lost counts as wrong
+        if not (response >= least_beam and snr >= least_snr):  # chosen by the truth: a source that is lost counts as wrong
             continue
         peak, dx, dy = _peak(apparent[y - 1 : y + 2, x - 1 : x + 2])
-        away = np.hypot(x + dx - places[k][0], y + dy - places[k][1]) * cell_arcsec
-        found.append((source["name"], peak / response / flux, away, snr))
-    names, ratio, away, snr = zip(*found, strict=True)
-    ratio, away, snr = np.array(ratio), np.array(away), np.array(snr)
+        east, north = (places[k][0] - x - dx) * cell_arcsec, (y + dy - places[k][1]) * cell_arcsec
+        found.append((source["name"], peak / response / flux, east, north, snr))
+    names, ratio, east, north, snr = zip(*found, strict=True)
+    ratio, east, north, snr = (np.array(values) for values in (ratio, east, north, snr))
+    away = np.hypot(east, north)
     return Accuracy(
         list(names), ratio, away, np.abs(ratio - 1) / np.hypot(0.03, 1 / snr),
-        away / np.hypot(0.5, beam_arcsec / 2 / snr), float(rms),
+        away / np.hypot(0.5, beam_arcsec / 2 / snr), float(rms), east, north, snr,
     )  # fmt: skip

@@ -7,11 +7,14 @@ Image arrays are (x, y): x grows to the west (RA falls), y to the north; the pha
 """
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from contimg.config import ImagingConfig
+
+_ENOUGH_PIXELS = 1_000_003  # for the noise; no divisor of an image's width
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,21 @@ class Beam:
 class ImageRequest:
     """What to image and how."""
 
-    ms: Path
+    inputs: object  # what the backend's `prepare` made of the visibilities
     options: ImagingConfig
     workdir: Path  # for a backend's scratch files
     threads: int
     logfile: Path | None
 
 
+class Diverged(Exception):
+    """The clean made things worse."""
+
+
 @dataclass
 class Deconvolved:
-    """What an imager gives: (npix, npix) arrays in Jy/beam (image, residual, psf) and Jy/pixel (model)."""
+    """What an imager gives: (npix, npix) arrays in Jy/beam (residual, psf) and Jy/pixel (model)."""
 
-    image: np.ndarray
     residual: np.ndarray
     model: np.ndarray
     psf: np.ndarray
@@ -55,6 +61,7 @@ class Deconvolved:
 
 def robust_rms(values: np.ndarray) -> float:
     """Standard deviation from the median absolute deviation, after clipping at 5 sigma: noise without sources."""
+    values = values.ravel()[:: max(1, values.size // _ENOUGH_PIXELS)]
     sample = values[np.isfinite(values)]
     for _ in range(3):
         centre = np.median(sample)
@@ -64,9 +71,5 @@ def robust_rms(values: np.ndarray) -> float:
 
 
 def backend(name: str):
-    """The function `ImageRequest -> Deconvolved` of an imager."""
-    if name == "tclean":
-        from contimg.imaging.tclean import deconvolve
-    else:
-        from contimg.imaging.wgridder import deconvolve
-    return deconvolve
+    """The module of an imager: `prepare(stokes, options, workdir)` gives its inputs, `deconvolve(request)` a Deconvolved."""
+    return import_module(f"contimg.imaging.{name}")

@@ -2,17 +2,26 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from contimg.config import Config
+import numpy as np
+
+from contimg.calibrators import read_sky
+from contimg.config import Config, ImagingConfig
 from contimg.errors import ImagingError
-from contimg.imaging import ImageRequest, backend, products
+from contimg.imaging import Deconvolved, Diverged, ImageRequest, backend, products, robust_rms
+from contimg.imaging.restoring import add_points, restore
+from contimg.imaging.validation import compare_catalogue, verdict
+from contimg.imaging.visibilities import StokesI, Subtracted, bright_sources, expectations, read_stokes_i, subtract
 from contimg.paths import Paths
-from contimg.skymodel import read_catalogue
+from contimg.skymodel import as_sources, within
 
 log = logging.getLogger(__name__)
+
+_BRIGHT_WITHIN_DEG = 6.0
 
 
 def image_group(
@@ -22,39 +31,47 @@ def image_group(
 
     converted, chosen  results of the convert and caltables stages: pointing, subbands, calibration set
     """
-    options, paths = config.imaging, Paths.of(config)
+    options, paths = effective_options(config.imaging), Paths.of(config)
     folder = paths.image(group, "image").parent
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f".{group}.*.partial"):
         products.mset.remove(leftover)  # of an attempt that was killed
-    grid, pb, summary = products.primary_beam(ms, options, converted["app_dec_deg"])
+    stokes, catalogue = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange), read_sky(config)
+    taken, absent = _subtract_bright(stokes, catalogue, options)
+    grid, pb, summary = products.primary_beam(stokes, options)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:
-        request = ImageRequest(ms, options, Path(work), threads, logfile)
-        result = backend(options.backend)(request)
-        numbers = products.noise_and_peak(result, pb)
+        expected = {} if options.backend == "wgridder" else expectations(stokes, options)  # wgridder says it itself
+        inputs = backend(options.backend).prepare(stokes, options, Path(work))
+        del stokes  # a gigabyte
+        result, cleaned = _clean(ImageRequest(inputs, options, Path(work), threads, logfile))
+        image = restore(result.model, result.residual, result.beam, options.cell_arcsec, threads)
+        _put_back(image, result, taken, grid, options)
+        numbers = {"rms_jy": robust_rms(result.residual[pb >= 0.5]), "peak_jy": float(np.nanmax(image))}
         if not numbers["rms_jy"] > 0:
-            raise ImagingError(
-                f"{ms}: the image is blank (residual rms {numbers['rms_jy']} Jy/beam). Nothing to publish."
-            )
-        catalogue = read_catalogue(config.catalogues.sky)
-        check, table = products.compare_catalogue(
-            result, pb, grid, numbers["rms_jy"], catalogue, summary["freq_hz"], options
-        )
+            raise ImagingError(f"{ms}: the image is blank (residual rms {numbers['rms_jy']} Jy/beam). Nothing to publish.")
+        result.notes = expected | result.notes
+        numbers["thermal_jy"] = result.notes.pop("thermal_jy")
+        numbers["dynamic_range"] = numbers["peak_jy"] / numbers["rms_jy"]
+        check, table = compare_catalogue(image, result.beam, pb, grid, numbers["rms_jy"], catalogue, summary["freq_hz"], options)
+        judged, reasons = verdict(numbers, check, cleaned, config.validation)
         keywords = {
-            "OBJECT": group, "RMS": numbers["rms_jy"], "NSUBBAND": len(converted["subbands"]),
+            "OBJECT": group, "RMS": numbers["rms_jy"], "THERMAL": numbers["thermal_jy"], "NSUBBAND": len(converted["subbands"]),
             "CALSET": chosen["set_name"], "CALMJD": chosen["set_mid_mjd"], "FLUXCAL": chosen["cal_field"],
             "FLUXSCAL": chosen["flux_scale"], "IMAGER": options.backend, "IMGMODE": options.mode,
-            "QUALITY": "SCIENCE" if chosen["science"] else "NON_SCIENCE",
-            "CONFIG": config.digest(), "SOFTWARE": f"contimg {version('contimg')}",
+            "QUALITY": "SCIENCE" if chosen["science"] and options.mode == "full" else "NON_SCIENCE",
+            "VERDICT": judged, "CLEANED": cleaned, "CONFIG": config.digest(), "SOFTWARE": f"contimg {version('contimg')}",
         }  # fmt: skip
         published = products.write_products(
-            lambda suffix: paths.image(group, suffix), Path(work), grid, result, pb, summary, options, keywords
-        )
-    log.info("catalogue: %s", check)
-    beam = result.beam
+            lambda suffix: paths.image(group, suffix, options.mode == "quick"), Path(work), grid, image, result, pb, summary,
+            options, keywords,
+        )  # fmt: skip
+    log.info("%s %s; catalogue: %s", judged, reasons, check)
+    beam, half_day = result.beam, summary["integration_s"] / 2 / 86400
     return {
         "backend": options.backend,
         "mode": options.mode,
+        "science": keywords["QUALITY"] == "SCIENCE",
+        "cleaned": cleaned,
         "beam_major_arcsec": float(beam.major_arcsec),
         "beam_minor_arcsec": float(beam.minor_arcsec),
         "beam_pa_deg": float(beam.pa_deg),
@@ -64,10 +81,65 @@ def image_group(
         "cell_arcsec": options.cell_arcsec,
         "centre_deg": list(grid.centre_deg),
         "freq_hz": summary["freq_hz"],
-        "start_mjd": float(summary["time_mjd"][0] - summary["integration_s"] / 2 / 86400),
-        "end_mjd": float(summary["time_mjd"][-1] + summary["integration_s"] / 2 / 86400),
+        "start_mjd": float(summary["time_mjd"][0] - half_day),
+        "end_mjd": float(summary["time_mjd"][-1] + half_day),
         "flagged": summary["flagged"],
+        "subtracted": [one.summary for one in taken],
+        "bright_not_found": absent,
+        "verdict": judged,
+        "verdict_reasons": reasons,
         "catalogue": check,
         "sources": table.round(6).to_dict("records"),
         "images": {suffix: str(path) for suffix, path in published.items()},
     }
+
+
+def effective_options(options: ImagingConfig) -> ImagingConfig:
+    """What quick mode makes of the options: a small image of the half-power beam, tapered to its cells."""
+    if options.mode != "quick":
+        return options
+    imsize = min(options.imsize, 512)
+    cell_arcsec = max(options.cell_arcsec, 2.9 * 3600 / imsize)
+    return options.model_copy(
+        update={"imsize": imsize, "cell_arcsec": cell_arcsec, "niter": min(options.niter, 300), "weighting": "briggs",
+                "robust": 0.0, "taper_arcsec": max(options.taper_arcsec or 0, 2.5 * cell_arcsec), "max_major_cycles": 3}
+    )  # fmt: skip
+
+
+def _subtract_bright(stokes: StokesI, catalogue, options: ImagingConfig) -> tuple[list[Subtracted], list[str]]:
+    if options.subtract_above_jy is None:
+        return [], []
+    near = as_sources(within(catalogue, *stokes.observation.phase_centre_deg, _BRIGHT_WITHIN_DEG))
+    return subtract(bright_sources(near, stokes, options), stokes)
+
+
+def _clean(request: ImageRequest) -> tuple[Deconvolved, str]:
+    """As asked; a clean that diverges once more with safer settings; else the dirty image. And which of these it is."""
+    options = request.options
+    imager = backend(options.backend)
+    safer = options.model_copy(
+        update={"gain": options.gain / 3, "mask_sigma": 1.5 * options.mask_sigma, "threshold_sigma": 2 * options.threshold_sigma}
+    )  # fmt: skip
+    for tried, what in ((options, "as asked"), (safer, "safer settings")):
+        try:
+            return imager.deconvolve(replace(request, options=tried)), what
+        except Diverged as error:
+            log.warning("the clean diverged (%s): %s", what, error)
+            for leftover in request.workdir.iterdir():
+                if leftover != request.inputs:
+                    products.mset.remove(leftover)
+    dirty = options.model_copy(update={"niter": 0})
+    return imager.deconvolve(replace(request, options=dirty)), "dirty image"
+
+
+def _put_back(image: np.ndarray, result: Deconvolved, taken: Sequence[Subtracted], grid, options) -> None:
+    """Subtracted sources inside the image at their mean apparent flux."""
+    places = [(*grid.wcs().wcs_world2pix(one.source.ra_deg, one.source.dec_deg, 0), one) for one in taken]
+    inside = [
+        (float(x), float(y), one) for x, y, one in places
+        if np.isfinite([x, y]).all() and min(x, y) >= 0 and max(x, y) <= grid.npix - 1
+    ]  # fmt: skip
+    for x, y, one in inside:
+        result.model[round(x), round(y)] += one.mean_apparent_jy
+        one.summary["put_back"] = True
+    add_points(image, [(x, y, one.mean_apparent_jy) for x, y, one in inside], result.beam, options.cell_arcsec)

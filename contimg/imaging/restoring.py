@@ -31,6 +31,13 @@ def fit_restoring_beam(psf: np.ndarray, cell_arcsec: float) -> Beam:
     return Beam(2 * np.sqrt(ln2 / eigenvalues[0]), 2 * np.sqrt(ln2 / eigenvalues[1]), (pa + 90) % 180 - 90)
 
 
+def highest_sidelobe(psf: np.ndarray, beam: Beam, cell_arcsec: float) -> float:
+    """Largest absolute value of the psf beyond twice the restoring beam."""
+    x, y = (np.abs(np.arange(n) - n // 2) * cell_arcsec for n in psf.shape)
+    outside = np.hypot(x[:, None], y[None]) > 2 * beam.major_arcsec
+    return float(np.abs(psf[outside]).max()) if outside.any() else 0.0
+
+
 def restore(model: np.ndarray, residual: np.ndarray, beam: Beam, cell_arcsec: float, threads: int) -> np.ndarray:
     """Model (Jy/pixel) convolved with the restoring beam, plus the residual: Jy/beam."""
     nx, ny = model.shape
@@ -42,3 +49,14 @@ def restore(model: np.ndarray, residual: np.ndarray, beam: Beam, cell_arcsec: fl
     area = np.pi * beam.major_arcsec * beam.minor_arcsec / (4 * np.log(2)) / cell_arcsec**2
     transform = fft.rfft2(model, workers=threads) * (area * np.exp(-exponent)).astype(np.float32)
     return residual + fft.irfft2(transform, s=model.shape, workers=threads).astype(np.float32)
+
+
+def add_points(image: np.ndarray, points: list[tuple[float, float, float]], beam: Beam, cell_arcsec: float) -> None:
+    """Add point sources (x, y in pixels, Jy), as the restoring beam shows them, in place."""
+    reach = int(np.ceil(2.5 * beam.major_arcsec / cell_arcsec))
+    for x, y, flux_jy in points:
+        i, j = (
+            np.arange(max(0, round(v) - reach), min(n, round(v) + reach + 1)) for v, n in zip((x, y), image.shape, strict=True)
+        )
+        response = beam.gaussian(-(i[:, None] - x) * cell_arcsec, (j[None] - y) * cell_arcsec)
+        image[i[0] : i[-1] + 1, j[0] : j[-1] + 1] += (flux_jy * response).astype(np.float32)

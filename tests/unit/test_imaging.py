@@ -3,9 +3,10 @@ import pytest
 
 from contimg.errors import ImagingError
 from contimg.imaging import Beam, robust_rms
-from contimg.imaging.products import Grid, fit_source
+from contimg.imaging.products import Grid
 from contimg.imaging.restoring import fit_restoring_beam, restore
-from contimg.imaging.wgridder import stokes_i
+from contimg.imaging.validation import fit_source
+from contimg.imaging.visibilities import _stokes_i
 
 CELL = 3.0
 
@@ -73,12 +74,15 @@ def test_stokes_i_and_its_weight():
     data = np.full((200_000, 1, 2), 5 + 0j)
     sigma = np.array([1.0, 2.0])
     data += (rng.standard_normal(data.shape) + 1j * rng.standard_normal(data.shape)) * sigma
-    weights = np.broadcast_to(1 / sigma**2, data.shape)
-    vis, weight = stokes_i(data, np.zeros(data.shape, bool), weights)
+    weights = np.broadcast_to(1 / sigma**2, data.shape).astype(np.float32)
+    data, use = data.astype(np.complex64), np.ones(len(data), bool)
+    vis, weight = np.empty(data.shape[:2], np.complex64), np.empty(data.shape[:2], np.float32)
+    _stokes_i(data, np.zeros(data.shape, bool), weights, use, vis, weight)
     assert vis.mean() == pytest.approx(5, abs=0.02)
     assert vis.real.var() == pytest.approx(1 / weight[0, 0], rel=0.02)
     flags = np.zeros(data.shape, bool)
     flags[7, 0, 1] = True
-    vis, weight = stokes_i(data, flags, weights)
-    assert weight[7, 0] == 0
+    use[3] = False
+    _stokes_i(data, flags, weights, use, vis, weight)
+    assert not weight[[3, 7], 0].any()
     assert weight[8, 0] > 0
