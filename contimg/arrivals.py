@@ -36,9 +36,7 @@ def look(
             time.sleep(rest_s)
             return look(config, known, time.time(), seconds)
     deadline = time.monotonic() + seconds
-    looked = {
-        f.path: _check(files[f.path]) for f in new_files(config, known, groups, now_s) if time.monotonic() < deadline
-    }
+    looked = {f.path: _check(files[f.path]) for f in new_files(config, known, groups, now_s) if time.monotonic() < deadline}
     return _clustered(files | looked, known, options) if looked else groups
 
 
@@ -114,9 +112,7 @@ def _remember(file: RawFile, recorded: RawFile) -> RawFile:
     return replace(file, checked=True, outline=recorded.outline, reason=None if recorded.outline else recorded.reason)
 
 
-def _clustered(
-    files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig
-) -> list[FileGroup]:
+def _clustered(files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig) -> list[FileGroup]:
     fixed = {
         group: [files[f.path] for f in status.files if f.reason is None and f.path in files
                 and files[f.path].reason is None]

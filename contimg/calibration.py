@@ -40,9 +40,7 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
     sources = calibrator_model(calibrator.source, catalogue, options.sky_radius_deg, options.sky_min_mjy / 1e3)
     notes = []
     if not len(within(catalogue, *observation.phase_centre_deg, _FIELD_RADIUS_DEG)):
-        notes.append(
-            f"no catalogue source within {_FIELD_RADIUS_DEG:g} deg of the pointing: does catalogues.sky cover it?"
-        )
+        notes.append(f"no catalogue source within {_FIELD_RADIUS_DEG:g} deg of the pointing: does catalogues.sky cover it?")
         log.warning("%s: %s", group, notes[0])
     paths, names = Paths.of(config), observation.antenna_names
     name = set_name(group, options.fast)
@@ -113,9 +111,7 @@ def _spectra(ms: Path, seen: "_Seen", flags, refant: int, tables: Mapping[str, P
     (nant, nchan, npol), NaN where there is none. Delays (K) are left out of it."""
     rows, observation = seen.rows, seen.observation
     chosen = np.flatnonzero((rows.ant_1 == refant) ^ (rows.ant_2 == refant))
-    few = replace(
-        seen, rows=replace(rows, ant_1=rows.ant_1[chosen], ant_2=rows.ant_2[chosen], uvw_m=rows.uvw_m[:, chosen])
-    )
+    few = replace(seen, rows=replace(rows, ant_1=rows.ant_1[chosen], ant_2=rows.ant_2[chosen], uvw_m=rows.uvw_m[:, chosen]))
     model, good = few.model()[..., None], ~flags[:, chosen]
     data = mset.read_rows_of(ms, "DATA", (np.arange(rows.shape[0])[:, None] * rows.shape[1] + chosen).ravel())
     data = data.reshape(good.shape)
@@ -127,8 +123,10 @@ def _spectra(ms: Path, seen: "_Seen", flags, refant: int, tables: Mapping[str, P
     other = np.where(first, rows.ant_1[chosen], rows.ant_2[chosen])
     before[other] = np.where(first[:, None, None], ratio, np.conj(ratio))
     solutions = {k: t for k, t in tables.items() if k != "K"}
-    inverse, flagged = caltables.per_antenna(solutions, observation, rows.time_mjd)
-    inverse = np.where(flagged, np.nan, inverse).mean(axis=0)
+    found = caltables.per_antenna(solutions, observation, rows.time_mjd)
+    if found is None:  # other channels than the data's: CASA's to apply
+        return before, np.full_like(before, np.nan)
+    inverse = np.where(found[1], np.nan, found[0]).mean(axis=0)
     return before, before * inverse * np.conj(inverse[refant])
 
 
@@ -171,7 +169,7 @@ def _solve_averaged(ms: Path, seen: _Seen, flags, refants, outputs, options: Cal
         phase_channels(flags.mean(axis=(0, 1, 3))), phase_only=options.phase_only, fill=options.fill_channels // chanbin,
     )  # fmt: skip
     bandpass = Gains(*(np.repeat(values, chanbin, axis=1) for values in astuple(bandpass)))
-    quality = caltables.write_solutions(ms, [rows.time_mjd.mean()], outputs, {"B": bandpass, "G": gain}, refants[0])
+    quality = caltables.write_solutions(ms, [rows.time_mjd.mean()], outputs, {"B": bandpass, "G": gain}, refants[0], chanbin)
     return amplitude, quality
 
 
@@ -187,16 +185,16 @@ def apply_set(ms: Path, chosen: Mapping, app_dec_deg: float, config: Config, log
     observation, catalogue = mset.read_observation(ms), read_sky(config)
     near = as_sources(within(catalogue, *observation.phase_centre_deg, 2 * _FIELD_RADIUS_DEG))
     if near:
-        every = slice(None, None, _FIT_EVERY)
+        every = slice(min(_FIT_EVERY, len(data)) // 2, None, _FIT_EVERY)
         model = _Seen(observation, rows, app_dec_deg, near).model(rows.time_mjd[every])
-        found["model_fit"], found["model_fit_error"] = model_fit(
-            data[every], flags[every], model, rows.ant_1 != rows.ant_2
-        )
+        fit, error = model_fit(data[every], flags[every], model, rows.ant_1 != rows.ant_2)
         limit = config.calibration.max_model_misfit
-        if found["model_fit_error"] < limit / 10 and abs(found["model_fit"] - 1) > limit:
+        if np.isfinite(error):
+            found |= {"model_fit": fit, "model_fit_error": error}
+        if error < limit / 10 and abs(fit - 1) > limit:
             raise CalibrationError(
-                f"{ms}: calibrated with {chosen['set_name']} the catalogue's sources have {found['model_fit']:.2f} of their "
-                f"amplitude, expected 1 within {limit:g} (calibration.max_model_misfit). Retire the set, or mend the catalogue."
+                f"{ms}: calibrated with {chosen['set_name']} the catalogue's sources have {fit:.2f} of their amplitude, expected "
+                f"1 within {limit:g} (calibration.max_model_misfit). Retire the set, or mend the catalogue."
             )
     return found
 

@@ -117,9 +117,7 @@ def mean_beam(ra_deg, dec_deg, centre_ra_deg: float, centre_dec_deg: float) -> n
     Good to a few parts in a thousand; for choosing, not for calibrating.
     """
     steps_deg = np.linspace(-0.5, 0.5, _STEPS) * _GROUP_S * _SIDEREAL_RATE / 240
-    away = separation_deg(
-        np.asarray(ra_deg)[:, None], np.asarray(dec_deg)[:, None], centre_ra_deg + steps_deg, centre_dec_deg
-    )
+    away = separation_deg(np.asarray(ra_deg)[:, None], np.asarray(dec_deg)[:, None], centre_ra_deg + steps_deg, centre_dec_deg)
     return airy_power(np.sin(np.radians(away)), CATALOGUE_HZ).mean(axis=1)
 
 

@@ -51,9 +51,7 @@ def choose_reference_antenna(
     if not healthy.any():
         raise CalibrationError("no antenna has unflagged data: no reference antenna")
     if wanted is not None and wanted not in antennas[healthy]:
-        raise CalibrationError(
-            f"reference antenna {wanted} has no unflagged data; choose another, or calibration.refant: auto"
-        )
+        raise CalibrationError(f"reference antenna {wanted} has no unflagged data; choose another, or calibration.refant: auto")
     distance = np.linalg.norm(positions_m[antennas] - np.median(positions_m[antennas[healthy]], axis=0), axis=1)
     best = np.round(flagged, 1) * 1e6 + distance
     order = [int(a) for a in antennas[np.argsort(best)] if healthy[np.flatnonzero(antennas == a)[0]]]
@@ -75,12 +73,7 @@ def solve_casa(
     Returns quality numbers by kind. Raises CalibrationError when solutions are missing or mostly flagged.
     """
     tasks = casa.tasks(logfile)
-    common = {
-        "vis": str(ms),
-        "refant": ",".join(refant[:8]),
-        "uvrange": options.uvrange or "",
-        "minsnr": options.min_snr,
-    }
+    common = {"vis": str(ms), "refant": ",".join(refant[:8]), "uvrange": options.uvrange or "", "minsnr": options.min_snr}
     phases = outputs["G"].with_name(f".{outputs['G'].name}.prebandpass")
     mset.remove(phases)
     try:
@@ -137,18 +130,19 @@ def _publishing(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
 
 
 def write_solutions(
-    ms: Path, mjd: np.ndarray, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int
+    ms: Path, mjd: np.ndarray, outputs: Mapping[str, Path], solutions: Mapping[str, Gains], refant: int, repeated: int = 1
 ) -> dict[str, dict]:
     """Write B and G as CASA tables, which appear under their names together; returns quality by kind.
 
-    mjd  middle of each interval of the gains
+    mjd       middle of each interval of the gains
+    repeated  channels of the bandpass that are one solution
     """
     bandpass, gain = solutions["B"], solutions["G"]
     shaped = {"B": (bandpass, np.array([np.mean(mjd)])), "G": (_as_rows(gain), np.asarray(mjd))}
     with _publishing(outputs) as partial:
         for kind, path in partial.items():
             _write(path, kind, *shaped[kind], ms, refant)
-        return {kind: quality_of(path, kind) for kind, path in partial.items()}
+        return {kind: quality_of(path, kind, repeated) for kind, path in partial.items()}
 
 
 def _as_rows(gain: Gains) -> Gains:
@@ -217,7 +211,7 @@ def _require(path: Path, what: str) -> None:
         raise CalibrationError(f"CASA found no {what} solution at all; its log is in the log of this stage")
 
 
-def quality_of(path: Path, kind: str) -> dict:
+def quality_of(path: Path, kind: str, repeated: int = 1) -> dict:
     """Numbers of one table; raises CalibrationError unless it is a calibration table of that kind.
 
     Antennas without any data have flagged rows in a table; they do not count here. Scatter is that of a solution about its
@@ -234,7 +228,7 @@ def quality_of(path: Path, kind: str) -> dict:
                 "phase_scatter_deg": 0.0}  # fmt: skip
     kept = np.isin(table.antenna, alive)
     good = ~table.flags
-    gain = np.where(table.flags, np.nan, table.gain)[kept]
+    gain = np.where(table.flags, np.nan, table.gain)[kept, ::repeated]
     smooth = (gain[:, :-2] + gain[:, 2:]) / 2 if gain.shape[1] > 2 else gain[:, :0]
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = (gain[:, 1:-1] / smooth) if smooth.size else smooth
@@ -282,16 +276,12 @@ def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[n
     tables = {kind: Path(path) for kind, path in tables.items()}
     absent = [str(path) for path in tables.values() if not path.is_dir()]
     if absent:
-        raise CalibrationError(
-            f"{ms.name}: tables {absent} are gone. Choose again: contimg reprocess GROUP --from caltables"
-        )
+        raise CalibrationError(f"{ms.name}: tables {absent} are gone. Choose again: contimg reprocess GROUP --from caltables")
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     for path in tables.values():
         with mset.open_table(f"{path}::ANTENNA") as antenna:
             if tuple(antenna.getcol("NAME")) != observation.antenna_names:
-                raise CalibrationError(
-                    f"{path}: its antennas are not those of {ms}, in the same order. It cannot be applied."
-                )
+                raise CalibrationError(f"{path}: its antennas are not those of {ms}, in the same order. It cannot be applied.")
     solutions = per_antenna(tables, observation, rows.time_mjd)
     if solutions is None:
         apply_casa(ms, tables, logfile)
@@ -322,10 +312,7 @@ def per_antenna(
     if np.abs(freq_hz - observation.freq_hz).max() > 1e-3 * observation.channel_width_hz:
         return None
     nant = len(observation.antenna_names)
-    inverse, flagged = (
-        np.ones((nant, *bandpass.gain.shape[1:]), complex),
-        np.ones((nant, *bandpass.gain.shape[1:]), bool),
-    )
+    inverse, flagged = (np.ones((nant, *bandpass.gain.shape[1:]), complex), np.ones((nant, *bandpass.gain.shape[1:]), bool))
     flagged[bandpass.antenna] = bandpass.flags
     inverse[bandpass.antenna] = 1 / np.where(bandpass.flags, 1, bandpass.gain)
     gain = _gains_at(gains, nant, time_mjd)[:, :, None]
@@ -349,7 +336,7 @@ def _gains_at(gains: Solutions, nant: int, time_mjd: np.ndarray) -> np.ndarray:
                 size = np.interp(time_mjd, when, np.abs(values))
                 found[:, a, p] = size * np.exp(1j * np.interp(time_mjd, when, np.unwrap(np.angle(values))))
             else:
-                found[0, a, p] = values.mean()
+                found[0, a, p] = np.abs(values).mean() * np.exp(1j * np.angle(values.mean()))
     return found
 
 

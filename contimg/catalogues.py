@@ -36,18 +36,14 @@ def download_nvss(output: Path, centre_deg: tuple[float, float] | None, radius_d
     from astropy.coordinates import SkyCoord
     from astroquery.vizier import Vizier
 
-    service = Vizier(
-        columns=["NVSS", "RAJ2000", "DEJ2000", "S1.4"], column_filters={"S1.4": f">={min_mjy}"}, row_limit=-1
-    )
+    service = Vizier(columns=["NVSS", "RAJ2000", "DEJ2000", "S1.4"], column_filters={"S1.4": f">={min_mjy}"}, row_limit=-1)
     try:
         if centre_deg is None:
             found = service.get_catalogs(_NVSS)
         else:
             found = service.query_region(SkyCoord(*centre_deg, unit="deg"), radius=radius_deg * u.deg, catalog=_NVSS)
     except Exception as error:  # astroquery passes on whatever requests, pyvo or the service raise
-        raise ContimgError(
-            f"VizieR cannot be reached ({type(error).__name__}): is this machine offline? {error}"
-        ) from None
+        raise ContimgError(f"VizieR cannot be reached ({type(error).__name__}): is this machine offline? {error}") from None
     if not found:
         raise ContimgError("VizieR has no NVSS source there; nothing was written")
     table = found[0]

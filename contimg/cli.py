@@ -20,7 +20,7 @@ from contimg import config as configuration
 from contimg import db, report
 from contimg.errors import CalibrationError, ContimgError, InputError
 from contimg.paths import Paths
-from contimg.planning import describe, make_plans
+from contimg.planning import describe, made_otherwise, make_plans
 from contimg.run import snakemake_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Continuum imaging of DSA-110 drift scans.")
@@ -63,11 +63,36 @@ def run(
     configfile: ConfigFiles = None,
     profile: Annotated[str, typer.Option(help="Snakemake profile: a folder.")] = "profiles/local",
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would run, change nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small coarse image to look at.")] = False,
+    skip_fits: Annotated[bool, typer.Option("--skip-fits", help="CASA images only.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Quick calibration, NON_SCIENCE.")] = False,
+    timebin: Annotated[float | None, typer.Option(help="With --fast: average over this long, s.")] = None,
+    chanbin: Annotated[int | None, typer.Option(help="With --fast: average over so many channels.")] = None,
+    uvrange: Annotated[str | None, typer.Option(help="With --fast: baselines to solve with.")] = None,
+    phase_only: Annotated[bool | None, typer.Option(help="With --fast: gains have phases only.")] = None,
+    do_k: Annotated[bool, typer.Option("--do-k", help="Solve delays too.")] = False,
+    writer: Annotated[str | None, typer.Option(help="Writer of the Measurement Sets.")] = None,
+    chunk_duration: Annotated[float | None, typer.Option(help="Length of a group, minutes.")] = None,
 ):
     """Image everything that is pending, or the given groups; shows the table at the end."""
     config = configuration.load(configfile or ())
     paths = Paths.of(config)
+    if not fast and any(value is not None for value in (timebin, chanbin, uvrange, phase_only)):
+        raise InputError("--timebin, --chanbin, --uvrange and --phase-only are for --fast")
+    for group in groups or []:
+        if paths.result(group, "index").exists():
+            print(f"{group} is done already; contimg reprocess {group} --from image (or caltables) does it again")
+    options = {
+        "imaging": {"mode": "quick" if quick else None, "skip_fits": skip_fits or None},
+        "calibration": {"fast": fast or None, "timebin_s": timebin, "chanbin": chanbin, "fast_uvrange": uvrange,
+                        "phase_only": phase_only, "do_k": do_k or None},
+        "conversion": {"writer": writer}, "ingest": {"chunk_minutes": chunk_duration},
+    }  # fmt: skip
+    given = {name: {k: v for k, v in section.items() if v is not None} for name, section in options.items()}
+    given = {name: section for name, section in given.items() if section}
+    configuration.from_mapping(configuration.merge(config.model_dump(mode="json"), given))  # refused before a run is
     command = snakemake_command(profile, configfile or ()) + (["--dry-run"] if dry_run else [])
+    command += ["--config", *(f"{name}={json.dumps(section)}" for name, section in given.items())] if given else []
     command += ["--", *(str(paths.result(g, "index")) for g in groups)] if groups else []
     outcome = subprocess.run(command, check=False).returncode
     if not dry_run:
@@ -90,9 +115,8 @@ def plan(configfile: ConfigFiles = None, as_json: AsJson = False):
         console.print(f"no subband files in {config.paths.incoming}")
     for group, one in plans.items():
         role = "calibrator" if one.calibrators else "target"
-        console.print(
-            f"[bold]{group}[/bold]  {role if one.action in ('run', 'waiting') else '-'}  {escape(describe(one))}"
-        )
+        text = describe(one) + (", with another configuration" if made_otherwise(config, group, one) else "")
+        console.print(f"[bold]{group}[/bold]  {role if one.action in ('run', 'waiting') else '-'}  {escape(text)}")
 
 
 @_command
@@ -120,9 +144,7 @@ def _show_status(found: dict) -> None:
     behind = found["oldest_unfinished"]
     pace = f"{found['arrived_last_hour']} groups came in the last hour, {found['imaged_last_hour']} were imaged"
     text = f"behind by {_duration(found['behind_s'])} ({behind} is the oldest to be done)" if behind else "up to date"
-    console.print(
-        f"{text}; {pace}; observed until {found['observed_until']}, imaged until {found['imaged_until'] or '-'}"
-    )
+    console.print(f"{text}; {pace}; observed until {found['observed_until']}, imaged until {found['imaged_until'] or '-'}")
     watcher = found["watcher"]
     console.print("no watcher" if watcher is None else f"watcher: process {watcher['pid']}, looked at {watcher['at']}")
     if watcher and watcher["problem"]:
@@ -131,9 +153,7 @@ def _show_status(found: dict) -> None:
         if not job["alive"]:
             console.print(f"[red]{job['group']}: its run is dead; the watcher or the next run takes it up[/red]")
         elif job["stage"]:
-            console.print(
-                f"now: {job['group']} [bold]{job['stage']}[/bold] since {job['since']}, attempt {job['attempt']}"
-            )
+            console.print(f"now: {job['group']} [bold]{job['stage']}[/bold] since {job['since']}, attempt {job['attempt']}")
     if between := sum(job["alive"] and not job["stage"] for job in found["running"]):
         console.print(f"{between} more groups of the run are between two stages")
     console.print(_status_table(found["groups"]))
@@ -150,17 +170,7 @@ def _duration(seconds: float) -> str:
 
 def _status_table(rows: list[dict]) -> Table:
     table = Table()
-    headings = (
-        "group",
-        "state",
-        "image",
-        "beam",
-        "noise\nmJy/beam",
-        "found",
-        "flux\nratio",
-        "offset",
-        "seconds by stage",
-    )
+    headings = ("group", "state", "image", "beam", "noise\nmJy/beam", "found", "flux\nratio", "offset", "seconds by stage")
     for name in headings:
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -183,9 +193,7 @@ def _status_table(rows: list[dict]) -> Table:
 
 
 @_command
-def why(
-    group: Annotated[str, typer.Argument(help="Group id.")], configfile: ConfigFiles = None, as_json: AsJson = False
-):
+def why(group: Annotated[str, typer.Argument(help="Group id.")], configfile: ConfigFiles = None, as_json: AsJson = False):
     """Everything known about one group: plan, files, missing subbands, attempts, errors, logs."""
     known = report.why(configuration.load(configfile or ()), group)
     if as_json:
@@ -281,12 +289,8 @@ def watch(
 def simulate(
     folder: Annotated[Path | None, typer.Argument(help="Where to write; default: paths.incoming.")] = None,
     configfile: ConfigFiles = None,
-    if_empty: Annotated[
-        bool, typer.Option(help="Only when the folder has no subband files and no group is known.")
-    ] = False,
-    start: Annotated[
-        str | None, typer.Option(help="UTC of one group; without it, the demo: a calibrator and a target.")
-    ] = None,
+    if_empty: Annotated[bool, typer.Option(help="Only when the folder has no subband files and no group is known.")] = False,
+    start: Annotated[str | None, typer.Option(help="UTC of one group; without it, the demo: a calibrator and a target.")] = None,
     dec: Annotated[float, typer.Option(help="Apparent declination, deg.")] = 16.15,
     antennas: Annotated[int, typer.Option(help="Of the 96 active ones.")] = 48,
     channels: Annotated[int, typer.Option(help="Per subband; the telescope has 48.")] = 12,
@@ -455,9 +459,7 @@ def registry_import(
     tables = dict(one.partition("=")[::2] for one in table)
     if not all(tables.values()):
         raise CalibrationError(f"--table {' '.join(table)}: expected KIND=FOLDER")
-    import_set(
-        Paths.of(config).registry_db, name, tables, mid_mjd, dec, cal_field, flux_scale, refant, config.calibration
-    )
+    import_set(Paths.of(config).registry_db, name, tables, mid_mjd, dec, cal_field, flux_scale, refant, config.calibration)
     print(f"{name}: registered")
 
 

@@ -34,9 +34,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @njit(cache=True)
-def _move_to_phase_centre(
-    raw, flags, nsamples, full, conjugate, path_m, first, step, out, out_flags, out_weights, mean
-):
+def _move_to_phase_centre(raw, flags, nsamples, full, conjugate, path_m, first, step, out, out_flags, out_weights, mean):
     """Phase, orient and reverse rows (nrow, nchan, npol); `first`, `step`: nu / c of the ascending channels.
 
     `mean` (nrow, npol) gets the mean weight; returns how many visibilities are not zero.
@@ -88,14 +86,10 @@ def channel_blocks(headers: Mapping[int, SubbandHeader], expected_subbands: int)
     regular_hz = np.arange(max(nchan)) * widths[0]
     for header in headers.values():
         if np.abs(np.sort(header.freq_hz) - header.freq_hz.min() - regular_hz).max() > 1e-3 * widths[0]:
-            raise InputError(
-                f"{header.path}: its channels are not {widths[0]:.1f} Hz apart throughout. Was it rewritten?"
-            )
+            raise InputError(f"{header.path}: its channels are not {widths[0]:.1f} Hz apart throughout. Was it rewritten?")
     off_grid = [sb for sb, x in place.items() if abs(x - round(x)) > 1e-3]
     if off_grid or len({round(x) for x in place.values()}) < len(place):
-        raise InputError(
-            f"subbands {off_grid or sorted(place)} overlap, or leave the channel grid of subband {reference}"
-        )
+        raise InputError(f"subbands {off_grid or sorted(place)} overlap, or leave the channel grid of subband {reference}")
     slopes = {round(place[sb]) / (sb - reference) for sb in headers if sb != reference}
     if slopes not in ({1.0}, {-1.0}):
         if len(headers) == expected_subbands and not slopes - {float(round(s)) for s in slopes}:
@@ -140,15 +134,11 @@ def _check_same_observation(headers: Mapping[int, SubbandHeader], first: Subband
         if not (np.array_equal(header.ant_1, first.ant_1) and np.array_equal(header.ant_2, first.ant_2)):
             differs = "other baselines, or in another order"
         elif abs(header.app_dec_rad - first.app_dec_rad) > 1e-9:
-            differs = (
-                f"declination {np.degrees(header.app_dec_rad):.6f} deg, expected {np.degrees(first.app_dec_rad):.6f}"
-            )
+            differs = f"declination {np.degrees(header.app_dec_rad):.6f} deg, expected {np.degrees(first.app_dec_rad):.6f}"
         elif not np.array_equal(header.positions_m, first.positions_m):
             differs = "other antenna positions"
         if differs:
-            raise SubbandError(
-                f"{header.path}: {differs} as in {first.path.name}. It belongs to another observation: remove it."
-            )
+            raise SubbandError(f"{header.path}: {differs} as in {first.path.name}. It belongs to another observation: remove it.")
 
 
 @dataclass(frozen=True)
@@ -264,10 +254,7 @@ def _convert_one(job: _Job) -> dict:
                 return {**seconds.by_step, "nonzero": 0}
         ntime, nbaseline = job.rows.shape
         path_m, conjugate = job.path_m.ravel(), np.tile(job.conjugate, ntime)
-        wavenumber = (
-            job.observation.freq_hz[0] / SPEED_OF_LIGHT_M_S,
-            job.observation.channel_width_hz / SPEED_OF_LIGHT_M_S,
-        )
+        wavenumber = (job.observation.freq_hz[0] / SPEED_OF_LIGHT_M_S, job.observation.channel_width_hz / SPEED_OF_LIGHT_M_S)
         mean = np.zeros((ntime * nbaseline, 2), np.float32)
         nonzero = 0
         with opened_data(job.source) as source, mset.creating(partial, job.observation, job.rows, nchan) as table:
@@ -280,15 +267,7 @@ def _convert_one(job: _Job) -> dict:
                 seconds.spent("load_s")
                 filled = {name: buffer[: len(raw)] for name, buffer in buffers.items()}
                 nonzero += _move_to_phase_centre(
-                    raw,
-                    flags,
-                    nsamples,
-                    job.full,
-                    conjugate[rows],
-                    path_m[rows],
-                    *wavenumber,
-                    *filled.values(),
-                    mean[rows],
+                    raw, flags, nsamples, job.full, conjugate[rows], path_m[rows], *wavenumber, *filled.values(), mean[rows]
                 )
                 seconds.spent("phase_s")
                 for name, values in filled.items():

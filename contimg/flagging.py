@@ -274,15 +274,11 @@ def _neighbours(values: np.ndarray) -> np.ndarray:
     if filled.shape[1] <= half:
         return np.broadcast_to(np.median(filled, axis=1, keepdims=True), filled.shape)
     first, last = (np.median(end, axis=1, keepdims=True) for end in (filled[:, :3], filled[:, -3:]))
-    padded = np.concatenate(
-        [2 * first - filled[:, half:0:-1], filled, 2 * last - filled[:, -2 : -half - 2 : -1]], axis=1
-    )
+    padded = np.concatenate([2 * first - filled[:, half:0:-1], filled, 2 * last - filled[:, -2 : -half - 2 : -1]], axis=1)
     return median_filter(padded, size=(1, _CHANNELS_AROUND), mode="nearest")[:, half:-half]
 
 
-def dead_antennas(
-    data, flags, noise, ant_1, ant_2, channel_width_hz, threshold
-) -> tuple[list[int], dict[int, float], str]:
+def dead_antennas(data, flags, noise, ant_1, ant_2, channel_width_hz, threshold) -> tuple[list[int], dict[int, float], str]:
     """Antennas that take part in noise but not in the sky: (numbers, relative coherence by antenna, note).
 
     The power of visibilities averaged over small cells, less that of noise, does not depend on the phases of the

@@ -33,9 +33,7 @@ _NORTH_STEP_DEG = 1 / 60
 def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.ndarray, np.ndarray]:
     """ICRS right ascension and declination (deg) of hour angle 0 at apparent declination `app_dec_rad`, at UTC `mjd`."""
     times = Time(np.asarray(mjd, float), format="mjd", scale="utc")
-    frame = HADec(
-        ha=np.zeros(times.shape) * u.rad, dec=np.full(times.shape, app_dec_rad) * u.rad, obstime=times, location=TEE
-    )
+    frame = HADec(ha=np.zeros(times.shape) * u.rad, dec=np.full(times.shape, app_dec_rad) * u.rad, obstime=times, location=TEE)
     icrs = SkyCoord(frame).transform_to(ICRS())
     return icrs.ra.deg, icrs.dec.deg
 

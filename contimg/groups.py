@@ -149,9 +149,7 @@ def _by_names(files: list[RawFile], tolerance_s: float, fixed: Mapping) -> dict[
     return drafts
 
 
-def _by_headers(
-    drafts: dict[str, list[RawFile]], window_s: float, expected: int, fixed: Mapping
-) -> dict[str, list[RawFile]]:
+def _by_headers(drafts: dict[str, list[RawFile]], window_s: float, expected: int, fixed: Mapping) -> dict[str, list[RawFile]]:
     """Let the headers judge where names are ambiguous: a subband twice, neighbours that are all incomplete; or wrong."""
     settled, pool, last_s = {}, [], None
     for group in [*sorted(drafts, key=timestamp_s), None]:
@@ -172,9 +170,7 @@ def _by_headers(
     return settled
 
 
-def _judge(
-    pool: dict[str, list[RawFile]], window_s: float, fixed: Mapping, taken: Collection[str]
-) -> dict[str, list[RawFile]]:
+def _judge(pool: dict[str, list[RawFile]], window_s: float, fixed: Mapping, taken: Collection[str]) -> dict[str, list[RawFile]]:
     """Sort the files of neighbouring ambiguous groups by `time_array[0]`; where it is not known, by the name."""
     starts = [(f.outline.start_mjd, group) for group in pool for f in fixed.get(group, ()) if f.outline]
     sorted_files: dict[str, list[RawFile]] = {group: [] for group in pool if group in fixed}
@@ -235,9 +231,7 @@ def _with_rejected(groups: list[FileGroup], rejected: list[RawFile], tolerance_s
     alone: list[tuple[float, str]] = []
     for file in sorted(rejected, key=_by_name):
         place = bisect(times, (file.time_s, ""))
-        near = [
-            (abs(time_s - file.time_s), group) for time_s, group in (*times[max(place - 1, 0) : place + 1], *alone[-1:])
-        ]
+        near = [(abs(time_s - file.time_s), group) for time_s, group in (*times[max(place - 1, 0) : place + 1], *alone[-1:])]
         distance_s, group = min(near, default=(float("inf"), ""))
         if distance_s > tolerance_s:
             group = file.timestamp

@@ -454,9 +454,7 @@ def requeue(session: Session, group_id: str, min_subbands: int) -> None:
         raise StateError(f"group {group_id} is being worked on ({row.running_stage or 'starting'}); wait for its end")
     files = session.scalar(select(func.count(SubbandFile.subband_idx.distinct())).where(*_counting(group_id))) or 0
     if row is not None and files < min_subbands:
-        raise StateError(
-            f"group {group_id} has {files} files, at least {min_subbands} needed; it comes back when they arrive"
-        )
+        raise StateError(f"group {group_id} has {files} files, at least {min_subbands} needed; it comes back when they arrive")
     move(session, group_id, "pending", error=None, retry_count=0, processing_stage=None, not_before=None)
 
 
@@ -491,9 +489,7 @@ def reprocess(session: Session, paths: Paths, group_id: str, first: str | None, 
     if not paths.ms(group_id).exists() or first in ("caltables", "convert", "concat"):
         absent = [path.name for path in files if not path.exists()]
         if absent:
-            raise InputError(
-                f"group {group_id}: {first} needs its raw files; {len(absent)} are gone ({absent[0]}, ...)"
-            )
+            raise InputError(f"group {group_id}: {first} needs its raw files; {len(absent)} are gone ({absent[0]}, ...)")
     remove_results(paths, group_id, stages[stages.index(first) :])
     return first
 

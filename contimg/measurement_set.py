@@ -160,16 +160,7 @@ def _fill_rows(table: ct.table, observation: Observation, rows: Rows) -> None:
     table.putcol("INTERVAL", np.full(nrow, rows.integration_s))
     table.putcol("EXPOSURE", np.full(nrow, rows.integration_s))
     table.putcol("SCAN_NUMBER", np.ones(nrow, np.int32))
-    for name in (
-        "DATA_DESC_ID",
-        "FIELD_ID",
-        "ARRAY_ID",
-        "OBSERVATION_ID",
-        "PROCESSOR_ID",
-        "STATE_ID",
-        "FEED1",
-        "FEED2",
-    ):
+    for name in ("DATA_DESC_ID", "FIELD_ID", "ARRAY_ID", "OBSERVATION_ID", "PROCESSOR_ID", "STATE_ID", "FEED1", "FEED2"):
         table.putcol(name, np.zeros(nrow, np.int32))
 
 

@@ -93,7 +93,7 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     outlines = [group.outline for group, _ in pending]
     found = find_candidates(table, [o.mid_mjd for o in outlines], [o.app_dec_deg for o in outlines], options)
     candidates = [tuple(c.name for c in names) for names in found]
-    sets, refused = _usable_sets(paths, options)
+    sets, refused = _usable_sets(paths)
     # A calibrator group that is to be solved again has no register.json: its old set is not what it will be.
     unfit = {g.id for g, _ in pending if _is_unfit(paths.result(g.id, "register"), options)}
     again = {g.id for (g, _), names in zip(pending, candidates, strict=True)
@@ -103,7 +103,7 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
         name: why for name, why in refused.items()
         if name.removesuffix(FAST_SUFFIX) not in again or why.startswith("retired")
     }  # fmt: skip
-    solved = {s.group for s in sets}
+    solved = {s.group for s in sets if s.science or options.fast}
     for (group, _), outline, names in zip(pending, outlines, candidates, strict=True):
         own = set_name(group.id, options.fast)
         if names and group.id not in solved and own not in refused:
@@ -144,13 +144,13 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     return plans
 
 
-def _usable_sets(paths: Paths, options: CalibrationConfig) -> tuple[list[CalSet], dict[str, str]]:
-    """Active sets whose tables are on disk, those not for science only in fast mode; and the others by name, with the reason."""
+def _usable_sets(paths: Paths) -> tuple[list[CalSet], dict[str, str]]:
+    """Active sets whose tables are on disk; and the others by name, with the reason."""
     active, refused = active_sets(paths.registry_db), refused_sets(paths.registry_db)
     for one in active:
         if absent := [path for _, path in one.tables if not Path(path).is_dir()]:
             refused[one.name] = f"{', '.join(absent)} not on disk"
-    return [s for s in active if s.name not in refused and (s.science or options.fast)], refused
+    return [s for s in active if s.name not in refused], refused
 
 
 def _is_unfit(result: Path, options: CalibrationConfig) -> bool:
@@ -177,7 +177,7 @@ def _frozen_choice(
 def stale(config: Config) -> list[tuple[str, str, str]]:
     """Calibrated groups that would now get another set: (group, set it has, what would be chosen now and why)."""
     paths, found = Paths.of(config), []
-    sets, _ = _usable_sets(paths, config.calibration)
+    sets, _ = _usable_sets(paths)
     for path in sorted(paths.result("x", "caltables").parent.glob("*.caltables.json")):
         group = path.name.removesuffix(".caltables.json")
         converted = paths.result(group, "convert")
@@ -202,3 +202,9 @@ def describe(plan: Plan) -> str:
     if plan.action == "run" and plan.error:
         text += f" (last attempt: {plan.error})"
     return text
+
+
+def made_otherwise(config: Config, group: str, plan: Plan) -> bool:
+    """Whether a finished group was imaged with another configuration than this; a configuration's change reruns nothing."""
+    result = Paths.of(config).result(group, "index")
+    return plan.action == "done" and result.exists() and json.loads(result.read_text()).get("config") != config.digest()

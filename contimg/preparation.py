@@ -15,9 +15,7 @@ from contimg.geometry import meridian_frame_m, track
 _UVW_TOLERANCE_M = 1e-3
 _CHANGING = "WEIGHTS_CHANGING"
 _STATION_TOLERANCE_M = 0.05
-_REMEDY = {
-    "station_offset_m": "Was a station moved or renamed? Bring catalogues.stations up to date, or mend the header."
-}
+_REMEDY = {"station_offset_m": "Was a station moved or renamed? Bring catalogues.stations up to date, or mend the header."}
 
 
 @njit(parallel=True, cache=True)
@@ -91,9 +89,7 @@ def _station_offset_m(observation: mset.Observation, antennas: np.ndarray, stati
     names = [observation.antenna_names[a] for a in antennas]
     unknown = [name for name in names if name not in catalogue]
     if unknown:
-        raise ValidationError(
-            f"antennas {unknown} are not in {stations}, expected all of them. {_REMEDY['station_offset_m']}"
-        )
+        raise ValidationError(f"antennas {unknown} are not in {stations}, expected all of them. {_REMEDY['station_offset_m']}")
     expected = np.array([catalogue[name] for name in names])
     return float(np.linalg.norm(observation.positions_m[antennas] - expected, axis=1).max())
 

@@ -112,9 +112,7 @@ def choose(sets: Iterable[CalSet], mid_mjd: float, app_dec_deg: float, options: 
         elif not one.valid_start_mjd <= mid_mjd <= one.valid_end_mjd or abs(hours) > options.validity_h:
             considered.append((one.name, f"{abs(hours):.1f} h away, valid for {options.validity_h:g} h"))
         elif off_deg > options.dec_tolerance_deg:
-            considered.append(
-                (one.name, f"{off_deg:.2f} deg off in declination, valid for {options.dec_tolerance_deg:g} deg")
-            )
+            considered.append((one.name, f"{off_deg:.2f} deg off in declination, valid for {options.dec_tolerance_deg:g} deg"))
         elif valid:
             considered.append((one.name, f"valid, but {abs(hours):.2f} h away: not the nearest"))
         else:
@@ -146,9 +144,7 @@ def active_sets(path: Path) -> list[CalSet]:
 def checksum(table: Path) -> str:
     """SHA-256 of a table's files by name and content; its lock file changes when it is read."""
     digest = hashlib.sha256()
-    for file in sorted(
-        f for f in table.rglob("*") if f.is_file() and f.name not in ("table.lock", ".snakemake_timestamp")
-    ):
+    for file in sorted(f for f in table.rglob("*") if f.is_file() and f.name not in ("table.lock", ".snakemake_timestamp")):
         digest.update(str(file.relative_to(table)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
@@ -210,9 +206,7 @@ def all_tables(path: Path) -> list[CalTable]:
     with db.reading(path) as session:
         if session is None:
             return []
-        rows = session.scalars(
-            select(CalTable).order_by(CalTable.mid_mjd, CalTable.set_name, CalTable.order_index)
-        ).all()
+        rows = session.scalars(select(CalTable).order_by(CalTable.mid_mjd, CalTable.set_name, CalTable.order_index)).all()
         session.expunge_all()
         return list(rows)
 
@@ -262,9 +256,7 @@ def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: Calibrat
         _condemn(path, chosen.name, refused[chosen.name])
     choice = Choice(chosen, tuple(refused.items()) + choice.considered)
     if chosen is None:
-        raise NoCalibrationError(
-            f"no valid calibration set at MJD {mid_mjd:.4f}, dec {app_dec_deg:.2f}: {choice.reason}"
-        )
+        raise NoCalibrationError(f"no valid calibration set at MJD {mid_mjd:.4f}, dec {app_dec_deg:.2f}: {choice.reason}")
     return {
         "set_name": chosen.name, "reason": choice.reason, "tables": dict(chosen.tables), "cal_field": chosen.cal_field,
         "science": chosen.science, "checksums": list(chosen.checksums),

@@ -30,10 +30,7 @@ def status(config: Config, everything: bool = False) -> dict:
                 select(Group.state, Group.processing_stage, func.count()).group_by(Group.state, Group.processing_stage)
             ):
                 counts["waiting" if (state, stage) == ("pending", WAITING) else state] += number
-            rows, kinds = (
-                select(Group).order_by(Group.group_id.desc()),
-                (("completed",), ("failed",), RUNNING, _TO_COME),
-            )
+            rows, kinds = (select(Group).order_by(Group.group_id.desc()), (("completed",), ("failed",), RUNNING, _TO_COME))
             latest = [
                 row
                 for states in kinds
@@ -68,9 +65,7 @@ def _pace(session, now_s: float) -> dict:
         "imaged_until": session.scalar(select(func.max(Group.group_id)).where(Group.state == "completed")),
         "arrived_last_hour": session.scalar(select(func.count()).where(Group.received_at >= hour_ago)),
         "imaged_last_hour": session.scalar(
-            select(func.count(History.group_id.distinct())).where(
-                History.at >= hour_ago, History.state_to == "completed"
-            )
+            select(func.count(History.group_id.distinct())).where(History.at >= hour_ago, History.state_to == "completed")
         ),
     }
 

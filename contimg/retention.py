@@ -36,7 +36,7 @@ def prune(config: Config, now: datetime | None = None) -> tuple[list[str], list[
         old = {} if session is None else {Path(path).stem: path for path in session.scalars(query)}
     _remove_leaving(paths)  # of a run that was killed
     pruned, problems = [], []
-    for group in sorted(completed & old.keys()):
+    for group in sorted(g for g in completed & old.keys() if _has_science(paths, g)):
         if len(pruned) >= _AT_ONCE:
             break
         try:
@@ -54,6 +54,12 @@ def prune(config: Config, now: datetime | None = None) -> tuple[list[str], list[
     return pruned, problems
 
 
+def _has_science(paths: Paths, group: str) -> bool:
+    """Whether the image that a group has is one for science: after a quick look the data are still wanted."""
+    result = paths.result(group, "image")
+    return not result.exists() or read_json(result).get("science", True)
+
+
 def _remove_leaving(paths: Paths) -> None:
     for path in paths.ms("*").parent.glob(f".*{_LEAVING}"):
         shutil.rmtree(path, ignore_errors=True)
@@ -69,6 +75,4 @@ def verify_images(paths: Paths, group: str) -> None:
         path = Path(name)
         found = verified_bytes(path) if path.suffix == ".fits" and path.exists() else bytes_on_disk(path)
         if found != size:
-            raise ValidationError(
-                f"{path} has {found} bytes, expected {size}. Image it again: contimg reprocess {group}"
-            )
+            raise ValidationError(f"{path} has {found} bytes, expected {size}. Image it again: contimg reprocess {group}")

@@ -66,9 +66,7 @@ class Run:
 
     def begin(self) -> None:
         """Take the run lock, clean what dead runs left, bring the queue up to date. Raises LockError if another runs."""
-        self._held.enter_context(
-            lock(self.paths.run_lock, wait=False, what="another run is working on this state folder")
-        )
+        self._held.enter_context(lock(self.paths.run_lock, wait=False, what="another run is working on this state folder"))
         os.environ[RUN_ID] = self.id
         mine = {g for g, plan in self.plans.items() if plan.action == "run"}
         staging.clean(self.paths, self._staging, mine)
@@ -81,8 +79,9 @@ class Run:
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
         _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], alone=True)
-        for group in [g for g, plan in mine.items() if plan.redo]:
-            ingest.remove_results(self.paths, group, mine[group].redo)
+        solved = {plan.depends_on for plan in mine.values()} - {None}
+        for group in [g for g in sorted(mine.keys() | solved) if self.plans[g].redo]:
+            ingest.remove_results(self.paths, group, self.plans[group].redo)
             renewed.append(group)
         if renewed:
             raise LockError(
@@ -92,12 +91,8 @@ class Run:
             ingest.note_calibration(session, self.plans)
         with db.writing(self.paths.registry_db, RegistryBase):
             pass
-        snapshot = {
-            g: {"action": p.action, "reason": p.reason, "depends_on": p.depends_on} for g, p in self.plans.items()
-        }
-        write_json(
-            self.paths.run_snapshot(self.id), {"run": self.id, "config": self.config.digest(), "groups": snapshot}
-        )
+        snapshot = {g: {"action": p.action, "reason": p.reason, "depends_on": p.depends_on} for g, p in self.plans.items()}
+        write_json(self.paths.run_snapshot(self.id), {"run": self.id, "config": self.config.digest(), "groups": snapshot})
         keep_newest(self.paths.run_snapshot("*"), _SNAPSHOTS_KEPT)
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -238,9 +233,7 @@ def refresh(
             # Its own set will be another one, by the same name.
             own = chosen.exists() and read_json(chosen)["set_name"] in (group, set_name(group, True))
             ingest.remove_results(paths, group, [stage for stage in STAGES if own or stage != "caltables"])
-        moved = ingest.recover(
-            session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone
-        )
+        moved = ingest.recover(session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone)
         for group, state in moved.items():
             if state == "completed":
                 ingest.record_performance(session, group, results_of(paths, group))

@@ -67,9 +67,7 @@ def read_sky(catalogue: Path, calibrators: Path) -> list[dict]:
     sky = pd.read_csv(catalogue)
     listed = pd.read_csv(calibrators)
     positions = SkyCoord(sky.ra_deg.values * u.deg, sky.dec_deg.values * u.deg)
-    index, separation, _ = positions.match_to_catalog_sky(
-        SkyCoord(listed.ra_deg.values * u.deg, listed.dec_deg.values * u.deg)
-    )
+    index, separation, _ = positions.match_to_catalog_sky(SkyCoord(listed.ra_deg.values * u.deg, listed.dec_deg.values * u.deg))
     sources = []
     for row, match, away in zip(sky.itertuples(), index, separation.arcsec, strict=True):
         near = listed.iloc[match] if away < 10 else None
@@ -190,9 +188,9 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
     freq_hz = BAND_HZ[1] - width_hz * (np.arange(nchan) + 0.5)  # descending, as in the files
     opened = Time(sim.start, scale="utc")
     times = opened + TimeDelta((np.arange(sim.integrations) + 0.5) * INTEGRATION_S, format="sec")
-    centre = SkyCoord(
-        HADec(ha=0 * u.deg, dec=sim.dec_deg * u.deg, obstime=times[len(times) // 2], location=tee())
-    ).transform_to(ICRS())
+    centre = SkyCoord(HADec(ha=0 * u.deg, dec=sim.dec_deg * u.deg, obstime=times[len(times) // 2], location=tee())).transform_to(
+        ICRS()
+    )
     where = SkyCoord([s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg)
     sources = [s for s, away in zip(sources, where.separation(centre).deg, strict=True) if away < 5.0]
     if not sources:

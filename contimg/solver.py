@@ -189,9 +189,7 @@ def solve(
     """
     cross = ant_1 != ant_2
     by_time, weight_by_time = _sums_by_time(data, model, flags, weights, cross, *phase_channels)
-    phases = _solve_grid(
-        by_time.transpose(1, 0, 2), weight_by_time.transpose(1, 0, 2), ant_1, ant_2, nant, reference, True
-    )
+    phases = _solve_grid(by_time.transpose(1, 0, 2), weight_by_time.transpose(1, 0, 2), ant_1, ant_2, nant, reference, True)
     phases = _referred(phases, reference)
     # (ntime, nbaseline, npol); 0 where a phase is not known
     turn = (np.conj(phases[ant_1]) * phases[ant_2]).transpose(1, 0, 2)
@@ -296,9 +294,7 @@ def _judge(gains, a, w, total, count, ant_1, ant_2, min_snr) -> tuple[np.ndarray
     values = np.where(known, count, 0).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         parameters = np.count_nonzero(gains, axis=0)
-        variance = np.maximum(chi2, 0) / np.maximum(
-            values - parameters, 1
-        )  # of a complex value at weight 1, as CASA has it
+        variance = np.maximum(chi2, 0) / np.maximum(values - parameters, 1)  # of a complex value at weight 1, as CASA has it
         information = np.zeros(gains.shape)
         power = np.abs(gains) ** 2
         np.add.at(information, ant_1, w * power[ant_2])

@@ -66,9 +66,7 @@ def lock(path: Path, wait: bool, what: str) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise LockError(
-                f"{what}: held by process {file.read().strip() or '?'} ({path}). Wait for it, or stop it."
-            ) from None
+            raise LockError(f"{what}: held by process {file.read().strip() or '?'} ({path}). Wait for it, or stop it.") from None
         file.seek(0)
         file.truncate()
         file.write(f"{os.getpid()} on {platform.node()}\n")
@@ -166,10 +164,7 @@ def stage(smk) -> Iterator[Stage]:
     if numba := sys.modules.get("numba"):
         numba.set_num_threads(max(1, min(smk.threads, numba.config.NUMBA_NUM_THREADS)))
     logging.basicConfig(
-        filename=logfile,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
+        filename=logfile, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
     )
     name = output.name.removesuffix(".json").rpartition(".")[2]
     running = Stage(name, group, config, paths, logfile)

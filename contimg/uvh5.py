@@ -97,9 +97,7 @@ def open_subband(path: Path) -> h5py.File:
         match = re.search(r"eof = (\d+).*stored_eof = (\d+)", str(error))
         if match:
             found, expected = (int(x) / 1e6 for x in match.groups())
-            raise SubbandError(
-                f"{path}: truncated ({found:.1f} of {expected:.1f} MB). Copy it again, or remove it."
-            ) from None
+            raise SubbandError(f"{path}: truncated ({found:.1f} of {expected:.1f} MB). Copy it again, or remove it.") from None
         raise SubbandError(f"{path}: not readable as HDF5 ({error}). Copy it again, or remove it.") from None
 
 
@@ -181,8 +179,7 @@ def read_header(path: Path) -> SubbandHeader:
                 "positions_m": header["antenna_positions"][:],
                 "integration_s": float(np.ravel(header["integration_time"][()])[0]),
                 "diameters_m": np.broadcast_to(
-                    header["antenna_diameters"][()] if "antenna_diameters" in header else 4.65,
-                    header["antenna_numbers"].shape,
+                    header["antenna_diameters"][()] if "antenna_diameters" in header else 4.65, header["antenna_numbers"].shape
                 ).astype(float),
             }
             longitude = np.radians(float(header["longitude"][()]))

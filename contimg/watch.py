@@ -207,9 +207,7 @@ class Watcher:
         logfile.parent.mkdir(parents=True, exist_ok=True)
         keep_newest(self.paths.run_log("*"), _LOGS_KEPT)
         targets = [str(self.paths.result(g, "index")) for g in self._batch]
-        log.info(
-            "run %s: %d groups, %s to %s; %s", self._stamp, len(targets), min(self._batch), max(self._batch), logfile
-        )
+        log.info("run %s: %d groups, %s to %s; %s", self._stamp, len(targets), min(self._batch), max(self._batch), logfile)
         with logfile.open("w") as output:
             # A session of its own: Ctrl-C in a terminal reaches the watcher alone, which lets the jobs finish.
             self._child = subprocess.Popen(

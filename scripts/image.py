@@ -9,8 +9,6 @@ from contimg.stage import read_json, stage
 with stage(snakemake) as job:
     converted, chosen = read_json(snakemake.input.converted), read_json(snakemake.input.chosen)
     if read_json(snakemake.input.applied)["set_name"] != chosen["set_name"]:
-        raise ValidationError(
-            f"group {job.group}: applied another set than {chosen['set_name']}. Remove its apply.json."
-        )
+        raise ValidationError(f"group {job.group}: applied another set than {chosen['set_name']}. Remove its apply.json.")
     ms = Path(snakemake.input.ms)
     job.result = image_group(ms, job.group, job.config, converted, chosen, snakemake.threads, job.logfile)

@@ -70,13 +70,7 @@ def make_group(tmp_path, sky):
     """Write a group with given options; returns it clustered."""
 
     def make(sources=None, folder="raw", **options):
-        options = {
-            "start": TARGET_START,
-            "dec_deg": DEC_DEG,
-            "antennas": 12,
-            "channels": 2,
-            "integrations": 6,
-        } | options
+        options = {"start": TARGET_START, "dec_deg": DEC_DEG, "antennas": 12, "channels": 2, "integrations": 6} | options
         paths = simulate_group(tmp_path / folder, Simulation(**options), sources or sky, STATIONS)
         return cluster([RawFile.named(p) for p in paths], SPAN_S, 300, 16)[0]
 

@@ -145,15 +145,9 @@ def test_a_set_is_registered_once_with_its_checksums(calset):
     assert registry.active_sets(database) == []
     table.with_name("away").rename(table)
     registry.register(database, made, "12")
-    registry.register(
-        database, made, "12", numbers={"B": {"antennas": 95}}, software={"contimg": "1"}
-    )  # again: replaced
+    registry.register(database, made, "12", numbers={"B": {"antennas": 95}}, software={"contimg": "1"})  # again: replaced
     (one,) = registry.describe_sets(database)
-    assert (one["status"], one["software"], one["tables"][0]["quality"]) == (
-        "active",
-        {"contimg": "1"},
-        {"antennas": 95},
-    )
+    assert (one["status"], one["software"], one["tables"][0]["quality"]) == ("active", {"contimg": "1"}, {"antennas": 95})
     assert one["valid_until"] == "1859-02-26T00:00"
     assert select(database)["tables"] == {"B": str(table)}
     (table / "table.lock").write_bytes(b"read by somebody")
@@ -172,12 +166,7 @@ def test_a_set_that_must_not_be_used_is_refused_and_another_one_taken(calset, tm
         (table / "table.dat").write_bytes(b"Gains")
     elif what == "retired":
         registry.retire(database, "s", "G: bad")
-    words = {
-        "gone": "is not on disk",
-        "altered": "was altered",
-        "retired": "retired: G: bad",
-        "failed": "failed: G: bad",
-    }[what]
+    words = {"gone": "is not on disk", "altered": "was altered", "retired": "retired: G: bad", "failed": "failed: G: bad"}[what]
     with pytest.raises(NoCalibrationError, match=words):
         select(database)
     if what in ("gone", "altered"):

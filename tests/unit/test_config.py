@@ -14,9 +14,7 @@ def test_the_default_file_is_the_defaults():
     assert load() == Config()
 
 
-@pytest.mark.parametrize(
-    ("text", "jy"), [("0.1mJy", 1e-4), ("50 uJy", 5e-5), ("2Jy", 2), (0.3, 0.3), ("1e-4 Jy", 1e-4)]
-)
+@pytest.mark.parametrize(("text", "jy"), [("0.1mJy", 1e-4), ("50 uJy", 5e-5), ("2Jy", 2), (0.3, 0.3), ("1e-4 Jy", 1e-4)])
 def test_flux_units(text, jy):
     assert parse_flux_jy(text) == pytest.approx(jy)
 

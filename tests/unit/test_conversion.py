@@ -66,9 +66,7 @@ def test_predictor_and_simulator_agree(make_group, sky, tmp_path):
     sources = [Source.power_law(s["name"], s["ra"], s["dec"], s["flux"], s["alpha"]) for s in truth["sources"]]
     axes = track(*converted["phase_centre_deg"], rows.time_mjd).axes
     pointing = meridian_vector(np.radians(DEC_DEG))
-    model = predict(
-        sources, rows.time_mjd, axes, pointing, observation.positions_m, rows.ant_1, rows.ant_2, observation.freq_hz
-    )
+    model = predict(sources, rows.time_mjd, axes, pointing, observation.positions_m, rows.ant_1, rows.ant_2, observation.freq_hz)
     cross = rows.ant_1 != rows.ant_2
     scale = np.abs(model[:, cross]).max()
     assert scale > 0.5
@@ -104,9 +102,7 @@ def test_measurement_set_is_whole_and_casa_reads_it(make_group, tmp_path):
         assert np.degrees(centre["m1"]["value"]) == pytest.approx(converted["phase_centre_deg"][1], abs=1e-9)
     finally:
         metadata.done()
-    worries = [
-        w for w in log.read_text().splitlines() if "SEVERE" in w and "measures" not in w and "casarundata" not in w
-    ]
+    worries = [w for w in log.read_text().splitlines() if "SEVERE" in w and "measures" not in w and "casarundata" not in w]
     assert [w for w in worries if w.split("::casa")[-1].strip() and "casadocs" not in w] == []
 
 

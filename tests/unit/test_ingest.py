@@ -123,9 +123,7 @@ def test_the_budget_of_attempts_ends_and_each_wait_is_longer(session):
     assert waits == [db.utc(1e9 + s) for s in (60, 120, 240)] + [None]
     assert state(session) == ("failed", OPTIONS.max_retries + 1)
     assert row(session).error == "broken 3"
-    errors = [
-        m.error for m in session.scalars(select(ingest.History)) if m.state_to in ("pending", "failed") and m.error
-    ]
+    errors = [m.error for m in session.scalars(select(ingest.History)) if m.state_to in ("pending", "failed") and m.error]
     assert errors == [f"broken {i}" for i in range(4)]
     with pytest.raises(StateError, match="has 0 files, at least 16 needed"):
         ingest.requeue(session, GROUP, 16)
@@ -399,12 +397,8 @@ def test_two_writers_and_a_reader_at_once(database, figure):
         begin = time.perf_counter()
         with db.reading(database) as session:
             if session is not None:
-                completed = session.execute(
-                    text("SELECT count(*) FROM ingest_queue WHERE state = 'completed'")
-                ).scalar()
-                moves = session.execute(
-                    text("SELECT count(*) FROM ingest_history WHERE state_to = 'completed'")
-                ).scalar()
+                completed = session.execute(text("SELECT count(*) FROM ingest_queue WHERE state = 'completed'")).scalar()
+                moves = session.execute(text("SELECT count(*) FROM ingest_history WHERE state_to = 'completed'")).scalar()
                 assert completed == moves
         waits.append(time.perf_counter() - begin)
     assert [writer.returncode for writer in writers] == [0, 0]

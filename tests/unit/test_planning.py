@@ -68,9 +68,7 @@ def solved(config, group, mid_mjd, science=True):
     table = paths.caltable(group, "B")
     table.mkdir(parents=True)
     start, end = registry.validity(mid_mjd, config.calibration)
-    calset = registry.CalSet(
-        group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),), science=science
-    )
+    calset = registry.CalSet(group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),), science=science)
     registry.register(paths.registry_db, calset, "1")
     write_json(paths.result(group, "register"), {"set_name": group})
 

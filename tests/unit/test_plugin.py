@@ -91,12 +91,7 @@ def test_a_failure_whose_event_does_not_come_in_time_spends_an_attempt(current, 
 
 
 def test_what_an_earlier_attempt_said_is_not_blamed(current, send):
-    words = {
-        "stage": "convert",
-        "error": "SubbandError: long ago",
-        "permanent": True,
-        "at": "2026-01-01T00:00:00+00:00",
-    }
+    words = {"stage": "convert", "error": "SubbandError: long ago", "permanent": True, "at": "2026-01-01T00:00:00+00:00"}
     write_json(current.paths.error(CALIBRATOR_START), words)
     info(send, 1, "convert")
     send(LogEvent.JOB_ERROR, jobid=1)
@@ -116,9 +111,7 @@ def test_a_run_that_lost_its_group_leaves_it_alone(current, send):
     info(send, 1, "convert")
     with db.writing(current.paths.ingest_db, ingest.Base) as session:
         session.get(ingest.Group, CALIBRATOR_START).heartbeat = db.utc(0)
-        assert ingest.recover(session, lambda group: False, current.config.ingest, time.time()) == {
-            CALIBRATOR_START: "pending"
-        }
+        assert ingest.recover(session, lambda group: False, current.config.ingest, time.time()) == {CALIBRATOR_START: "pending"}
         ingest.claim(session, CALIBRATOR_START, "another run", resuming=False)
     send(LogEvent.JOB_FINISHED, job_id=1)
     send(LogEvent.JOB_ERROR, jobid=1)

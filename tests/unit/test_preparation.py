@@ -146,17 +146,13 @@ def _xyz(position: dict) -> np.ndarray:
     if position["refer"] == "WGS84":
         location = EarthLocation.from_geodetic(longitude * u.rad, latitude * u.rad, radius * u.m)
         return u.Quantity(location.geocentric).to_value(u.m)
-    return radius * np.array(
-        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)]
-    )
+    return radius * np.array([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)])
 
 
 def _divide_gains(ms, group, options):
     from contimg.simulate import Simulation, antenna_gains
 
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    gains = antenna_gains(Simulation(start=group.id), len(observation.antenna_names), observation.freq_hz[::-1])[
-        :, ::-1
-    ]
+    gains = antenna_gains(Simulation(start=group.id), len(observation.antenna_names), observation.freq_hz[::-1])[:, ::-1]
     data = mset.read_grid(ms, "DATA", rows.shape[0]) / (gains[rows.ant_1] * np.conj(gains[rows.ant_2]))
     mset.write_columns(ms, DATA=data.astype(np.complex64))

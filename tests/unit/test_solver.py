@@ -32,11 +32,7 @@ def observation():
     turns = rng.uniform(0, 1, (NANT, 1, 2)) + rng.normal(0, 0.3, (NANT, 1, 2)) * x[:, None]
     gain = amplitude * np.exp(2j * np.pi * turns)
     drift = np.linspace(1, 0.8, NTIME)[:, None, None]
-    field = (
-        0.5
-        * np.exp(2j * np.pi * rng.uniform(0, 1, len(ONE)))[None, :, None]
-        * np.linspace(0.5, 1, NTIME)[:, None, None]
-    )
+    field = 0.5 * np.exp(2j * np.pi * rng.uniform(0, 1, len(ONE)))[None, :, None] * np.linspace(0.5, 1, NTIME)[:, None, None]
     model = (5 * drift * np.linspace(1.1, 0.9, NCHAN) + field).astype(np.complex64)
     seen = model[..., None] * (gain[ONE] * np.conj(gain[TWO]))
     noise = rng.standard_normal((*seen.shape, 2)) @ [1, 1j]
@@ -68,13 +64,9 @@ def test_gains_come_back_at_the_thermal_error(observation, figure):
             expected[i] += weight[b][:, None] * np.abs(truth[j]) ** 2
     expected = 1 / np.sqrt(expected) / np.abs(truth)  # of real and of imaginary part
     ratio = np.sqrt(np.mean(away.real**2)) / np.sqrt(np.mean(expected**2))
-    figure(
-        f"solver: rms error of amplitudes {np.sqrt(np.mean(away.real**2)):.5f}, thermal {np.sqrt(np.mean(expected**2)):.5f}"
-    )
+    figure(f"solver: rms error of amplitudes {np.sqrt(np.mean(away.real**2)):.5f}, thermal {np.sqrt(np.mean(expected**2)):.5f}")
     assert ratio == pytest.approx(1, abs=0.06)
-    assert np.median(bandpass.error / np.abs(bandpass.gain)) == pytest.approx(
-        np.sqrt(2) * np.median(expected), rel=0.05
-    )
+    assert np.median(bandpass.error / np.abs(bandpass.gain)) == pytest.approx(np.sqrt(2) * np.median(expected), rel=0.05)
     assert np.angle(bandpass.gain[3]) == pytest.approx(0, abs=1e-9)
     assert np.abs(away.real.mean()) < 5e-4
 
@@ -158,14 +150,7 @@ def test_quarter_of_the_band_with_the_fewest_flags():
 
 @pytest.mark.parametrize(
     ("text", "lost"),
-    [
-        (None, []),
-        (">0.5klambda", [0]),
-        ("<100m", [1, 2]),
-        ("50~1000m", [0, 2]),
-        ("0.1 ~ 1klambda", [0, 2]),
-        ("<1Mlambda", []),
-    ],
+    [(None, []), (">0.5klambda", [0]), ("<100m", [1, 2]), ("50~1000m", [0, 2]), ("0.1 ~ 1klambda", [0, 2]), ("<1Mlambda", [])],
 )
 def test_uvrange_is_casas(text, lost):
     uvw_m = np.array([[[10.0, 0, 5], [0, 150, 0], [2000, 0, 0]]])
@@ -226,9 +211,7 @@ def test_a_calibrator_a_degree_off_gives_the_same_scale(tmp_path, sky, monkeypat
     _, results, truth = calibrated(tmp_path / "off", sky, dec_deg=DEC_DEG - 1.0)
     ratio, _ = against_truth(results["fast"], truth)
     assert results["fast"]["mean_beam"] < 0.75
-    monkeypatch.setattr(
-        skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz)))
-    )
+    monkeypatch.setattr(skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))))
     _, beamless, _ = calibrated(tmp_path / "beamless", sky, dec_deg=DEC_DEG - 1.0)
     biased, _ = against_truth(beamless["fast"], truth)
     figure(f"calibrator 1 deg off: gains {np.median(ratio):.4f} of those injected; fluxes with a model without beam "
@@ -360,10 +343,7 @@ def solved_again(solved, folder, **calibration):
 
 def test_fast_mode_is_not_for_science(solved, tmp_path, figure):
     ms, result, database, config = solved_again(solved, tmp_path, fast=True, timebin_s=30, chanbin=4)
-    assert [path.rpartition("/")[2] for path in result["tables"].values()] == [
-        f"{ms.stem}.fast.bpcal",
-        f"{ms.stem}.fast.gcal",
-    ]
+    assert [path.rpartition("/")[2] for path in result["tables"].values()] == [f"{ms.stem}.fast.bpcal", f"{ms.stem}.fast.gcal"]
     ratio, _ = against_truth(result, solved[2])
     figure(f"fast mode: gains {np.median(ratio):.4f} of those injected, rms {ratio.std():.4f}")
     assert np.median(ratio) == pytest.approx(1, abs=0.02)
@@ -406,7 +386,7 @@ def test_apply_notices_a_set_that_is_far_from_the_catalogue(solved, tmp_path, fi
     assert found["model_fit_error"] < 0.01
     with mset.open_table(result["tables"]["G"], readonly=False) as table:
         table.putcol("CPARAM", 1.3 * table.getcol("CPARAM"))
-    with pytest.raises(CalibrationError, match=r"bpcal|gcal was altered"):
+    with pytest.raises(CalibrationError, match=r"(bpcal|gcal) was altered"):
         apply_set(ms, chosen, DEC_DEG, config, None)
     sums = [registry.checksum(Path(path)) for path in chosen["tables"].values()]
     with pytest.raises(CalibrationError, match=r"have 0\.59 of their amplitude, expected 1 within 0\.3"):
@@ -430,9 +410,7 @@ def test_a_model_of_nothing_and_a_dead_reference_antenna_are_refused(solved, tmp
         solved_again(solved, tmp_path, refant="101")
     with pytest.raises(CalibrationError, match="'999' is no antenna of this observation"):
         solved_again(solved, tmp_path, refant="999")
-    monkeypatch.setattr(
-        skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.zeros((*vectors.shape[:2], len(freq_hz)))
-    )
+    monkeypatch.setattr(skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.zeros((*vectors.shape[:2], len(freq_hz))))
     for fast in (True, False):
         with pytest.raises(ValidationError, match="the sky model is zero"):
             solved_again(solved, tmp_path, fast=fast)
@@ -443,24 +421,17 @@ def test_the_model_is_that_of_casas_ft(solved, tmp_path, monkeypatch, figure):
     ms, *_ = solved
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     ra, dec = observation.phase_centre_deg
-    sources = [
-        skymodel.Source.power_law("a", ra, dec, 2.0, 0),
-        skymodel.Source.power_law("b", ra + 0.5, dec - 0.3, 1.0, 0),
-    ]
+    sources = [skymodel.Source.power_law("a", ra, dec, 2.0, 0), skymodel.Source.power_law("b", ra + 0.5, dec - 0.3, 1.0, 0)]
     tasks, components = casa.tasks(), casa.tool("componentlist")
     for source in sources:
-        components.addcomponent(
-            flux=10 ** source.log_flux[0], shape="point", dir=f"ICRS {source.ra_deg}deg {source.dec_deg}deg"
-        )
+        components.addcomponent(flux=10 ** source.log_flux[0], shape="point", dir=f"ICRS {source.ra_deg}deg {source.dec_deg}deg")
     components.rename(str(tmp_path / "two.cl"))
     components.done()
     before = mset.read_grid(ms, "MODEL_DATA", 24)
     tasks.ft(vis=str(ms), complist=str(tmp_path / "two.cl"), usescratch=True)
     theirs = mset.read_grid(ms, "MODEL_DATA", 24)[..., 0]
     mset.write_columns(ms, MODEL_DATA=before)
-    monkeypatch.setattr(
-        skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz)))
-    )
+    monkeypatch.setattr(skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))))
     axes = track(ra, dec, rows.time_mjd).axes
     ours = skymodel.predict(
         sources, rows.time_mjd, axes, meridian_vector(np.radians(DEC_DEG)), observation.positions_m, rows.ant_1, rows.ant_2,

@@ -171,10 +171,7 @@ def statuses(config):
 def test_measurement_sets_go_when_their_time_is_over(archive):
     where = Paths.of(archive)
     assert prune(archive) == ([], [])
-    assert prune(archive.model_copy(update={"retention": RetentionConfig()}), datetime.max.replace(tzinfo=UTC)) == (
-        [],
-        [],
-    )
+    assert prune(archive.model_copy(update={"retention": RetentionConfig()}), datetime.max.replace(tzinfo=UTC)) == ([], [])
     assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == (list(GROUPS), [])
     assert statuses(archive) == ["pruned", "pruned"]
     assert list(where.ms("x").parent.iterdir()) == []

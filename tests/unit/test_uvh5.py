@@ -37,9 +37,7 @@ def test_channels_descend_and_names_are_numbers_plus_one(make_group):
     header = read_header(group.files[0])
     assert (np.diff(header.freq_hz) < 0).all()
     assert header.freq_hz.max() > read_header(group.files[1]).freq_hz.max()
-    assert all(
-        name == str(number + 1) for name, number in zip(header.antenna_names, header.antenna_numbers, strict=True)
-    )
+    assert all(name == str(number + 1) for name, number in zip(header.antenna_names, header.antenna_numbers, strict=True))
     assert (header.ant_1 > header.ant_2).any()  # the correlator's out-of-order stations
     assert inspect(group.files[3]).app_dec_deg == pytest.approx(DEC_DEG)
 

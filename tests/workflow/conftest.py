@@ -45,9 +45,7 @@ class Site:
 
 def make_site(folder: Path, incoming: Path, **sections) -> Site:
     folder.mkdir(parents=True, exist_ok=True)
-    values = {
-        "paths": {"incoming": str(incoming), "products": str(folder / "products"), "state": str(folder / "state")}
-    }
+    values = {"paths": {"incoming": str(incoming), "products": str(folder / "products"), "state": str(folder / "state")}}
     configfile = folder / "site.yaml"
     configfile.write_text(yaml.safe_dump(values | sections))
     return Site(configfile)

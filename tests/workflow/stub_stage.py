@@ -67,9 +67,7 @@ with lock.open("a") as file:
                    "beam_major_arcsec": 20.0, "beam_minor_arcsec": 15.0, "beam_pa_deg": 0.0,
                    "catalogue": {"found": 0, "expected": 0, "flux_ratio": None, "offset_arcsec": None}}  # fmt: skip
     if stage == "caltables":
-        values |= {
-            "set_name": snakemake.input[0].split("/")[-1].removesuffix(".register.json") if snakemake.input else ""
-        }
+        values |= {"set_name": snakemake.input[0].split("/")[-1].removesuffix(".register.json") if snakemake.input else ""}
     if stage == "solve":
         tables = products / "caltables" / f"{group}.bpcal"
         tables.mkdir(parents=True, exist_ok=True)

@@ -89,9 +89,7 @@ def until(night: Night, site: Site, watch: Watch, deadline_s: float) -> dict[str
     while time.monotonic() < deadline:
         time.sleep(1)
         assert watch.process.poll() is None, watch.log.read_text()[-3000:]
-        found = {
-            g: (state, error or "") for g, state, error in rows(site, "SELECT group_id, state, error FROM ingest_queue")
-        }
+        found = {g: (state, error or "") for g, state, error in rows(site, "SELECT group_id, state, error FROM ingest_queue")}
         if {g: s for g, (s, _) in found.items()} == {g: s for g, (s, _) in night.expected.items()}:
             break
     return found
@@ -200,9 +198,7 @@ def test_sigterm_finishes_the_running_job_and_loses_nothing(site, tmp_path, quie
     found = until(quiet_night, site, watch, 60)
     watch.stop()
     check(quiet_night, site, found)
-    assert any(
-        f"group {first} resumes after concat" in log.read_text() for log in site.paths.products.glob("logs/runs/*")
-    )
+    assert any(f"group {first} resumes after concat" in log.read_text() for log in site.paths.products.glob("logs/runs/*"))
 
 
 def test_a_broken_workflow_costs_no_group_an_attempt_a_poisonous_group_only_itself(site, tmp_path, quiet_night):
@@ -217,12 +213,8 @@ def test_a_broken_workflow_costs_no_group_an_attempt_a_poisonous_group_only_itse
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert set(rows(site, "SELECT state, retry_count FROM ingest_queue")) == {("pending", 0)}
-    assert (
-        "runs ended before they began; see" in json.loads(site.contimg("status", "--json").stdout)["watcher"]["problem"]
-    )
-    snakefile.write_text(
-        f"if any({poison!r} in word for word in __import__('sys').argv): raise WorkflowError('x')\n" + whole
-    )
+    assert "runs ended before they began; see" in json.loads(site.contimg("status", "--json").stdout)["watcher"]["problem"]
+    snakefile.write_text(f"if any({poison!r} in word for word in __import__('sys').argv): raise WorkflowError('x')\n" + whole)
     quiet_night.expected[poison] = ("failed", "no run begins with this group")
     found = until(quiet_night, site, watch, 150)
     watch.stop()

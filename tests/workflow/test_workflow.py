@@ -24,7 +24,7 @@ from contimg.measurement_set import open_table
 from contimg.simulate import Simulation, simulate_group
 from contimg.stage import read_json
 from tests.accuracy import measure
-from tests.conftest import CALIBRATOR_START, ROOT, STATIONS, TARGET_START
+from tests.conftest import CALIBRATOR_START, DEC_DEG, ROOT, STATIONS, TARGET_START
 from tests.workflow.conftest import BAD_START, SMALL_IMAGES, make_site
 
 
@@ -139,7 +139,8 @@ def test_every_database_has_its_rows(first_run):
         assert 30 < beam < 120
         assert pbcor == (kind == "pbcor")
     artifacts = rows(products, "SELECT name, path FROM qa_artifacts")
-    assert {name for name, _ in artifacts} == {"image", "thumbnail", "bandpass", "gains", "flags"}
+    expected = {"image", "thumbnail", "bandpass", "gains", "flags", "catalogue"}
+    assert {name for name, _ in artifacts} == expected | {"calibration"}
     assert all(Path(path).stat().st_size > 2000 for _, path in artifacts)
     tables = rows(paths.registry_db, "SELECT table_type, path, status, cal_field FROM caltables ORDER BY order_index")
     assert [(kind, status, field) for kind, _, status, field in tables] == [
@@ -166,9 +167,7 @@ def test_every_database_has_its_rows(first_run):
 def test_positions_and_fluxes_are_right(first_run, incoming, figure):
     paths = first_run[0].paths
     found = measure(
-        paths.image(TARGET_START, "image.fits"),
-        paths.image(TARGET_START, "pbcor.fits"),
-        truth_of(incoming, TARGET_START),
+        paths.image(TARGET_START, "image.fits"), paths.image(TARGET_START, "pbcor.fits"), truth_of(incoming, TARGET_START)
     )
     figure(f"simulated target, wgridder: {found}")
     found.check(least=8)
@@ -255,9 +254,7 @@ def test_asking_again_for_one_stage_leaves_no_double_rows(first_run):
     outcome = site.snakemake("--forcerun", "qa", "--", image)
     assert outcome.returncode == 0, outcome.stderr
     assert rows(site.paths.products_db, "SELECT path, type FROM images ORDER BY path") == before
-    assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [
-        ("completed",)
-    ]
+    assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [("completed",)]
 
 
 def jobs_of(pid: int) -> list[int]:
@@ -393,9 +390,7 @@ def test_reprocess_from_a_stage_repeats_that_and_what_follows(first_run):
     wrong = site.contimg("reprocess", TARGET_START, "--from", "cleaning")
     assert wrong.returncode == 1
     assert "has no stage cleaning; it goes through caltables, convert" in wrong.stderr
-    assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [
-        ("completed",)
-    ]
+    assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [("completed",)]
 
 
 def test_a_wrong_config_is_refused_in_words(tmp_path, incoming):
@@ -467,16 +462,11 @@ def test_a_set_that_fails_its_gate_is_registered_as_failed_and_never_applied(tmp
     assert (calset["set"], calset["status"]) == (CALIBRATOR_START, "failed")
     assert "B: median_snr is" in calset["notes"]
     assert "failed" in site.contimg("registry", "list").stdout
-    assert (
-        json.loads(site.contimg("registry", "show", CALIBRATOR_START).stdout)["tables"][0]["quality"]["antennas"] > 20
-    )
+    assert json.loads(site.contimg("registry", "show", CALIBRATOR_START).stdout)["tables"][0]["quality"]["antennas"] > 20
     queue = rows(site.paths.ingest_db, "SELECT state, retry_count FROM ingest_queue")
     assert queue == [("pending", 0)] * 2
     plan = site.contimg("plan").stdout
-    assert (
-        f"{CALIBRATOR_START}  calibrator  waiting: waits for calibration: no calibration set is known; its own set "
-        in plan
-    )
+    assert f"{CALIBRATOR_START}  calibrator  waiting: waits for calibration: no calibration set is known; its own set " in plan
     assert "failed: B: median_snr is" in plan
     assert "1 sets failed or were retired" in plan
     assert not list(site.paths.products.glob("results/*.apply.json"))
@@ -485,3 +475,52 @@ def test_a_set_that_fails_its_gate_is_registered_as_failed_and_never_applied(tmp
     assert "2 waiting" in again.stdout + again.stderr
     assert site.contimg("registry", "verify").returncode == 0
     assert site.contimg("registry", "retire", "nobody", "--reason", "x").returncode == 1
+
+
+def test_fluxes_are_right_though_the_calibrator_is_a_degree_off_axis(tmp_path, sky, compact_stations, figure):
+    """Through the whole workflow, with another group's tables."""
+    incoming = tmp_path / "incoming"
+    common = {"dec_deg": DEC_DEG - 1, "channels": 4, "gain_seed": 3, "stations": compact_stations}
+    for start, seed in ((CALIBRATOR_START, 31), (TARGET_START, 32)):
+        simulate_group(incoming, Simulation(start=start, seed=seed, **common), sky, STATIONS)
+    site = make_site(tmp_path / "site", incoming, imaging=SMALL_IMAGES)
+    outcome = site.snakemake("--", str(site.paths.result(TARGET_START, "index")))
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    solved = read_json(site.paths.result(CALIBRATOR_START, "solve"))
+    assert 0.5 < solved["mean_beam"] < 0.7
+    assert not site.paths.result(CALIBRATOR_START, "image").exists()
+    files = (site.paths.image(TARGET_START, suffix) for suffix in ("image.fits", "pbcor.fits"))
+    found = measure(*files, truth_of(incoming, TARGET_START))
+    fit = read_json(site.paths.result(TARGET_START, "apply"))["model_fit"]
+    figure(f"calibrator 1 deg off axis, through the workflow: {found}; catalogue's amplitude in the visibilities {fit:.4f}")
+    found.check(least=6)
+    assert np.median(found.ratio) == pytest.approx(1, abs=0.02)
+
+
+def test_quick_looks_from_fast_calibration_never_end_up_in_science(tmp_path, incoming):
+    good = tmp_path / "incoming"
+    good.mkdir()
+    for path in incoming.glob("*.hdf5"):
+        if path.name < BAD_START:
+            (good / path.name).symlink_to(path)
+    site = make_site(tmp_path / "site", good)
+    outcome = site.contimg("run", "--quick", "--fast", "--timebin", "60", TARGET_START)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    paths = site.paths
+    header = fits.getheader(paths.image(TARGET_START, "pbcor.fits", quick=True))
+    assert (header["QUALITY"], header["CALSET"]) == ("NON_SCIENCE", f"{CALIBRATOR_START}.fast")
+    assert paths.caltable(f"{CALIBRATOR_START}.fast", "B").is_dir()
+    assert {kind for (kind,) in rows(paths.products_db, "SELECT type FROM images")} == {
+        f"quick_{kind}" for kind in ("image", "pbcor", "pb", "residual")
+    }
+    assert rows(paths.registry_db, "SELECT DISTINCT set_name, science FROM caltables") == [(f"{CALIBRATOR_START}.fast", 0)]
+    assert "done: imaged and indexed, with another configuration" in site.contimg("plan").stdout
+    assert site.contimg("reprocess", TARGET_START, "--from", "apply").returncode == 0
+    applied = str(paths.result(TARGET_START, "apply"))
+    refused = site.snakemake("--", applied)
+    assert "its old results are gone: run it again" in refused.stdout + refused.stderr
+    outcome = site.snakemake("--", applied)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    assert read_json(paths.result(TARGET_START, "apply"))["set_name"] == CALIBRATOR_START
+    assert site.contimg("registry", "stale").returncode == 0
+    assert site.contimg("run", "--fast", "--uvrange", "long ones").returncode == 1
