@@ -110,7 +110,8 @@ def _subtract_bright(stokes: StokesI, catalogue, options: ImagingConfig) -> tupl
     if options.subtract_above_jy is None:
         return [], []
     near = as_sources(within(catalogue, *stokes.observation.phase_centre_deg, _BRIGHT_WITHIN_DEG))
-    return subtract(bright_sources(near, stokes, options), stokes)
+    bright = bright_sources(near, stokes, options)
+    return subtract(bright, [one for one in near if one not in bright], stokes)
 
 
 def _clean(request: ImageRequest) -> tuple[Deconvolved, str]:

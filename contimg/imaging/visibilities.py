@@ -29,7 +29,7 @@ _PLANNED_FREQUENCIES = 16
 _FIT_CHANNELS = 96  # enough for a source that is to be subtracted
 _MOST_BRIGHT = 12
 _MOST_SHIFT_ARCSEC, _MOST_SLOPE, _LEAST_AMPLITUDE = 5.0, 3.0, 0.05
-_CLEARLY_BETTER = 4.0
+_CLEARLY_BETTER = 25.0  # of chi squared, for each amplitude
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,12 @@ def bright_sources(sources: Sequence[Source], stokes: StokesI, options: ImagingC
     return [sources[k] for k in chosen[:_MOST_BRIGHT]]
 
 
-def subtract(sources: Sequence[Source], stokes: StokesI) -> tuple[list[Subtracted], list[str]]:
+def subtract(sources: Sequence[Source], rest: Sequence[Source], stokes: StokesI) -> tuple[list[Subtracted], list[str]]:
     """Fit bright sources to the visibilities (flux, spectral slope, position; per integration if that is clearly better) and
-    subtract them, in place, with their beam at each integration and channel. Also returns the names of those not found."""
+    subtract them, in place, with their beam at each integration and channel. Also returns the names of those not found.
+
+    rest  the catalogue's other sources, which the fit takes as they are listed: a sparse array cannot tell all from all
+    """
     if not sources:
         return [], []
     freq_hz, mjd = stokes.observation.freq_hz, stokes.rows.time_mjd
@@ -141,11 +144,13 @@ def subtract(sources: Sequence[Source], stokes: StokesI) -> tuple[list[Subtracte
     every = slice(None, None, max(1, len(freq_hz) * max(4, number) // (4 * _FIT_CHANNELS)))
     few_hz, log_freq = freq_hz[every], np.log(freq_hz / freq_hz.mean())
     predicted = _predictor(sources, stokes, few_hz)
+    others = _predictor(rest, stokes, few_hz) if rest else lambda t: np.float32(0)
     normal, right = np.zeros((len(mjd), 4 * number, 4 * number)), np.zeros((len(mjd), 4 * number))
     for t in range(len(mjd)):
         models = np.stack([predicted(t, [k]) for k in range(number)])
         uv = stokes.rows.uvw_m[t, :, :2] / SPEED_OF_LIGHT_M_S
-        sums = _normal_equations(models, stokes.vis[t, :, every], stokes.weights[t, :, every], uv, few_hz, log_freq[every])
+        vis, weights = stokes.vis[t, :, every] - others(t), stokes.weights[t, :, every]
+        sums = _normal_equations(models, vis, weights, uv, few_hz, log_freq[every])
         normal[t], right[t] = (x.sum(axis=0) for x in sums)
     fit = _solve_bounded(normal.sum(axis=0), right.sum(axis=0)).reshape(number, 4)
     found = fit[:, 0] > 0

@@ -210,7 +210,7 @@ def test_bright_sources_are_fitted_together_and_those_that_are_not_there_stay_ou
     through_the_beam(true, stokes)
     bright = bright_sources(listed, stokes, ImagingConfig(imsize=2400))
     assert {s.name for s in bright} == {"a", "b", "c", "gone"}
-    taken, absent = subtract(bright, stokes)
+    taken, absent = subtract(bright, [], stokes)
     assert absent == ["gone"]
     found = {one.source.name: one for one in taken}
     for source in true:
@@ -225,7 +225,7 @@ def test_a_beam_that_is_not_the_airy_disk_is_followed_by_integration():
     source = Source.power_law("a", CENTRE_DEG[0] + 0.9, CENTRE_DEG[1], 6.0)
     stokes = observed(noise_jy=NOISE_JY, nchan=16, ntime=8)
     through_the_beam([source], stokes, np.linspace(1.2, 0.8, 8)[:, None, None])
-    (taken,), absent = subtract([source], stokes)
+    (taken,), absent = subtract([source], [], stokes)
     assert absent == []
     assert taken.summary["by_integration"]
     assert stokes.vis.real.std() == pytest.approx(NOISE_JY, rel=0.01)
@@ -236,7 +236,7 @@ def test_one_channel_is_enough_to_subtract_a_source():
     source = Source.power_law("a", CENTRE_DEG[0] + 0.3, CENTRE_DEG[1], 6.0)
     stokes = observed(noise_jy=NOISE_JY, nchan=1, ntime=3)
     through_the_beam([source], stokes)
-    (taken,), _ = subtract([source], stokes)
+    (taken,), _ = subtract([source], [], stokes)
     assert taken.summary["fitted_over_catalogue"] == pytest.approx(1, abs=0.02)
     stokes.weights[...] = 0
-    assert subtract([source], stokes) == ([], ["a"])
+    assert subtract([source], [], stokes) == ([], ["a"])
