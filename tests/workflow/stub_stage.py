@@ -67,11 +67,13 @@ with lock.open("a") as file:
                    "beam_major_arcsec": 20.0, "beam_minor_arcsec": 15.0, "beam_pa_deg": 0.0,
                    "catalogue": {"found": 0, "expected": 0, "flux_ratio": None, "offset_arcsec": None}}  # fmt: skip
     if stage == "caltables":
-        values |= {"set_name": snakemake.input[0].split("/")[-1].removesuffix(".register.json") if snakemake.input else ""}
+        name = snakemake.input[0].split("/")[-1].removesuffix(".register.json") if snakemake.input else ""
+        values |= {"set_name": name, "science": True}
     if stage == "solve":
         tables = products / "caltables" / f"{group}.bpcal"
         tables.mkdir(parents=True, exist_ok=True)
-        values |= {"mid_mjd": begin / 86400 + 40587 + 0.0018, "app_dec_deg": 16.15, "calibrator": "stub", "refant": "1",
+        values |= {"set_name": group, "science": True, "calibrator": "stub", "refant": "1",
+                   "mid_mjd": begin / 86400 + 40587 + 0.0018, "app_dec_deg": 16.15,
                    "flux_scale": "stub", "quality": {"G": {"median_snr": 9.0}}, "tables": {"B": str(tables)},
                    "problems": [], "versions": {}}  # fmt: skip
     partial = result.with_name(f".{result.name}")
