@@ -61,7 +61,7 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
             caltables.restore_flags(ms, caltables.PREPARED_FLAGS)
             quality = caltables.solve_casa(ms, outputs, [names[a] for a in refants], options, logfile, channels)
         else:
-            used = flags | caltables.outside(options.uvrange, rows.uvw_m, observation.freq_hz)[:, :, None, None]
+            used = flags | mset.outside(options.uvrange, rows.uvw_m, observation.freq_hz)[:, :, None, None]
             data, weights = mset.read_grid(ms, "DATA", rows.shape[0]), preparation.shares(ms, rows)
             span_s = rows.integration_s * len(data)
             intervals = max(1, round(span_s / options.gain_interval_s)) if options.gain_interval_s else 1
@@ -156,7 +156,7 @@ def _solve_averaged(ms: Path, seen: _Seen, flags, refants, outputs, options: Cal
     if nchan % chanbin:
         raise CalibrationError(f"{ms}: calibration.chanbin {chanbin} does not divide its {nchan} channels")
     timebin = max(1, round(options.timebin_s / rows.integration_s))
-    used = flags | caltables.outside(options.fast_uvrange, rows.uvw_m, freq_hz)[:, :, None, None]
+    used = flags | mset.outside(options.fast_uvrange, rows.uvw_m, freq_hz)[:, :, None, None]
     data, flags, weights = averaged(
         mset.read_grid(ms, "DATA", rows.shape[0]), used, preparation.shares(ms, rows), timebin, chanbin
     )

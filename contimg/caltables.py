@@ -11,9 +11,8 @@ from numba import njit, prange
 
 from contimg import casa
 from contimg import measurement_set as mset
-from contimg.config import CalibrationConfig, uv_limits
+from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError
-from contimg.geometry import SPEED_OF_LIGHT_M_S
 from contimg.solver import Gains
 
 PREPARED_FLAGS = "prepared"
@@ -152,17 +151,6 @@ def _as_rows(gain: Gains) -> Gains:
         return np.ascontiguousarray(values.transpose(1, 0, 2)).reshape(-1, 1, values.shape[2])
 
     return Gains(*(rows(values) for values in (gain.gain, gain.flags, gain.error, gain.snr)))
-
-
-def outside(uvrange: str | None, uvw_m: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
-    """Which rows (ntime, nbaseline) are outside CASA's `uvrange`: '>0.1klambda', '<1km', '50~2000m' (middle of the band)."""
-    if not uvrange:
-        return np.zeros(uvw_m.shape[:2], bool)
-    shortest, longest, in_lambda = uv_limits(uvrange)
-    length = np.hypot(uvw_m[..., 0], uvw_m[..., 1])
-    if in_lambda:
-        length = length * freq_hz.mean() / SPEED_OF_LIGHT_M_S
-    return (length < shortest) | (length > longest)
 
 
 def _write(path: Path, kind: str, solutions: Gains, mjd: np.ndarray, ms: Path, refant: int) -> None:

@@ -10,7 +10,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from contimg import db, products
 from contimg.config import Config
 from contimg.errors import ValidationError
-from contimg.paths import STAGES, Paths
+from contimg.paths import STAGES, Paths, lasting_files
 from contimg.stage import read_json
 
 _IMAGE_TYPES = {"image.fits": "image", "pbcor.fits": "pbcor", "pb.fits": "pb"}
@@ -75,5 +75,4 @@ def verified_bytes(path: Path) -> int:
 
 def bytes_on_disk(path: Path) -> int:
     """Size of a file, or of all files in a folder; 0 when it is not there."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(f.stat().st_size for f in files if f.is_file() and f.name not in (".snakemake_timestamp", "table.lock"))
+    return sum(f.stat().st_size for f in lasting_files(path))

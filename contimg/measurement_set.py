@@ -14,8 +14,9 @@ from pathlib import Path
 import casacore.tables as ct
 import numpy as np
 
+from contimg.config import uv_limits
 from contimg.errors import ValidationError
-from contimg.geometry import TEE_ITRF_M
+from contimg.geometry import SPEED_OF_LIGHT_M_S, TEE_ITRF_M
 
 DAY_S = 86400.0
 SPECTRUM_COLUMNS = {"DATA": np.complex64, "FLAG": np.bool_, "WEIGHT_SPECTRUM": np.float32}
@@ -297,6 +298,17 @@ def read_rows_of(path: Path, column: str, rows: np.ndarray) -> np.ndarray:
     """Some rows of a column, by their numbers."""
     with open_table(path) as table:
         return table.selectrows(rows).getcol(column)
+
+
+def outside(uvrange: str | None, uvw_m: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
+    """Which rows (ntime, nbaseline) are outside CASA's `uvrange`: '>0.1klambda', '<1km', '50~2000m' (middle of the band)."""
+    if not uvrange:
+        return np.zeros(uvw_m.shape[:2], bool)
+    shortest, longest, in_lambda = uv_limits(uvrange)
+    length = np.hypot(uvw_m[..., 0], uvw_m[..., 1])
+    if in_lambda:
+        length = length * freq_hz.mean() / SPEED_OF_LIGHT_M_S
+    return (length < shortest) | (length > longest)
 
 
 def write_columns(path: Path, **columns: np.ndarray) -> None:

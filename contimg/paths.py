@@ -124,6 +124,12 @@ def set_name(group: str, fast: bool) -> str:
     return group + FAST_SUFFIX if fast else group
 
 
+def lasting_files(path: Path) -> list[Path]:
+    """The file itself, or all files in a folder but those that change when a table is read, or when Snakemake looks at it."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sorted(f for f in files if f.is_file() and f.name not in ("table.lock", ".snakemake_timestamp"))
+
+
 def staged(staging: Path, group: str, config: Config) -> list[Path]:
     """What conversion leaves for concat: a Measurement Set per subband, or a single one when pyuvdata writes it."""
     labels = ["whole"] if config.writer == "pyuvdata" else [f"sb{sb:02d}" for sb in range(config.ingest.expected_subbands)]

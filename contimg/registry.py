@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from contimg import db
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError, NoCalibrationError
-from contimg.paths import FAST_SUFFIX
+from contimg.paths import FAST_SUFFIX, lasting_files
 
 
 class Base(DeclarativeBase):
@@ -144,7 +144,7 @@ def active_sets(path: Path) -> list[CalSet]:
 def checksum(table: Path) -> str:
     """SHA-256 of a table's files by name and content; its lock file changes when it is read."""
     digest = hashlib.sha256()
-    for file in sorted(f for f in table.rglob("*") if f.is_file() and f.name not in ("table.lock", ".snakemake_timestamp")):
+    for file in lasting_files(table):
         digest.update(str(file.relative_to(table)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, prange
 
 from contimg import measurement_set as mset
-from contimg.config import ImagingConfig, uv_limits
+from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
 from contimg.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
 from contimg.skymodel import Source, apparent_fluxes, predict_integration
@@ -87,12 +87,7 @@ def read_stokes_i(ms: Path, app_dec_deg: float, uvrange: str | None = None) -> S
     weights = np.empty(vis.shape, np.float32)
     data, flags = np.empty((nbaseline, nchan, 2), np.complex64), np.empty((nbaseline, nchan, 2), bool)
     spectrum = np.empty(flags.shape, np.float32)
-    use = np.broadcast_to(rows.ant_1 != rows.ant_2, rows.shape)
-    if uvrange:
-        shortest, longest, in_lambda = uv_limits(uvrange)
-        length = np.hypot(rows.uvw_m[..., 0], rows.uvw_m[..., 1])
-        length = length * observation.freq_hz.mean() / SPEED_OF_LIGHT_M_S if in_lambda else length
-        use = use & (length >= shortest) & (length <= longest)
+    use = (rows.ant_1 != rows.ant_2) & ~mset.outside(uvrange, rows.uvw_m, observation.freq_hz)
     with mset.open_table(ms) as table:
         for t in range(ntime):
             for name, values in (("CORRECTED_DATA", data), ("FLAG", flags), ("WEIGHT_SPECTRUM", spectrum)):

@@ -155,7 +155,7 @@ def test_quarter_of_the_band_with_the_fewest_flags():
 def test_uvrange_is_casas(text, lost):
     uvw_m = np.array([[[10.0, 0, 5], [0, 150, 0], [2000, 0, 0]]])
     freq_hz = np.array([1.4e9])
-    assert np.flatnonzero(caltables.outside(text, uvw_m, freq_hz)[0]).tolist() == lost
+    assert np.flatnonzero(mset.outside(text, uvw_m, freq_hz)[0]).tolist() == lost
 
 
 @pytest.mark.parametrize("text", ["1klambda", "> fast", "<5parsec", "1~"])

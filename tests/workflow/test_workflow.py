@@ -41,6 +41,16 @@ def truth_of(incoming: Path, start: str) -> Path:
     return incoming / f"truth.{start}.json"
 
 
+def good_groups(incoming: Path, folder: Path) -> Path:
+    """The files of the two groups that are whole, by links."""
+    good = folder / "incoming"
+    good.mkdir()
+    for path in incoming.glob("*.hdf5"):
+        if path.name < BAD_START:
+            (good / path.name).symlink_to(path)
+    return good
+
+
 def test_a_dry_run_lists_what_is_pending_and_changes_nothing(tmp_path, incoming):
     site = make_site(tmp_path / "site", incoming, imaging=SMALL_IMAGES)
     before = listing(tmp_path), listing(incoming)
@@ -272,11 +282,7 @@ def jobs_of(pid: int) -> list[int]:
 
 def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
     """kill -9 in three stages, in turn; a second run beside a living one is refused."""
-    good = tmp_path / "incoming"
-    good.mkdir()
-    for path in incoming.glob("*.hdf5"):
-        if path.name < BAD_START:
-            (good / path.name).symlink_to(path)
+    good = good_groups(incoming, tmp_path)
     site = make_site(tmp_path / "site", good, imaging=SMALL_IMAGES)
     for group, stage in ((CALIBRATOR_START, "convert"), (CALIBRATOR_START, "prepare"), (CALIBRATOR_START, "register")):
         with (tmp_path / "run.log").open("a") as log:
@@ -451,11 +457,7 @@ def test_two_subbands_go_through_the_pyuvdata_writer(tmp_path, sky):
 
 
 def test_a_set_that_fails_its_gate_is_registered_as_failed_and_never_applied(tmp_path, incoming):
-    good = tmp_path / "incoming"
-    good.mkdir()
-    for path in incoming.glob("*.hdf5"):
-        if path.name < BAD_START:
-            (good / path.name).symlink_to(path)
+    good = good_groups(incoming, tmp_path)
     site = make_site(tmp_path / "site", good, calibration={"min_median_snr": 1e6})
     assert site.snakemake().returncode == 1
     (calset,) = json.loads(site.contimg("registry", "list", "--json").stdout)
@@ -498,11 +500,7 @@ def test_fluxes_are_right_though_the_calibrator_is_a_degree_off_axis(tmp_path, s
 
 
 def test_quick_looks_from_fast_calibration_never_end_up_in_science(tmp_path, incoming):
-    good = tmp_path / "incoming"
-    good.mkdir()
-    for path in incoming.glob("*.hdf5"):
-        if path.name < BAD_START:
-            (good / path.name).symlink_to(path)
+    good = good_groups(incoming, tmp_path)
     site = make_site(tmp_path / "site", good)
     outcome = site.contimg("run", "--quick", "--fast", "--timebin", "60", TARGET_START)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
