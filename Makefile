@@ -40,6 +40,7 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/calibration.py
 	PYTHONPATH=. .venv/bin/python bench/calibration.py field
 	PYTHONPATH=. .venv/bin/python bench/imaging.py
+	PYTHONPATH=. .venv/bin/python bench/api.py
 
 clean:
 	rm -rf .venv build *.egg-info

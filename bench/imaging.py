@@ -17,10 +17,10 @@ import pandas as pd
 from bench.full_size import convert_and_concat, measured
 from contimg import caltables
 from contimg.calibration import apply_set, solve_group
+from contimg.checksums import checksum
 from contimg.config import CataloguesConfig, Config, FlaggingConfig, PathsConfig
 from contimg.imaging.group import image_group
 from contimg.preparation import prepare
-from contimg.registry import checksum
 from contimg.simulate import Simulation, read_sky, simulate_group
 from contimg.stage import read_json, write_json
 from contimg.uvh5 import inspect, parse_name

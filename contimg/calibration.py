@@ -10,11 +10,11 @@ import numpy as np
 from contimg import caltables, flagging, preparation, qa, skymodel
 from contimg import measurement_set as mset
 from contimg.calibrators import find_candidates, mean_beam, read_calibrators, read_sky
+from contimg.checksums import altered
 from contimg.config import CalibrationConfig, Config
 from contimg.errors import CalibrationError
 from contimg.geometry import meridian_vector, track
 from contimg.paths import Paths, set_name
-from contimg.registry import altered
 from contimg.skymodel import Source, as_sources, calibrator_model, predict, within
 from contimg.solver import Gains, averaged, phase_channels, solve
 

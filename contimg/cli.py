@@ -170,7 +170,8 @@ def _duration(seconds: float) -> str:
 
 def _status_table(rows: list[dict]) -> Table:
     table = Table()
-    headings = ("group", "state", "image", "beam", "noise\nmJy/beam", "found", "flux\nratio", "offset", "seconds by stage")
+    headings = ("group", "state", "image", "beam", "noise\nmJy/beam", "found", "flux\nratio", "offset", "verdict",
+                "seconds by stage")  # fmt: skip
     for name in headings:
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -181,13 +182,14 @@ def _status_table(rows: list[dict]) -> Table:
             state = f"pending, attempt {row['retry_count'] + 1}"
         if not image or row["state"] != "completed":
             reason = row["error"] or (f"done: {row['stage']}" if row["stage"] else "")
-            table.add_row(row["group"], state, escape(reason), "", "", "", "", "", seconds)
+            table.add_row(row["group"], state, escape(reason), *[""] * 6, seconds)
             continue
         table.add_row(
             row["group"], state, image, f"{row['beam_major_arcsec']:.1f}\" x {row['beam_minor_arcsec']:.1f}\"",
             f"{row['rms_jy'] * 1e3:.2f}", f"{check['found']} of {check['expected']}",
             "-" if check["flux_ratio"] is None else f"{check['flux_ratio']:.3f}",
-            "-" if check["offset_arcsec"] is None else f"{check['offset_arcsec']:.2f}\"", seconds,
+            "-" if check["offset_arcsec"] is None else f"{check['offset_arcsec']:.2f}\"",
+            "; ".join([row["verdict"], *row["verdict_reasons"]]), seconds,
         )  # fmt: skip
     return table
 
@@ -348,6 +350,72 @@ def catalog(
     print(f"{download_nvss(output, centre, radius, min_mjy)} sources in {output}; set catalogues.sky to it")
 
 
+@_command
+def serve(
+    configfile: ConfigFiles = None,
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every one of this machine.")] = "127.0.0.1",
+):
+    """The page and the API. With CONTIMG_API_KEY in the environment, groups can be reprocessed from the page."""
+    import uvicorn
+
+    from contimg.api import make_app
+
+    uvicorn.run(make_app(configuration.load(configfile or ())), host=host, port=port, log_level="warning")
+
+
+@_command
+def provenance(
+    image: Annotated[str, typer.Argument(help="Path or file name of an image, or a group id.")], configfile: ConfigFiles = None
+):
+    """Where an image comes from: raw files, tables, configuration, versions, commands and seconds, as JSON."""
+    from contimg import provenance as chain
+
+    print(json.dumps(chain.provenance(configuration.load(configfile or ()), image), indent=1))
+
+
+@_command
+def verify(configfile: ConfigFiles = None):
+    """Whether every product is in the databases, on disk, and as it was when it was recorded. Status 1 when not."""
+    from contimg import provenance as chain
+
+    found = 0
+    for line in chain.verify(configuration.load(configfile or ())):
+        print(line, flush=True)
+        found += 1
+    print(f"{found} products are missing, altered or unknown" if found else "every product is in its place and unaltered")
+    raise typer.Exit(1 if found else 0)
+
+
+@_command
+def export(
+    output: Annotated[Path, typer.Argument(help="File to write: .vot or .xml (VOTable), .csv or .ecsv.")],
+    what: Annotated[str, typer.Option(help="obscore, images, ms_index, qa_artifacts or caltables.")] = "obscore",
+    configfile: ConfigFiles = None,
+):
+    """Write an index as a table: by default the images as an archive lists them (IVOA ObsCore)."""
+    from contimg.archive import export as write
+
+    print(f"{write(configuration.load(configfile or ()), what, output)} rows of {what} in {output}")
+
+
+@_command
+def retention(configfile: ConfigFiles = None, as_json: AsJson = False):
+    """How much room is left and for how long, what may be deleted, and what was. Deletes nothing: runs do, at their end."""
+    from contimg.retention import room
+
+    found = room(configuration.load(configfile or ()))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    mean, hours = found["bytes_a_group"], found["hours_left"]
+    room_left = f"{found['free_bytes'] / 1e9:.0f} GB free"
+    print(room_left + (f"; {mean / 1e9:.2f} GB a group: room for {hours:.1f} hours of observing" if mean else ""))
+    for title in ("may_be_deleted", "deleted"):
+        numbers = (f"{number} {kind.replace('_', ' ')}" for kind, number in found[title].items())
+        print(f"{title.replace('_', ' ')}: {', '.join(numbers)}")
+
+
 registry_app = typer.Typer(help="Calibration sets: what is known of them, and which may be used.", no_args_is_help=True)
 app.add_typer(registry_app, name="registry")
 
@@ -412,7 +480,8 @@ def registry_retire(
 @_reported
 def registry_verify(configfile: ConfigFiles = None):
     """Whether every table of an active set is on disk, and is what it was when it was registered."""
-    from contimg.registry import all_tables, altered
+    from contimg.checksums import altered
+    from contimg.registry import all_tables
 
     tables = all_tables(Paths.of(configuration.load(configfile or ())).registry_db)
     wrong = altered((t.path, t.checksum) for t in tables if t.status == "active")

@@ -229,6 +229,8 @@ class RetentionConfig(_Section):
     measurement_sets_days: float | None = Field(
         None, ge=0, description="a Measurement Set goes this long after its image was verified; null: never"
     )
+    tables_days: float | None = Field(None, ge=0, description="a calibration set goes this long after it was last valid")
+    images_days: float | None = Field(None, ge=0, description="images (CASA and FITS) go this long after they were made")
 
 
 class Config(_Section):

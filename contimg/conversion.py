@@ -14,7 +14,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from numba import njit
 
 from contimg import measurement_set as mset
+from contimg.checksums import checksum
 from contimg.config import Config
 from contimg.errors import InputError, SubbandError, ValidationError
 from contimg.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_icrs_deg, meridian_vector, track
@@ -306,6 +307,9 @@ def convert_group(
         sums = pyuvdata_writer.convert(plan, outputs[0])
     else:
         sums = _convert_parallel(plan, outputs, workers, progress)
+    with ThreadPoolExecutor(workers) as pool:  # while the files are still in the page cache
+        sha256 = dict(zip(map(str, sorted(files)), pool.map(checksum, (files[sb] for sb in sorted(files))), strict=True))
+    start_mjd, end_mjd = plan.observation.time_range_mjd
     if not sums.pop("nonzero"):
         raise InputError(
             f"{plan.reference.path} and its group: every visibility is zero, or has no samples. The correlator wrote no data: "
@@ -317,7 +321,10 @@ def convert_group(
         "missing_subbands": sorted(set(range(expected)) - set(files)),
         "short_subbands": plan.short,
         "files": {str(sb): str(path) for sb, path in sorted(files.items())},
+        "sha256": sha256,
+        "start_mjd": float(start_mjd),
         "mid_mjd": plan.reference.mid_mjd,
+        "end_mjd": float(end_mjd),
         "app_dec_deg": float(np.degrees(plan.reference.app_dec_rad)),
         "phase_centre_deg": list(plan.observation.phase_centre_deg),
         "shape": [*plan.rows.shape, len(plan.reference.freq_hz), 2],

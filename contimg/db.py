@@ -1,6 +1,7 @@
 """SQLite through SQLAlchemy: short write transactions on one host, read-only sessions for everybody else.
 
-The databases are in WAL mode, so that readers and the writer do not wait for each other.
+The databases are in WAL mode, so that readers and the writer do not wait for each other. Each carries the version of its
+schema (PRAGMA user_version); the first writer of a newer contimg brings it up to date, an older contimg refuses it.
 """
 
 import functools
@@ -11,12 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy import Engine, NullPool, create_engine, event, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from contimg.errors import ContimgError
 
 BUSY_TIMEOUT_S = 30
+UNIX_EPOCH_MJD = 40587
 
 
 def utc(time_s: float) -> str:
@@ -27,6 +30,17 @@ def utc(time_s: float) -> str:
 def now() -> str:
     """The present, as it is written into the databases."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def mjd(time: str) -> float:
+    """MJD of a UTC time in ISO format; raises ValueError."""
+    moment = datetime.fromisoformat(time)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() / 86400 + UNIX_EPOCH_MJD
+
+
+def utc_of_mjd(mjd: float) -> str:
+    """UTC time of an MJD (ISO, seconds)."""
+    return utc((mjd - UNIX_EPOCH_MJD) * 86400)
 
 
 @functools.cache
@@ -63,9 +77,27 @@ def writing(path: Path, base: type[DeclarativeBase]) -> Iterator[Session]:
         _made.discard((path, base))
     with Session(_engine(f"sqlite:///file:{quote(str(path))}?uri=true", readonly=False)) as session, session.begin():
         if (path, base) not in _made:  # inside the transaction: two processes may come at once
-            base.metadata.create_all(session.connection())
+            _bring_up_to_date(session.connection(), base, path)
         yield session
     _made.add((path, base))
+
+
+def _bring_up_to_date(connection: Connection, base: type[DeclarativeBase], path: Path) -> None:
+    """Make the tables, or apply the `migrations` of `base` (SQL statements for each step from version 1 on); then its `views`."""
+    steps, views = getattr(base, "migrations", ()), getattr(base, "views", {})
+    newest = 1 + len(steps)
+    found = connection.exec_driver_sql("PRAGMA user_version").scalar()
+    if found > newest:
+        raise ContimgError(f"{path}: schema version {found}, this contimg knows {newest}. Use the contimg that wrote it.")
+    if not found:  # empty, or of the first version, which did not write it down
+        found = 1 if connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first() else newest
+    for statement in (one for step in steps[found - 1 :] for one in step):
+        connection.exec_driver_sql(statement)
+    base.metadata.create_all(connection)
+    for name, query in views.items():
+        connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
+        connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
+    connection.exec_driver_sql(f"PRAGMA user_version = {newest}")
 
 
 @contextmanager
@@ -90,4 +122,10 @@ def reading(path: Path) -> Iterator[Session | None]:
         )
     with Session(_engine(f"sqlite:///file:{quote(str(path))}?uri=true&{mode}", readonly=True)) as session:
         tables = session.scalar(text("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))
-        yield session if tables else None  # none: killed while it was made
+        try:
+            yield session if tables else None  # none: killed while it was made
+        except OperationalError as error:
+            if "no such" not in str(error.orig):
+                raise
+            words = "another contimg made it; the next run, or `contimg serve`, brings it up to date"
+            raise ContimgError(f"{path}: {error.orig}: {words}") from None

@@ -1,20 +1,28 @@
 """The last stage: a group's results into products.sqlite3. The queue's own rows come after, by the logger plugin."""
 
+import json
+import os
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
+from sqlalchemy import select
 
-from contimg import db, products
+from contimg import db, ingest
+from contimg.checksums import checksum
 from contimg.config import Config
-from contimg.errors import ValidationError
+from contimg.errors import ContimgError, ValidationError
 from contimg.paths import STAGES, Paths, lasting_files
-from contimg.stage import read_json
+from contimg.products import Base, Image, MeasurementSet, QaArtifact, note_stage, record_group
+from contimg.stage import RUN_ID, read_json
 
 _IMAGE_TYPES = {"image.fits": "image", "pbcor.fits": "pbcor", "pb.fits": "pb"}
 _CASA_TYPES = {"image": "image", "image.pbcor": "pbcor", "pb": "pb"}
+_OF_MS = ("concat", "prepare", "solve", "apply", "image")  # stages that work on the Measurement Set
+_TIMES = ("start_mjd", "end_mjd", "mid_mjd")
 
 
 def results_of(paths: Paths, group: str) -> dict[str, dict]:
@@ -22,31 +30,101 @@ def results_of(paths: Paths, group: str) -> dict[str, dict]:
     return {s: read_json(paths.result(group, s)) for s in STAGES if paths.result(group, s).exists()}
 
 
-def index_group(group: str, config: Config) -> dict:
-    """Upsert everything known about a finished group; returns the result for `{group}.index.json`."""
+def index_group(group: str, config: Config, known: Mapping[str, str] | None = None) -> dict:
+    """Upsert everything known about a finished group; returns the result for `{group}.index.json`.
+
+    known  checksums from an earlier time, which the files must still have; without them the images are read and verified
+    """
     paths = Paths.of(config)
     results = results_of(paths, group)
-    imaged = results["image"]
+    imaged, converted, plots = results["image"], results["convert"], results["qa"]["artifacts"]
     # With skip_fits the CASA images stand for the FITS files; the residual is a CASA image in either case.
     types = _IMAGE_TYPES if "pbcor.fits" in imaged["images"] else _CASA_TYPES
     types = types | {"residual": "residual"}
     quick = "quick_" if imaged["mode"] == "quick" else ""
-    images = [(quick + kind, imaged["images"][suffix]) for suffix, kind in types.items()]
-    artifacts = {name: Path(path) for name, path in results["qa"]["artifacts"].items()}
-    absent = [path for path in [*(p for _, p in images), *map(str, artifacts.values())] if not Path(path).exists()]
+    absent = [path for path in [*imaged["images"].values(), *plots.values()] if not Path(path).exists()]
     if absent:
         raise ValidationError(f"group {group}: {absent} are not there; not indexed. Image it again.")
-    ms = {
-        "path": str(paths.ms(group)), "start_mjd": imaged["start_mjd"], "end_mjd": imaged["end_mjd"],
-        "mid_mjd": results["convert"]["mid_mjd"], "processed_at": db.now(), "status": "ok", "stage": "index",
-        "stage_updated_at": db.now(), "cal_applied": results["caltables"]["set_name"],
-        "imagename": dict(images)[f"{quick}pbcor"],
+    ms = MeasurementSet(
+        path=str(paths.ms(group)), group_id=group, start_mjd=imaged["start_mjd"], end_mjd=imaged["end_mjd"],
+        mid_mjd=converted["mid_mjd"], processed_at=db.now(), status="ok", reason=None, stage="index",
+        stage_updated_at=db.now(), cal_applied=results["caltables"]["set_name"],
+        imagename=imaged["images"].get("pbcor.fits") or imaged["images"]["image.pbcor"],
+    )  # fmt: skip
+    size_of = verified_bytes if known is None else bytes_on_disk
+    sizes = {path: size_of(Path(path)) for path in imaged["images"].values()}
+    sums = {path: checksum(Path(path)) for path in [*sizes, *plots.values()]}
+    if known is not None and sums != known:
+        raise ValidationError(f"group {group}: its files are not those that were indexed: contimg reprocess {group} --from image")
+    ms.bytes = bytes_on_disk(paths.ms(group)) + sum(sizes.values()) + sum(Path(path).stat().st_size for path in plots.values())
+    common = _image_columns(imaged) | {
+        "group_id": group, "ms_path": ms.path, "created_at": db.now(), "subbands": len(converted["subbands"]),
+        "cal_set": results["caltables"]["set_name"], "flux_scale": results["caltables"]["flux_scale"],
+        "config": imaged["config"], "software": json.dumps(imaged["versions"]),
     }  # fmt: skip
-    image_bytes = {path: verified_bytes(Path(path)) for path in imaged["images"].values()}
+    images = [
+        Image(path=path, type=quick + kind, pbcor=kind == "pbcor", checksum=sums[path], bytes=sizes[path], **common)
+        for path, kind in ((imaged["images"][suffix], kind) for suffix, kind in types.items())
+    ]
+    artifacts = [
+        QaArtifact(group_id=group, name=name, path=path, created_at=db.now(), checksum=sums[path]) for name, path in plots.items()
+    ]
+    with db.writing(paths.products_db, Base) as session:
+        record_group(session, ms, images, artifacts)
     seconds = {stage: values["seconds"] for stage, values in results.items() if stage != "index"}
-    with db.writing(paths.products_db, products.Base) as session:
-        products.record_group(session, group, ms, images, imaged, artifacts)
-    return {"images": len(images), "artifacts": len(artifacts), "stage_seconds": seconds, "image_bytes": image_bytes}
+    return {"images": len(images), "artifacts": len(artifacts), "stage_seconds": seconds, "bytes": ms.bytes,
+            "checksums": sums, "runs": _runs(paths, results)}  # fmt: skip
+
+
+def _image_columns(imaged: Mapping) -> dict:
+    """What the image stage found, as columns."""
+    names = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "thermal_jy", "dynamic_range", "verdict", "science", "mode",
+             "backend", "imsize", "cell_arcsec", "freq_hz", "bandwidth_hz", "start_mjd", "end_mjd", "exposure_s", "flagged",
+             "diameter_deg")  # fmt: skip
+    check = imaged["catalogue"]
+    of_check = ("flux_ratio", "flux_scatter", "offset_arcsec", "offset_east_arcsec", "offset_north_arcsec")
+    return {name: imaged.get(name) for name in names} | {name: check.get(name) for name in of_check} | {
+        "noise_jy": imaged["rms_jy"], "verdict_reasons": "; ".join(imaged["verdict_reasons"]),
+        "centre_ra_deg": imaged["centre_deg"][0], "centre_dec_deg": imaged["centre_deg"][1],
+        "expected_sources": check["expected"], "found_sources": check["found"],
+    }  # fmt: skip
+
+
+def _runs(paths: Paths, results: Mapping[str, Mapping]) -> dict[str, str]:
+    """The command of every run that made one of the results, as long as it is known."""
+    names = {result.get("run") for result in results.values()} | {os.environ.get(RUN_ID)}
+    snapshots = {name: paths.run_snapshot(name) for name in names if name}
+    return {name: read_json(path).get("command", "") for name, path in sorted(snapshots.items()) if path.exists()}
+
+
+def note(config: Config, group: str, stage: str, reason: str | None = None) -> None:
+    """Tell the index how far a Measurement Set is, or why it failed; nothing before there is one."""
+    paths = Paths.of(config)
+    converted = paths.result(group, "convert")
+    if stage not in _OF_MS or not (paths.ms(group).exists() and converted.exists()):
+        return
+    times = {name: read_json(converted).get(name) for name in _TIMES}
+    if None not in times.values():
+        with db.writing(paths.products_db, Base) as session:
+            note_stage(session, str(paths.ms(group)), group, stage, times, reason)
+
+
+def reconcile(config: Config, say: Callable[[str], None]) -> None:
+    """Groups that are done but not in the index (it was lost, or restored from a copy) get their rows again."""
+    paths = Paths.of(config)
+    with db.writing(paths.products_db, Base) as session:
+        indexed = set(session.scalars(select(Image.group_id).distinct()))
+    done = {g for g, s in ingest.known_groups(paths.ingest_db, files=False).items() if s.state == "completed"}
+    for group in sorted(done - indexed):
+        result = paths.result(group, "index")
+        known = read_json(result).get("checksums") if result.exists() else None
+        if not known:
+            continue
+        try:
+            index_group(group, config, known)
+            say(f"group {group} was done, but not in {paths.products_db.name}: indexed again")
+        except (ContimgError, KeyError, OSError) as error:
+            say(f"group {group} is done, but not in {paths.products_db.name}: {error}")
 
 
 def verified_bytes(path: Path) -> int:

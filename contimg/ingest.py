@@ -452,10 +452,15 @@ def requeue(session: Session, group_id: str, min_subbands: int) -> None:
         raise StateError(f"group {group_id} waits for files (`contimg why {group_id}`); it comes by itself")
     if row is not None and row.state in RUNNING:
         raise StateError(f"group {group_id} is being worked on ({row.running_stage or 'starting'}); wait for its end")
-    files = session.scalar(select(func.count(SubbandFile.subband_idx.distinct())).where(*_counting(group_id))) or 0
+    files = usable_files(session, group_id)
     if row is not None and files < min_subbands:
         raise StateError(f"group {group_id} has {files} files, at least {min_subbands} needed; it comes back when they arrive")
     move(session, group_id, "pending", error=None, retry_count=0, processing_stage=None, not_before=None)
+
+
+def usable_files(session: Session, group_id: str) -> int:
+    """Number of subbands of which a group has a file that counts."""
+    return session.scalar(select(func.count(SubbandFile.subband_idx.distinct())).where(*_counting(group_id))) or 0
 
 
 def _counting(group_id: str) -> tuple:

@@ -11,6 +11,8 @@ from pathlib import Path
 from contimg.config import Config
 
 GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
+DATE_PATTERN = r"\d{4}-\d\d-\d\d"
+DAY_TARGET = rf"qa/days/({DATE_PATTERN})\.png"
 RAW_PATTERN = "*_sb??.hdf5"
 # The stages of a group, by the names of their results, in the order in which a calibrator group goes through them.
 STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa", "index")
@@ -19,6 +21,8 @@ FAST_SUFFIX = ".fast"
 QUICK_MARK = ".quick"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
+GROUP_PLOTS = ("image", "thumbnail", "catalogue", "residual", "beam", "uv", "spectra", "bandpass", "gains", "flags")
+REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
 TMPFS = Path("/dev/shm")
 
 
@@ -60,6 +64,10 @@ class Paths:
         """QA plot."""
         return self.products / "qa" / group / f"{name}.png"
 
+    def day(self, date: str) -> Path:
+        """Plot of all images of a day."""
+        return self.products / "qa" / "days" / f"{date}.png"
+
     def log(self, group: str, stage: str) -> Path:
         """Log of a stage."""
         return self.products / "logs" / stage / f"{group}.log"
@@ -67,6 +75,10 @@ class Paths:
     def error(self, group: str) -> Path:
         """What the last failed attempt at a group said (JSON); removed when a stage of the group succeeds."""
         return self.products / "logs" / "errors" / f"{group}.json"
+
+    def config(self, digest: str) -> Path:
+        """The configuration with a digest, as a run had it (JSON)."""
+        return self.state / "configs" / f"{digest}.json"
 
     def run_log(self, stamp: str) -> Path:
         """What a run that the watcher started said."""

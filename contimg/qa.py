@@ -1,6 +1,7 @@
 """Plots of one group."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,24 +15,32 @@ from matplotlib.patches import Ellipse
 from contimg import caltables
 from contimg import measurement_set as mset
 from contimg.config import Config
-from contimg.paths import Paths
+from contimg.geometry import SPEED_OF_LIGHT_M_S
+from contimg.paths import GROUP_PLOTS, Paths
 
 # Okabe & Ito (2008): told apart with any colour vision.
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
-_THUMBNAIL_PIXELS = 900
+_COARSE_PIXELS = 900
+_UV_INTEGRATIONS = 4  # a sixth of the data, from all over the observation
+_UV_BLOCKS = 16  # channels are averaged to so many
 
 
 def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, prepared: Mapping) -> dict[str, str]:
     """Draw every plot of a group; returns their paths by name."""
     paths = Paths.of(config)
-    artifacts = {name: paths.qa(group, name) for name in ("image", "thumbnail", "catalogue", "bandpass", "gains", "flags")}
+    artifacts = {name: paths.qa(group, name) for name in GROUP_PLOTS}
     artifacts["image"].parent.mkdir(parents=True, exist_ok=True)
-    picture = _coarse_image(Path(imaged["images"]["image.pbcor"]), _THUMBNAIL_PIXELS)
+    picture = _coarse_image(Path(imaged["images"]["image.pbcor"]))
     title = f"{group}  ·  {imaged['freq_hz'] / 1e9:.3f} GHz  ·  calibrated by {chosen['cal_field']} ({chosen['set_name']})"
     _save(_draw_image(picture, imaged, title), artifacts["image"])
     _save(_draw_thumbnail(picture, imaged), artifacts["thumbnail"], dpi=40)
     _save(_draw_catalogue(imaged, group), artifacts["catalogue"])
-    observation = mset.read_observation(paths.ms(group))
+    residual, beam = (_coarse_image(Path(imaged["images"][suffix])) for suffix in ("residual", "pb"))
+    _save(_draw_residual(residual, imaged, group), artifacts["residual"])
+    _save(_draw_beam(beam, imaged, group), artifacts["beam"])
+    observation, rows = mset.read_observation(paths.ms(group)), mset.read_rows(paths.ms(group))
+    _save(_draw_uv(paths.ms(group), observation, rows, group), artifacts["uv"])
+    _save(_draw_spectra(paths.ms(group), observation, rows, group), artifacts["spectra"])
     names = dict(enumerate(observation.antenna_names))
     bandpass = caltables.read(Path(chosen["tables"]["B"]))
     _save(_draw_bandpass(bandpass, observation.freq_hz / 1e6, names, chosen), artifacts["bandpass"])
@@ -82,13 +91,44 @@ def plot_set(
     _save(figure, page)
 
 
+def plot_day(date: str, images: Sequence[Mapping], page: Path) -> None:
+    """Noise, flags, fluxes and positions of a day's images (rows of `images`, pbcor, in order of time) against time."""
+    figure, grid = plt.subplots(4, 1, figsize=(11, 10), sharex=True, layout="constrained")
+    hours = np.array([(one["start_mjd"] % 1) * 24 for one in images])
+
+    def draw(axes, key: str, factor: float, label: str, colour: str, marker: str) -> None:
+        values = [np.nan if one[key] is None else one[key] * factor for one in images]
+        axes.plot(hours, values, marker, ms=5, color=colour, label=label)
+
+    draw(grid[0], "noise_jy", 1e3, "measured", _BLUE, "o")
+    draw(grid[0], "thermal_jy", 1e3, "thermal", _ORANGE, "_")
+    draw(grid[1], "flagged", 100, "flagged", _BLUE, "o")
+    draw(grid[2], "flux_ratio", 1, "median flux ratio", _BLUE, "o")
+    draw(grid[3], "offset_east_arcsec", 1, "east", _BLUE, "o")
+    draw(grid[3], "offset_north_arcsec", 1, "north", _ORANGE, "s")
+    labels = ("Noise (mJy/beam)", "Flagged (%)", "Flux / catalogue", "Offset (arcsec)")
+    for axes, label, line in zip(grid, labels, (None, None, 1.0, 0.0), strict=True):
+        axes.set_ylabel(label)
+        if line is not None:
+            axes.axhline(line, color="0.6", lw=0.8)
+    grid[0].set_ylim(bottom=0)
+    for axes in (grid[0], grid[3]):
+        axes.legend(frameon=False, ncols=2)
+    grid[3].set(xlabel="UTC (hours)", xlim=(0, 24), xticks=range(0, 25, 3))
+    verdicts = Counter(one["verdict"] for one in images)
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
+    figure.suptitle(f"{date}  ·  {len(images)} images: {counts or 'none'}", fontsize=12)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    _save(figure, page)
+
+
 def _save(figure, path: Path, dpi: int = 110) -> None:
     with mset.replacing(path) as partial:
         figure.savefig(partial, dpi=dpi, format="png")
     plt.close(figure)
 
 
-def _coarse_image(path: Path, pixels: int) -> np.ndarray:
+def _coarse_image(path: Path, pixels: int = _COARSE_PIXELS) -> np.ndarray:
     """(y, x) image reduced to about `pixels` on a side; each coarse pixel keeps its largest value, so sources stay."""
     from casacore import images
 
@@ -102,19 +142,32 @@ def _coarse_image(path: Path, pixels: int) -> np.ndarray:
         return np.where(np.isnan(blocks).all(axis=(1, 3)), np.nan, np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3)))
 
 
-def _show(axes, picture: np.ndarray, imaged: Mapping):
+def _show(axes, picture: np.ndarray, imaged: Mapping, **style):
     half_deg = imaged["imsize"] * imaged["cell_arcsec"] / 3600 / 2
     rms_mjy = imaged["rms_jy"] * 1e3
-    return axes.imshow(
-        picture * 1e3, origin="lower", extent=(half_deg, -half_deg, -half_deg, half_deg), cmap="inferno",
-        vmin=-2 * rms_mjy, vmax=25 * rms_mjy, interpolation="nearest",
-    )  # fmt: skip
+    style = {"cmap": "inferno", "vmin": -2 * rms_mjy, "vmax": 25 * rms_mjy} | style
+    extent = (half_deg, -half_deg, -half_deg, half_deg)
+    return axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", **style)
+
+
+def _draw_map(picture: np.ndarray, imaged: Mapping, label: str, title: str, **style):
+    """A picture with sky axes and a colour bar; returns figure and axes."""
+    figure, axes = plt.subplots(figsize=(9.5, 8.4), layout="constrained")
+    figure.colorbar(_show(axes, picture, imaged, **style), ax=axes, label=label, shrink=0.85)
+    ra0, dec0 = imaged["centre_deg"]
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(f"Offset to the east of RA {ra0:.4f} deg (deg, ICRS)")
+    axes.set_ylabel(f"Offset to the north of Dec {dec0:+.4f} deg (deg, ICRS)")
+    return figure, axes
 
 
 def _draw_image(picture: np.ndarray, imaged: Mapping, title: str):
-    figure, axes = plt.subplots(figsize=(9.5, 8.4), layout="constrained")
-    shown = _show(axes, picture, imaged)
-    figure.colorbar(shown, ax=axes, label="Flux density, primary-beam corrected (mJy/beam)", shrink=0.85)
+    check = imaged["catalogue"]
+    figure, axes = _draw_map(
+        picture * 1e3, imaged, "Flux density, primary-beam corrected (mJy/beam)",
+        f'{title}\nrms {imaged["rms_jy"] * 1e3:.2f} mJy/beam, beam {imaged["beam_major_arcsec"]:.0f}" x '
+        f'{imaged["beam_minor_arcsec"]:.0f}"; {check["found"]} of {check["expected"]} catalogue sources found (circles)',
+    )  # fmt: skip
     ra0, dec0 = imaged["centre_deg"]
     for source in imaged["sources"]:
         east = (source["ra_deg"] - ra0 + 180) % 360 - 180
@@ -128,14 +181,96 @@ def _draw_image(picture: np.ndarray, imaged: Mapping, title: str):
     )  # fmt: skip
     axes.add_patch(beam)
     axes.text(half_deg * 0.88, -half_deg * 0.97, f"beam x {exaggeration}", ha="center", fontsize=8)
-    check = imaged["catalogue"]
-    axes.set_title(
-        f'{title}\nrms {imaged["rms_jy"] * 1e3:.2f} mJy/beam, beam {imaged["beam_major_arcsec"]:.0f}" x '
-        f'{imaged["beam_minor_arcsec"]:.0f}"; {check["found"]} of {check["expected"]} catalogue sources found (circles)',
-        fontsize=10,
-    )
-    axes.set_xlabel(f"Offset to the east of RA {ra0:.4f} deg (deg, ICRS)")
-    axes.set_ylabel(f"Offset to the north of Dec {dec0:+.4f} deg (deg, ICRS)")
+    return figure
+
+
+def _draw_residual(picture: np.ndarray, imaged: Mapping, group: str):
+    rms_mjy = imaged["rms_jy"] * 1e3
+    title = f"{group}  ·  residual after the clean ({imaged['cleaned']}), not corrected for the primary beam"
+    title += f"\nrms {rms_mjy:.2f} mJy/beam, thermal {imaged['thermal_jy'] * 1e3:.2f}; largest value of each block of pixels"
+    limits = {"cmap": "RdBu_r", "vmin": -8 * rms_mjy, "vmax": 8 * rms_mjy}
+    return _draw_map(picture * 1e3, imaged, "Residual (mJy/beam)", title, **limits)[0]
+
+
+def _draw_beam(picture: np.ndarray, imaged: Mapping, group: str):
+    title = f"{group}  ·  primary beam, averaged over the drift; contours at 0.2, 0.5 and 0.8"
+    figure, axes = _draw_map(picture, imaged, "Power response", title, cmap="viridis", vmin=0, vmax=1)
+    half_deg = imaged["imsize"] * imaged["cell_arcsec"] / 7200
+    axes.contour(picture, (0.2, 0.5, 0.8), extent=(half_deg, -half_deg, -half_deg, half_deg), colors="white", linewidths=0.8)
+    return figure
+
+
+def _draw_uv(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str):
+    """Coverage of the uv plane by what is not flagged, and amplitude against uv distance."""
+    ntime, nbaseline = rows.shape
+    times = np.unique(np.linspace(0, ntime - 1, _UV_INTEGRATIONS).round().astype(int))
+    crossed = np.flatnonzero(rows.ant_1 != rows.ant_2)
+    numbers = (times[:, None] * nbaseline + crossed).ravel()
+    data, flags = mset.read_rows_of(ms, "CORRECTED_DATA", numbers), mset.read_rows_of(ms, "FLAG", numbers)
+    blocks = np.array_split(np.arange(len(observation.freq_hz)), min(_UV_BLOCKS, len(observation.freq_hz)))
+    good = (~flags).astype(np.float32)
+    weights = np.stack([good[:, b].sum(axis=(1, 2)) for b in blocks], axis=1)
+    sums = np.stack([(data[:, b] * good[:, b]).sum(axis=(1, 2)) for b in blocks], axis=1)
+    wavenumbers = np.array([observation.freq_hz[b].mean() for b in blocks]) / SPEED_OF_LIGHT_M_S / 1e3
+    uv = rows.uvw_m[times][:, crossed, :2].reshape(-1, 1, 2) * wavenumbers[:, None]
+    used = weights > 0
+    uv, amplitude = uv[used], np.abs(sums[used] / weights[used])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 6), layout="constrained", width_ratios=(1, 1.2))
+    reach = 1.05 * np.abs(uv).max(initial=0.1)
+    both, counted = np.concatenate([uv, -uv]), {"bins": "log", "cmap": "viridis", "mincnt": 1, "linewidths": 0}
+    shown = left.hexbin(*both.T, gridsize=160, extent=(-reach, reach, -reach, reach), **counted)
+    figure.colorbar(shown, ax=left, label="Visibilities a cell", shrink=0.8)
+    left.set(xlabel="u (kilowavelengths)", ylabel="v (kilowavelengths)", aspect="equal", title="Coverage", facecolor="0.93")
+    length = np.hypot(*uv.T)
+    top = np.percentile(amplitude, 99.9) * 1.2 if len(amplitude) else 1.0
+    shown = right.hexbin(length, amplitude, gridsize=(120, 70), extent=(0, reach, 0, top), **counted)
+    figure.colorbar(shown, ax=right, label="Visibilities a cell", shrink=0.8)
+    edges = np.linspace(0, length.max(initial=0.1), 25)
+    place = np.digitize(length, edges) - 1
+    middles = [(edges[k] + edges[k + 1], np.median(amplitude[place == k])) for k in range(24) if (place == k).sum() > 20]
+    if middles:
+        right.plot(*np.array([(x / 2, y) for x, y in middles]).T, "o-", ms=4, color=_ORANGE, label="median")
+        right.legend(frameon=False)
+    right.set(xlabel="Length in the uv plane (kilowavelengths)", ylabel="Calibrated amplitude (Jy)", ylim=(0, top))
+    right.set(title=f"Stokes I, {len(blocks)} averages over the band", facecolor="0.93")
+    figure.suptitle(f"{group}  ·  {len(times)} of {ntime} integrations", fontsize=11)
+    return figure
+
+
+def _draw_spectra(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str):
+    """Calibrated amplitude and phase against frequency and time, of baselines of all lengths."""
+    ntime, nbaseline = rows.shape
+    crossed = np.flatnonzero(rows.ant_1 != rows.ant_2)
+    length_m = np.hypot(*rows.uvw_m[ntime // 2, :, :2].T)
+    by_length = crossed[np.argsort(length_m[crossed])]
+    candidates = by_length[np.linspace(0, len(by_length) - 1, 26).round().astype(int)[1:-1]]
+    numbers = (np.arange(ntime)[:, None] * nbaseline + candidates).ravel()
+    data = np.where(mset.read_rows_of(ms, "FLAG", numbers), np.nan, mset.read_rows_of(ms, "CORRECTED_DATA", numbers))
+    data = data.mean(axis=2).reshape(ntime, len(candidates), -1)  # flagged where either polarisation is
+    alive = np.flatnonzero(np.isfinite(data).any(axis=(0, 2)))
+    alive = alive if len(alive) else np.arange(len(candidates))
+    shown = np.unique(alive[np.linspace(0, len(alive) - 1, 6).round().astype(int)])
+    data, some = data[:, shown], candidates[shown]
+    figure, grid = plt.subplots(
+        2, len(some), figsize=(2.4 * len(some), 6), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )  # fmt: skip
+    start_s = (rows.time_mjd - rows.time_mjd[0]) * 86400
+    extent = (observation.freq_hz[0] / 1e6, observation.freq_hz[-1] / 1e6, start_s[-1] + rows.integration_s, 0)
+    finite = np.isfinite(data)
+    top = np.percentile(np.abs(data[finite]), 98) if finite.any() else 1.0
+    for k, (upper, lower) in enumerate(grid.T):
+        style = {"aspect": "auto", "extent": extent, "interpolation": "nearest"}
+        strong = upper.imshow(np.abs(data[:, k]), cmap="viridis", vmin=0, vmax=top, **style)
+        turned = lower.imshow(np.degrees(np.angle(data[:, k])), cmap="twilight", vmin=-180, vmax=180, **style)
+        one, two = (observation.antenna_names[a[some[k]]] for a in (rows.ant_1, rows.ant_2))
+        upper.set_title(f"{one} - {two}, {length_m[some[k]]:.0f} m", fontsize=9)
+        for axes in (upper, lower):
+            axes.set_facecolor("0.8")
+    figure.colorbar(strong, ax=grid[0], label="Amplitude (Jy)")
+    figure.colorbar(turned, ax=grid[1], label="Phase (deg)", ticks=(-180, -90, 0, 90, 180))
+    figure.supxlabel("Frequency (MHz)", fontsize=10)
+    figure.supylabel("Time since the first integration (s)", fontsize=10)
+    figure.suptitle(f"{group}  ·  calibrated Stokes I of six baselines; grey is flagged", fontsize=11)
     return figure
 
 
@@ -184,38 +319,43 @@ def _draw_catalogue(imaged: Mapping, group: str):
 
 
 def _draw_thumbnail(picture: np.ndarray, imaged: Mapping):
-    figure = plt.figure(figsize=(6, 6))
+    figure = plt.figure(figsize=(6, 6), facecolor="0.25")
     axes = figure.add_axes((0, 0, 1, 1))
-    _show(axes, picture, imaged)
+    _show(axes, picture * 1e3, imaged)
     axes.set_axis_off()
     return figure
 
 
 def _draw_bandpass(table: caltables.Solutions, freq_mhz: np.ndarray, names: Mapping[int, str], chosen: Mapping):
+    """Eight stations side by side in a panel: a panel for each station would take seconds to draw."""
     alive = [a for a in np.unique(table.antenna) if not table.flags[table.antenna == a].all()]
-    columns = min(8, len(alive))
-    lines = -(-len(alive) // columns)
-    figure, grid = plt.subplots(
-        2 * lines, columns, figsize=(1.9 * columns, 2.1 * lines + 0.9), sharex=True, sharey="row", squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    amplitudes = np.abs(np.where(table.flags, np.nan, table.gain))
-    top = np.nanpercentile(amplitudes, 99.5) * 1.15
-    for axes in grid.ravel():
-        axes.set_visible(False)
+    columns = min(8, max(1, len(alive)))
+    lines = max(1, -(-len(alive) // columns))
+    figure, grid = plt.subplots(2 * lines, 1, figsize=(1.9 * columns, 2 * lines + 1.2), sharex=True, squeeze=False)
+    inch = 1 / figure.get_figheight()
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.55 * inch, top=1 - 0.55 * inch, hspace=0.12)
+    gains = np.where(table.flags, np.nan, table.gain)
+    top = np.nanpercentile(np.abs(gains), 99.5) * 1.2 if np.isfinite(gains).any() else 1.0
+    across = 0.04 + 0.92 * (freq_mhz - freq_mhz[0]) / max(np.ptp(freq_mhz), 1e-9)
     for k, antenna in enumerate(alive):
-        gain = np.where(table.flags, np.nan, table.gain)[table.antenna == antenna][0]
-        upper, lower = grid[2 * (k // columns), k % columns], grid[2 * (k // columns) + 1, k % columns]
+        upper, lower = grid[2 * (k // columns), 0], grid[2 * (k // columns) + 1, 0]
+        gain = gains[table.antenna == antenna][0]
         for p, (name, colour) in enumerate((("XX", _BLUE), ("YY", _ORANGE))):
-            upper.plot(freq_mhz, np.abs(gain[:, p]), ".", ms=2, color=colour, label=name)
-            lower.plot(freq_mhz, np.degrees(np.angle(gain[:, p])), ".", ms=2, color=colour)
-        upper.set(visible=True, ylim=(0, top))
-        upper.set_title(f"station {names[antenna]}", fontsize=8, pad=2)
-        lower.set(visible=True, ylim=(-185, 185), yticks=(-180, 0, 180))
+            style = {"ms": 2, "color": colour, "label": name if k == 0 else None}
+            upper.plot(k % columns + across, np.abs(gain[:, p]), ".", **style)
+            lower.plot(k % columns + across, np.degrees(np.angle(gain[:, p])), ".", **style)
+        upper.text(k % columns + 0.5, 0.97 * top, f"station {names[antenna]}", ha="center", va="top", fontsize=8)
+    for upper, lower in grid.reshape(-1, 2):
+        upper.set(ylim=(0, top), xlim=(0, columns))
+        lower.set(ylim=(-185, 185), yticks=(-180, 0, 180))
         for axes in (upper, lower):
             axes.tick_params(labelsize=7)
-    grid[0, 0].legend(fontsize=7, markerscale=4, frameon=False)
-    figure.supxlabel("Frequency (MHz)", fontsize=10)
+            for column in range(1, columns):
+                axes.axvline(column, color="0.7", lw=0.8)
+    places = np.interp((0.15, 0.85), across, freq_mhz) if len(freq_mhz) > 1 else freq_mhz[[0, 0]]
+    grid[-1, 0].set_xticks([c + x for c in range(columns) for x in (0.15, 0.85)], [f"{f:.0f}" for f in places] * columns)
+    grid[0, 0].legend(fontsize=7, markerscale=4, frameon=False, loc="lower left")
+    figure.supxlabel("Frequency (MHz), of each station", fontsize=10)
     figure.supylabel("Amplitude (correlator units per Jy)$^{1/2}$ above phase (deg)", fontsize=10)
     figure.suptitle(f"Bandpass {chosen['set_name']} on {chosen['cal_field']} ({chosen['flux_scale']})", fontsize=11)
     return figure

@@ -3,7 +3,6 @@
 A set is what one calibrator group's solve produced: its tables of kinds [K,] B and G under one set name.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from sqlalchemy import CheckConstraint, UniqueConstraint, delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from contimg import db
+from contimg.checksums import altered, checksum
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError, NoCalibrationError
-from contimg.paths import FAST_SUFFIX, lasting_files
+from contimg.paths import FAST_SUFFIX
 
 
 class Base(DeclarativeBase):
@@ -141,14 +141,6 @@ def active_sets(path: Path) -> list[CalSet]:
         ]  # fmt: skip
 
 
-def checksum(table: Path) -> str:
-    """SHA-256 of a table's files by name and content; its lock file changes when it is read."""
-    digest = hashlib.sha256()
-    for file in lasting_files(table):
-        digest.update(str(file.relative_to(table)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
 def register(
     path: Path, calset: CalSet, refant: str, status: str = "active", notes: str = "", numbers: Mapping = MappingProxyType({}),
     software: Mapping = MappingProxyType({}),
@@ -228,17 +220,6 @@ def _condemn(path: Path, name: str, why: str) -> None:
             row.status, row.notes = "failed", why
 
 
-def altered(tables: Iterable[tuple[str, str]]) -> list[str]:
-    """Which of the tables, given as (path, checksum), are gone or not what they were when they were registered."""
-    found = []
-    for path, expected in tables:
-        if not Path(path).is_dir():
-            found.append(f"{path} is not on disk")
-        elif checksum(Path(path)) != expected:
-            found.append(f"{path} was altered")
-    return found
-
-
 def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: CalibrationConfig) -> dict:
     """Choose among the registered sets; one whose tables are gone or altered is refused.
 
@@ -296,15 +277,11 @@ def describe_sets(path: Path) -> list[dict]:
         one = sets.setdefault(row.set_name, {
             "set": row.set_name, "status": row.status, "science": row.science,
             "calibrator": row.cal_field, "flux_scale": row.flux_scale,
-            "mid_mjd": row.mid_mjd, "dec_deg": round(row.app_dec_deg, 3), "valid_from": _iso(row.valid_start_mjd),
-            "valid_until": _iso(row.valid_end_mjd), "snr": round(row.quality, 1), "refant": row.refant,
+            "mid_mjd": row.mid_mjd, "dec_deg": round(row.app_dec_deg, 3), "valid_from": db.utc_of_mjd(row.valid_start_mjd)[:16],
+            "valid_until": db.utc_of_mjd(row.valid_end_mjd)[:16], "snr": round(row.quality, 1), "refant": row.refant,
             "created_at": row.created_at, "software": json.loads(row.software), "notes": row.notes, "tables": [],
         })  # fmt: skip
         one["tables"].append(
             {"kind": row.table_type, "path": row.path, "sha256": row.checksum, "quality": json.loads(row.numbers)}
         )
     return list(sets.values())
-
-
-def _iso(mjd: float) -> str:
-    return db.utc((mjd - 40587) * 86400)[:16]

@@ -36,7 +36,7 @@ def status(config: Config, everything: bool = False) -> dict:
                 for states in kinds
                 for row in session.scalars(rows.where(Group.state.in_(states)).limit(None if everything else RECENT))
             ]
-            groups = [_group(row, paths) for row in sorted(latest, key=lambda row: row.group_id)]
+            groups = [_group(row, paths) | _mend(session, row, config) for row in sorted(latest, key=lambda row: row.group_id)]
             running = [
                 {"group": row.group_id, "stage": row.running_stage, "since": row.running_since, "run": row.owner,
                  "attempt": row.retry_count + 1, "alive": ingest.is_alive(row, config.ingest, now_s)}
@@ -85,48 +85,55 @@ def _group(row: Group, paths: Paths) -> dict:
         "seconds": {stage: r["seconds"] for stage, r in results.items() if stage != "index"},
     }  # fmt: skip
     if image := results.get("image"):
-        keys = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "rms_jy", "catalogue")
+        keys = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "rms_jy", "catalogue", "verdict", "verdict_reasons")
         found |= {key: image[key] for key in keys}
         found["image"] = image["images"].get("pbcor.fits") or image["images"]["image.pbcor"]
     return found
 
 
-def why(config: Config, group: str) -> dict:
-    """Everything known about one group: plan, state, files, attempts, errors, logs. Raises InputError if nothing is."""
+def _mend(session, row: Group, config: Config) -> dict:
+    """What brings a failed group back."""
+    if row.state != "failed":
+        return {}
+    if ingest.usable_files(session, row.group_id) < config.ingest.min_subbands:
+        return {"mend": f"put good files of the missing subbands into {config.paths.incoming}: the group comes back by itself"}
+    return {"mend": f"mend the cause, then: contimg retry {row.group_id}"}
+
+
+def story(config: Config, group: str) -> dict | None:
+    """What the queue and the results know of a group: state, seconds, files, attempts, logs; None if it is not in the queue."""
     paths = Paths.of(config)
-    plan = make_plans(config, time.time()).get(group)
-    known = {"group": group, "state": "not in the queue yet", "plan": describe(plan) if plan else None}
-    files = plan.group.all_files if plan and plan.action != "done" else ()
     with db.reading(paths.ingest_db) as session:
         row = session.get(Group, group) if session is not None else None
-        if plan is None and row is None:
-            raise InputError(f"group {group}: no such group in {config.paths.incoming} or in the queue")
-        if row is not None:
-            keys = ("received_at", "last_update", "running_stage", "running_since", "owner", "host", "pid", "heartbeat",
-                    "mid_mjd", "app_dec_deg", "calibrators", "checkpoint_path")  # fmt: skip
-            known |= _group(row, paths) | {key: getattr(row, key) for key in keys}
-            moves = select(History).where(History.group_id == group).order_by(History.id)
-            columns = ("at", "state_from", "state_to", "stage", "owner", "error")
-            known["history"] = [{c: getattr(move, c) for c in columns} for move in session.scalars(moves)]
-            if not files:
-                recorded = select(SubbandFile).where(SubbandFile.group_id == group).order_by(SubbandFile.subband_idx)
-                known["files"] = [
-                    {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason}
-                    for f in session.scalars(recorded)
-                ]
-    if files:
+        if row is None:
+            return None
+        keys = ("received_at", "last_update", "running_stage", "running_since", "owner", "host", "pid", "heartbeat",
+                "mid_mjd", "app_dec_deg", "calibrators", "checkpoint_path")  # fmt: skip
+        known = _group(row, paths) | _mend(session, row, config) | {key: getattr(row, key) for key in keys}
+        moves = select(History).where(History.group_id == group).order_by(History.id)
+        columns = ("at", "state_from", "state_to", "stage", "owner", "error")
+        known["history"] = [{c: getattr(move, c) for c in columns} for move in session.scalars(moves)]
+        recorded = select(SubbandFile).where(SubbandFile.group_id == group).order_by(SubbandFile.subband_idx)
+        known["files"] = [
+            {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason} for f in session.scalars(recorded)
+        ]
+    known["logs"] = [str(path) for path in sorted((paths.products / "logs").glob(f"*/{group}.*"))]
+    return known
+
+
+def why(config: Config, group: str) -> dict:
+    """Everything known about one group, its plan included. Raises InputError if nothing is."""
+    plan, known = make_plans(config, time.time()).get(group), story(config, group)
+    if plan is None and known is None:
+        raise InputError(f"group {group}: no such group in {config.paths.incoming} or in the queue")
+    unknown = {"group": group, "state": "not in the queue yet", "logs": []}
+    known = unknown | {"plan": describe(plan) if plan else None} | (known or {})
+    if files := plan.group.all_files if plan and plan.action != "done" else ():
         known["missing_subbands"] = list(plan.missing)
         known["files"] = [
             {"subband": f.subband, "path": str(f.path), "size": f.size, "reason": f.reason}
             for f in sorted(files, key=lambda f: (f.subband, f.path))
         ]
-    if known["state"] == "failed":
-        lacking = plan is not None and len(plan.group.members) < config.ingest.min_subbands
-        known["mend"] = (
-            f"put good files of the missing subbands into {config.paths.incoming}: the group comes back by itself"
-            if lacking else f"mend the cause, then: contimg retry {group}"
-        )  # fmt: skip
-    known["logs"] = [str(path) for path in sorted((paths.products / "logs").glob(f"*/{group}.*"))]
     return known
 
 

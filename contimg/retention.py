@@ -1,78 +1,157 @@
-"""Delete what is no longer needed: Measurement Sets whose images are published and whole."""
+"""Delete what is no longer needed: Measurement Sets whose images are published and whole, old tables, old images."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import db, ingest
+from contimg import db, ingest, registry
+from contimg.checksums import altered
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
-from contimg.indexing import bytes_on_disk, verified_bytes
-from contimg.paths import Paths
-from contimg.products import Base, MeasurementSet
-from contimg.stage import lock, read_json
+from contimg.indexing import bytes_on_disk
+from contimg.paths import CASA_IMAGES, FITS_IMAGES, Paths
+from contimg.products import Base, Image, MeasurementSet
+from contimg.stage import lock
 
 _LEAVING = ".removed"
-_AT_ONCE = 32  # Measurement Sets; a run that ends holds up the next one
+_AT_ONCE = 32  # of a kind; a run that ends holds up the next one
+_GROUP_S = 309.0
 
 
-def prune(config: Config, now: datetime | None = None) -> tuple[list[str], list[str]]:
-    """Delete the Measurement Sets that `retention` does not keep any longer, and mark their rows as pruned.
+def due(config: Config, now: datetime | None = None) -> dict[str, list[str]]:
+    """Groups (or sets) whose Measurement Sets, images and tables `retention` does not keep any longer. Read-only.
 
-    Returns the groups that lost theirs, and what was in the way elsewhere, in words. A group is left alone while a stage
-    works on it, unless the queue has it as completed, and unless every image of it is as it was when it was verified.
+    A Measurement Set stays unless the queue has its group as completed, and while the only image is a quick look.
     """
-    days = config.retention.measurement_sets_days
-    paths = Paths.of(config)
-    if days is None:
-        return [], []
-    before = db.utc(((now or datetime.now(UTC)) - timedelta(days=days)).timestamp())
-    completed = {g for g, s in ingest.known_groups(paths.ingest_db).items() if s.state == "completed"}
+    paths, options, now = Paths.of(config), config.retention, now or datetime.now(UTC)
+    found: dict[str, list[str]] = {"measurement_sets": [], "images": [], "tables": []}
+
+    def before(days: float) -> str:
+        return db.utc((now - timedelta(days=days)).timestamp())
+
+    if options.measurement_sets_days is options.images_days is options.tables_days is None:
+        return found
+    completed = {g for g, s in ingest.known_groups(paths.ingest_db, files=False).items() if s.state == "completed"}
     with db.reading(paths.products_db) as session:
-        query = select(MeasurementSet.path).where(MeasurementSet.status == "ok", MeasurementSet.processed_at <= before)
-        old = {} if session is None else {Path(path).stem: path for path in session.scalars(query)}
+        if session is not None and options.measurement_sets_days is not None:
+            kept = select(MeasurementSet.group_id).where(
+                MeasurementSet.status == "ok", MeasurementSet.stage == "index",
+                MeasurementSet.processed_at <= before(options.measurement_sets_days),
+                select(Image.id).where(Image.ms_path == MeasurementSet.path, Image.science, Image.deleted_at.is_(None)).exists(),
+            )  # fmt: skip
+            found["measurement_sets"] = sorted(completed.intersection(session.scalars(kept)))
+        if session is not None and options.images_days is not None:
+            old = select(Image.group_id).where(Image.deleted_at.is_(None)).group_by(Image.group_id)
+            newest = func.max(Image.created_at) <= before(options.images_days)
+            found["images"] = sorted(completed.intersection(session.scalars(old.having(newest))))
+    if options.tables_days is not None:
+        limit_mjd = db.mjd(now.isoformat()) - options.tables_days
+        ours = paths.caltable("x", "B").parent  # imported tables stay where they are
+        old = (t for t in registry.all_tables(paths.registry_db) if t.valid_end_mjd < limit_mjd and Path(t.path).parent == ours)
+        found["tables"] = sorted({table.set_name for table in old if Path(table.path).exists()})
+    return found
+
+
+def prune(config: Config, now: datetime | None = None) -> tuple[dict[str, list[str]], list[str]]:
+    """Delete what is `due`, and mark its rows.
+
+    Returns what was deleted, by kind, and what was in the way elsewhere, in words. A group is left alone while a stage works
+    on it; its Measurement Set stays unless every image is as it was when it was indexed.
+    """
+    paths = Paths.of(config)
     _remove_leaving(paths)  # of a run that was killed
-    pruned, problems = [], []
-    for group in sorted(g for g in completed & old.keys() if _has_science(paths, g)):
-        if len(pruned) >= _AT_ONCE:
-            break
-        try:
-            with lock(paths.group_lock(group), wait=False, what=f"group {group}"):
-                verify_images(paths, group)
-                for path in (paths.ms(group), paths.flag_versions(group)):
-                    if path.exists():
-                        path.rename(path.with_name(f".{path.name}{_LEAVING}"))
-                with db.writing(paths.products_db, Base) as session:
-                    session.get(MeasurementSet, old[group]).status = "pruned"
-            pruned.append(group)
-            _remove_leaving(paths)
-        except (ContimgError, SQLAlchemyError, OSError, ValueError) as error:
-            problems.append(f"{paths.ms(group)} is kept: {error}")
-    return pruned, problems
+    removers: dict[str, Callable] = {"measurement_sets": _prune_ms, "images": _prune_images, "tables": _prune_tables}
+    gone: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for kind, names in due(config, now).items():
+        gone[kind] = []
+        for name in names[:_AT_ONCE]:
+            try:
+                with lock(paths.group_lock(name), wait=False, what=name):
+                    removers[kind](paths, name)
+                gone[kind].append(name)
+            except (ContimgError, SQLAlchemyError, OSError, ValueError) as error:
+                problems.append(f"{kind.replace('_', ' ')} of {name}: kept: {error}")
+        _remove_leaving(paths)
+    return gone, problems
 
 
-def _has_science(paths: Paths, group: str) -> bool:
-    """Whether the image that a group has is one for science: after a quick look the data are still wanted."""
-    result = paths.result(group, "image")
-    return not result.exists() or read_json(result).get("science", True)
+def _prune_ms(paths: Paths, group: str) -> None:
+    verify_images(paths, group)
+    with _leaving([paths.ms(group), paths.flag_versions(group)]), db.writing(paths.products_db, Base) as session:
+        session.get(MeasurementSet, str(paths.ms(group))).status = "pruned"
+
+
+def _prune_images(paths: Paths, group: str) -> None:
+    files = [paths.image(group, suffix, quick) for suffix in (*CASA_IMAGES, *FITS_IMAGES) for quick in (False, True)]
+    with _leaving(files), db.writing(paths.products_db, Base) as session:
+        for image in session.scalars(select(Image).where(Image.group_id == group)):
+            image.deleted_at = db.now()
+
+
+def _prune_tables(paths: Paths, name: str) -> None:
+    registry.retire(paths.registry_db, name, "its time is over: tables deleted by retention")
+    with _leaving([Path(t.path) for t in registry.all_tables(paths.registry_db) if t.set_name == name]):
+        pass
+
+
+@contextmanager
+def _leaving(files: list[Path]) -> Iterator[None]:
+    """Take products out of the way, to be removed when the databases say so; back to their places if that fails."""
+    moved = [(path, path.with_name(f".{path.name}{_LEAVING}")) for path in files if path.exists()]
+    for path, aside in moved:
+        path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        for path, aside in moved:
+            aside.rename(path)
+        raise
 
 
 def _remove_leaving(paths: Paths) -> None:
-    for path in paths.ms("*").parent.glob(f".*{_LEAVING}"):
-        shutil.rmtree(path, ignore_errors=True)
+    for folder in (paths.ms("x").parent, paths.image("x", "pb").parent, paths.caltable("x", "B").parent):
+        for path in folder.glob(f".*{_LEAVING}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def verify_images(paths: Paths, group: str) -> None:
-    """Raise ValidationError unless every image of a group is as it was when `index` read it back."""
-    index = paths.result(group, "index")
-    sizes = read_json(index).get("image_bytes") if index.exists() else None
-    if not sizes:
-        raise ValidationError(f"group {group} has no verified images in its index.json")
-    for name, size in sizes.items():
-        path = Path(name)
-        found = verified_bytes(path) if path.suffix == ".fits" and path.exists() else bytes_on_disk(path)
-        if found != size:
-            raise ValidationError(f"{path} has {found} bytes, expected {size}. Image it again: contimg reprocess {group}")
+    """Raise ValidationError unless every image of a group is as it was when `index` recorded it."""
+    with db.reading(paths.products_db) as session:
+        query = select(Image.path, Image.checksum).where(Image.group_id == group, Image.deleted_at.is_(None))
+        images = [] if session is None else session.execute(query).all()
+    if not images or not all(expected for _, expected in images):
+        raise ValidationError(f"group {group} has no verified images in {paths.products_db.name}")
+    if wrong := altered(images):
+        raise ValidationError(f"{'; '.join(wrong)}. Image it again: contimg reprocess {group}")
+
+
+def room(config: Config) -> dict:
+    """Disk left, what a group takes (mean of the last hundred), and for how many hours of observing that is. Read-only.
+
+    With retention of Measurement Sets, what may be deleted counts as left.
+    """
+    paths = Paths.of(config)
+    sizes, deleted = [], {"measurement_sets": 0, "images": 0}
+    with db.reading(paths.products_db) as session:
+        if session is not None:
+            known = select(MeasurementSet.bytes).where(MeasurementSet.bytes.is_not(None))
+            sizes = session.scalars(known.order_by(MeasurementSet.mid_mjd.desc()).limit(100)).all()
+            pruned = select(func.count()).where(MeasurementSet.status == "pruned")
+            gone = select(func.count(Image.group_id.distinct())).where(Image.deleted_at.is_not(None))
+            deleted = {"measurement_sets": session.scalar(pruned), "images": session.scalar(gone)}
+    folder = next(p for p in (paths.products, *paths.products.absolute().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    mean = sum(sizes) / len(sizes) if sizes else None
+    may_go = due(config)
+    freed = sum(bytes_on_disk(paths.ms(group)) for group in may_go["measurement_sets"])
+    return {
+        "free_bytes": free, "bytes_a_group": mean, "bytes_that_may_go": freed,
+        "hours_left": (free + freed) / mean * _GROUP_S / 3600 if mean else None,
+        "may_be_deleted": {kind: len(names) for kind, names in may_go.items()}, "deleted": deleted,
+    }  # fmt: skip

@@ -6,6 +6,7 @@ same process. A dry-run has no `onstart`, so it leaves no trace.
 
 import functools
 import os
+import shlex
 import sys
 import threading
 import time
@@ -16,11 +17,10 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import db, ingest, retention, staging
+from contimg import db, indexing, ingest, products, retention, staging
 from contimg.config import DEFAULT_CONFIG, Config
 from contimg.errors import InputError, LockError
 from contimg.groups import FileGroup
-from contimg.indexing import results_of
 from contimg.paths import STAGES, Paths, set_name
 from contimg.planning import Plan, make_plans
 from contimg.registry import Base as RegistryBase
@@ -89,10 +89,16 @@ class Run:
             )
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             ingest.note_calibration(session, self.plans)
-        with db.writing(self.paths.registry_db, RegistryBase):
-            pass
+        for path, base in ((self.paths.registry_db, RegistryBase), (self.paths.products_db, products.Base)):
+            with db.writing(path, base):
+                pass
+        indexing.reconcile(self.config, self._say)
         snapshot = {g: {"action": p.action, "reason": p.reason, "depends_on": p.depends_on} for g, p in self.plans.items()}
-        write_json(self.paths.run_snapshot(self.id), {"run": self.id, "config": self.config.digest(), "groups": snapshot})
+        digest, command = self.config.digest(), shlex.join(sys.argv)
+        if not self.paths.config(digest).exists():
+            write_json(self.paths.config(digest), self.config.model_dump(mode="json"))
+        about = {"run": self.id, "command": command, "config": digest, "groups": snapshot}
+        write_json(self.paths.run_snapshot(self.id), about)
         keep_newest(self.paths.run_snapshot("*"), _SNAPSHOTS_KEPT)
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -136,8 +142,9 @@ class Run:
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             if not self._holds(session, group):
                 return
+            indexing.note(self.config, group, stage)  # the index first: the queue never knows more
             ingest.stage_finished(session, group, stage, self.paths.result(group, stage))
-            ingest.record_performance(session, group, results_of(self.paths, group))
+            ingest.record_performance(session, group, indexing.results_of(self.paths, group))
             if rule == "index":
                 ingest.move(session, group, "completed", error=None)
 
@@ -158,6 +165,7 @@ class Run:
             error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
         staging.remove_group(self._staging, group)
         spent = not (noted and noted.get("not_now"))
+        indexing.note(self.config, group, noted["stage"] if noted else rule or "", error)
         ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent, spent)
 
     def _noted(self, group: str) -> dict | None:
@@ -194,7 +202,7 @@ class Run:
                     if self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
                         self._fail(session, group, stage)
                     elif self.paths.result(group, "index").exists():
-                        ingest.record_performance(session, group, results_of(self.paths, group))
+                        ingest.record_performance(session, group, indexing.results_of(self.paths, group))
                         ingest.move(session, group, "completed", error=None)
                     else:
                         ingest.release(session, group)
@@ -202,9 +210,10 @@ class Run:
             try:
                 for folder in (*(self._staging / group for group in self._claimed), self._staging):
                     staging.remove_if_empty(folder)  # what is in one belongs to a group that goes on from it
-                pruned, problems = retention.prune(self.config)
-                if pruned:
-                    self._say(f"retention: deleted the Measurement Sets of {', '.join(pruned)}")
+                gone, problems = retention.prune(self.config)
+                for kind, names in gone.items():
+                    if names:
+                        self._say(f"retention: deleted the {kind.replace('_', ' ')} of {', '.join(names)}")
                 for problem in problems:
                     self._say(f"retention: {problem}")
             finally:
@@ -236,7 +245,7 @@ def refresh(
         moved = ingest.recover(session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone)
         for group, state in moved.items():
             if state == "completed":
-                ingest.record_performance(session, group, results_of(paths, group))
+                ingest.record_performance(session, group, indexing.results_of(paths, group))
     return moved, renewed
 
 

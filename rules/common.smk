@@ -19,6 +19,10 @@ try:
     PATHS = names.Paths.of(CONFIG)
     ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(sys.argv[1:])))  # groups named on the command line
     PLANS = make_plans(CONFIG, time.time(), ASKED)
+    DAYS = set(re.findall(names.DAY_TARGET, " ".join(sys.argv[1:])))  # and all groups of the days named there
+    if of_days := {group for group in PLANS if group[:10] in DAYS}:
+        ASKED |= of_days
+        PLANS = make_plans(CONFIG, time.time(), ASKED)
 except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
@@ -28,6 +32,7 @@ STAGING = staging.choose(CONFIG, PLANS, workflow.cores or 1, workflow.storage_se
 
 wildcard_constraints:
     group=names.GROUP_PATTERN,
+    date=names.DATE_PATTERN,
 
 
 def result(group, stage):
@@ -48,6 +53,12 @@ def groups_to_run():
 
 
 # Priorities rise along a group's chain: a group is finished before the next one is begun.
+
+
+def done_on(wildcards):
+    """Results of all groups of a day that are imaged, or can be."""
+    fit = (group for group, plan in PLANS.items() if group[:10] == wildcards.date and plan.action in ("run", "done"))
+    return [result(group, "index") for group in fit]
 
 
 def plan_of(wildcards):

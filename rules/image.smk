@@ -29,10 +29,12 @@ rule image:
 
 rule qa:
     input:
+        ms=ms_path("{group}"),
         imaged=result("{group}", "image"),
         chosen=ancient(result("{group}", "caltables")),
         prepared=result("{group}", "prepare"),
     output:
+        plots=report([str(PATHS.qa("{group}", name)) for name in names.REPORTED_PLOTS], category="Groups", subcategory="{group}"),
         result=result("{group}", "qa"),
     log:
         logs("qa"),

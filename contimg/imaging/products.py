@@ -62,6 +62,7 @@ def primary_beam(stokes: StokesI, options: ImagingConfig) -> tuple[Grid, np.ndar
         "integration_s": rows.integration_s,
         "freq_hz": float(np.average(observation.freq_hz, weights=freq_weights)),
         "bandwidth_hz": len(observation.freq_hz) * observation.channel_width_hz,
+        "exposure_s": float((time_weights > 0).sum() * rows.integration_s),
     }
     return grid, response.astype(np.float32), summary
 
@@ -89,7 +90,7 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
     result.update({
         "DATE-OBS": Time(start, format="mjd").isot, "DATE-END": Time(end, format="mjd").isot,
         "DATE-AVG": Time(middle, format="mjd").isot, "MJD-OBS": start, "MJD-END": end, "MJD-AVG": middle, "TIMESYS": "UTC",
-        "EXPTIME": float((used > 0).sum() * summary["integration_s"]), "TELESCOP": "DSA-110", "INSTRUME": "DSA-110",
+        "EXPTIME": summary["exposure_s"], "TELESCOP": "DSA-110", "INSTRUME": "DSA-110",
         "ORIGIN": "contimg", "FLAGFRAC": summary["flagged"],
     })  # fmt: skip
     result["OBJECT"] = keywords.get("OBJECT", "drift scan")

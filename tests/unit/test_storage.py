@@ -9,6 +9,7 @@ import pytest
 from astropy.io import fits
 
 from contimg import db, ingest, paths, products, staging
+from contimg.checksums import checksum
 from contimg.config import Config, ConversionConfig, IngestConfig, PathsConfig, RetentionConfig
 from contimg.errors import ConfigError, LockError, StorageError
 from contimg.groups import FileGroup, RawFile
@@ -20,6 +21,10 @@ from contimg.stage import lock, write_json
 
 GB = 10**9
 GROUPS = ("2026-01-25T22:26:05", "2026-01-25T22:31:14")
+IMAGE = {"type": "pbcor", "beam_major_arcsec": 20, "beam_minor_arcsec": 15, "beam_pa_deg": 0, "noise_jy": 5e-4,
+         "thermal_jy": 5e-4, "dynamic_range": 100, "verdict": "good", "verdict_reasons": "", "science": True,
+         "expected_sources": 0, "found_sources": 0, "pbcor": True}  # fmt: skip
+NOTHING = {"measurement_sets": [], "images": [], "tables": []}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -150,12 +155,14 @@ def archive(tmp_path):
         image.parent.mkdir(parents=True, exist_ok=True)
         fits.PrimaryHDU(np.ones((8, 8), np.float32)).writeto(image, checksum=True)
         write_json(where.result(group, "image"), {"images": {"pbcor.fits": str(image)}})
-        write_json(where.result(group, "index"), {"image_bytes": {str(image): verified_bytes(image)}})
         with db.writing(where.products_db, products.Base) as session:
             session.add(products.MeasurementSet(
-                path=str(where.ms(group)), start_mjd=0, end_mjd=0, mid_mjd=0, processed_at=db.now(), status="ok",
-                stage="index", stage_updated_at=db.now(),
+                path=str(where.ms(group)), group_id=group, start_mjd=0, end_mjd=0, mid_mjd=0, processed_at=db.now(),
+                status="ok", stage="index", stage_updated_at=db.now(),
             ))  # fmt: skip
+            session.flush()
+            session.add(products.Image(**IMAGE, path=str(image), group_id=group, ms_path=str(where.ms(group)),
+                                       created_at=db.now(), checksum=checksum(image), bytes=verified_bytes(image)))  # fmt: skip
         with db.writing(where.ingest_db, ingest.Base) as session:
             ingest.record(session, [FileGroup(group, {})], {}, config.ingest, 0)
             for state in ("pending", "in_progress", "processing_fresh", "completed"):
@@ -170,12 +177,12 @@ def statuses(config):
 
 def test_measurement_sets_go_when_their_time_is_over(archive):
     where = Paths.of(archive)
-    assert prune(archive) == ([], [])
-    assert prune(archive.model_copy(update={"retention": RetentionConfig()}), datetime.max.replace(tzinfo=UTC)) == ([], [])
-    assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == (list(GROUPS), [])
+    assert prune(archive) == (NOTHING, [])
+    assert prune(archive.model_copy(update={"retention": RetentionConfig()}), datetime.max.replace(tzinfo=UTC)) == (NOTHING, [])
+    assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == (NOTHING | {"measurement_sets": list(GROUPS)}, [])
     assert statuses(archive) == ["pruned", "pruned"]
     assert list(where.ms("x").parent.iterdir()) == []
-    assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == ([], [])
+    assert prune(archive, datetime.now(UTC) + timedelta(days=3)) == (NOTHING, [])
 
 
 @pytest.mark.parametrize("what", ["absent", "altered", "empty", "truncated", "unverified", "running", "not completed"])
@@ -193,17 +200,19 @@ def test_no_measurement_set_goes_before_its_image_is_verified(archive, what):
     elif what == "truncated":
         image.write_bytes(image.read_bytes()[:3000])
     elif what == "unverified":
-        write_json(where.result(GROUPS[0], "index"), {})
+        with db.writing(where.products_db, products.Base) as session:
+            for image_row in session.query(products.Image).filter_by(group_id=GROUPS[0]):
+                image_row.checksum = None
     elif what == "not completed":
         with db.writing(where.ingest_db, ingest.Base) as session:
             ingest.move(session, GROUPS[0], "pending")
     with lock(where.group_lock(GROUPS[0] if what == "running" else "other"), wait=False, what="a stage"):
         pruned, problems = prune(archive, datetime.now(UTC) + timedelta(days=3))
-    assert pruned == [GROUPS[1]]
+    assert pruned["measurement_sets"] == [GROUPS[1]]
     assert statuses(archive) == ["ok", "pruned"]
     assert where.ms(GROUPS[0]).exists()
     assert len(problems) == (what != "not completed")
-    assert all(f"{GROUPS[0]}.ms is kept: " in p for p in problems)
+    assert all(f"measurement sets of {GROUPS[0]}: kept: " in p for p in problems)
 
 
 def test_a_full_disk_costs_a_group_no_attempt(archive):

@@ -21,6 +21,7 @@ from astropy.wcs import WCS
 from contimg import caltables
 from contimg.imaging.group import image_group
 from contimg.measurement_set import open_table
+from contimg.paths import GROUP_PLOTS
 from contimg.simulate import Simulation, simulate_group
 from contimg.stage import read_json
 from tests.accuracy import measure
@@ -149,8 +150,7 @@ def test_every_database_has_its_rows(first_run):
         assert 30 < beam < 120
         assert pbcor == (kind == "pbcor")
     artifacts = rows(products, "SELECT name, path FROM qa_artifacts")
-    expected = {"image", "thumbnail", "bandpass", "gains", "flags", "catalogue"}
-    assert {name for name, _ in artifacts} == expected | {"calibration"}
+    assert {name for name, _ in artifacts} == {*GROUP_PLOTS, "calibration"}
     assert all(Path(path).stat().st_size > 2000 for _, path in artifacts)
     tables = rows(paths.registry_db, "SELECT table_type, path, status, cal_field FROM caltables ORDER BY order_index")
     assert [(kind, status, field) for kind, _, status, field in tables] == [

@@ -1,0 +1,417 @@
+"""HTTP: what the databases know, as JSON, files and pages (`contimg serve`). The one write goes through the queue's own code.
+
+Reading is on read-only connections. A request names groups and rows, never paths: files are those of a row, and only if they
+are under the products' folder.
+"""
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from fastapi import Body, FastAPI, Header, HTTPException, Query, Request
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel, Field, create_model
+from sqlalchemy import Select, func, select
+
+from contimg import db, ingest, products, registry, report
+from contimg.config import Config
+from contimg.errors import ContimgError, InputError, StateError
+from contimg.pages import add_pages
+from contimg.paths import GROUP_PATTERN, STAGES, Paths
+from contimg.retention import room
+
+API_KEY = "CONTIMG_API_KEY"
+_MOST_ROWS, _MOST_PIXELS = 500, 1_500_000
+_LOG_BYTES = 4000
+_IMAGE_TYPES = tuple(quick + kind for quick in ("", "quick_") for kind in ("image", "pbcor", "pb", "residual"))
+_STATES = tuple(ingest.MOVES)
+
+
+def _model(table: type, **more: Any) -> type[BaseModel]:
+    """The response for a table's row: its columns are its fields."""
+    fields = {c.name: (c.type.python_type | None if c.nullable else c.type.python_type, ...) for c in table.__table__.columns}
+    return create_model(table.__name__, **fields | more)
+
+
+Row = TypeVar("Row")
+ImageRow = _model(products.Image, thumbnail=(int | None, Field(None, description="id of a plot: /api/qa/{id}")))
+MsRow, QaRow, CalRow = _model(products.MeasurementSet), _model(products.QaArtifact), _model(registry.CalTable)
+
+
+class GroupRow(BaseModel):
+    """A group in the queue."""
+
+    group_id: str = Field(examples=["2026-01-25T22:26:05"])
+    state: Literal[_STATES]
+    received_at: str
+    last_update: str
+    retry_count: int
+    processing_stage: str | None
+    running_stage: str | None
+    error: str | None
+    calibrators: str | None
+
+
+class Rows(BaseModel, Generic[Row]):
+    """A page of a list: `items` from `offset` on, of `total`."""
+
+    total: int
+    offset: int
+    items: list[Row]
+
+
+class Validity(BaseModel):
+    """A calibration set and when it may be used (UTC, MJD)."""
+
+    set_name: str
+    cal_field: str
+    status: str
+    science: bool
+    app_dec_deg: float
+    mid_mjd: float
+    valid_start_mjd: float
+    valid_end_mjd: float
+    notes: str
+
+
+class Status(BaseModel):
+    """Does it keep up?"""
+
+    counts: dict[str, int] = Field(examples=[{"completed": 270, "failed": 1, "pending": 2}])
+    behind_s: float = Field(0, description="age of the oldest group that could be done and is not")
+    oldest_unfinished: str | None = None
+    observed_until: str | None = None
+    imaged_until: str | None = None
+    arrived_last_hour: int = 0
+    imaged_last_hour: int = 0
+    running: list[dict]
+    watcher: dict | None
+    groups: list[dict]
+    calibration: list[Validity]
+    disk: dict
+
+
+class Reprocess(BaseModel):
+    """What to do again."""
+
+    from_stage: Literal[STAGES] | None = Field(None, description="first stage to repeat; none: everything", examples=["image"])
+
+
+class Done(BaseModel):
+    """What was asked for, in words."""
+
+    message: str
+
+
+GroupId = Annotated[str, PathParameter(pattern=f"^{GROUP_PATTERN}$", examples=["2026-01-25T22:26:05"])]
+Limit = Annotated[int, Query(ge=1, le=_MOST_ROWS)]
+Offset = Annotated[int, Query(ge=0, le=10**9)]
+RowId = Annotated[int, PathParameter(ge=1, le=2**53)]
+GroupFilter = Annotated[str | None, Query(pattern=f"^{GROUP_PATTERN}$")]
+
+
+class Reader:
+    """What the routes and the pages ask of the databases."""
+
+    def __init__(self, config: Config):
+        self.config, self.paths = config, Paths.of(config)
+
+    def status(self) -> dict:
+        """Counts, pace, running jobs, the latest groups, calibration sets and disk."""
+        return report.status(self.config) | {"calibration": self.validity(), "disk": room(self.config)}
+
+    def validity(self) -> list[dict]:
+        """One entry for each calibration set, the latest first."""
+        rows = {t.set_name: t for t in registry.all_tables(self.paths.registry_db)}
+        names = Validity.model_fields
+        return [{name: getattr(t, name) for name in names} for t in sorted(rows.values(), key=lambda t: -t.mid_mjd)]
+
+    def rows(self, database: Path, query: Select, order: Sequence, limit: int, offset: int) -> dict:
+        """A page of a query on one table, as mappings."""
+        with db.reading(database) as session:
+            if session is None:
+                return {"total": 0, "offset": offset, "items": []}
+            total = session.scalar(select(func.count()).select_from(query.subquery()))
+            found = session.scalars(query.order_by(*order).limit(limit).offset(offset))
+            return {"total": total, "offset": offset, "items": [products.columns_of(row) for row in found]}
+
+    def images(self, query: Select, order: Sequence, limit: int, offset: int = 0) -> dict:
+        """A page of images, each with its thumbnail."""
+        found = self.rows(self.paths.products_db, query, order, limit, offset)
+        groups = [one["group_id"] for one in found["items"]]
+        with db.reading(self.paths.products_db) as session:
+            plot = products.QaArtifact
+            query = select(plot.group_id, plot.id).where(plot.name == "thumbnail", plot.group_id.in_(groups))
+            thumbnails = dict(session.execute(query).all()) if session is not None else {}
+        for one in found["items"]:
+            one["thumbnail"] = thumbnails.get(one["group_id"])
+        return found
+
+    def row(self, table: type, number: int) -> dict:
+        """A row of products.sqlite3 by its id; 404 if there is none."""
+        with db.reading(self.paths.products_db) as session:
+            found = session.get(table, number) if session is not None else None
+            if found is None:
+                raise HTTPException(404, f"{table.__tablename__} has no row {number}")
+            return products.columns_of(found)
+
+    def group(self, group: str) -> dict:
+        """Everything about a group: queue, files, attempts, seconds, images, plots, ends of the logs; 404 if it is unknown."""
+        known = report.story(self.config, group)
+        if known is None:
+            raise HTTPException(404, f"group {group} is not in the queue")
+        for table, name in ((products.Image, "images"), (products.QaArtifact, "plots"), (products.MeasurementSet, "ms")):
+            known[name] = self.rows(self.paths.products_db, select(table).where(table.group_id == group), (), 100, 0)["items"]
+        known["logs"] = {path: _end_of(Path(path)) for path in known["logs"] if Path(path).suffix == ".log"}
+        return known
+
+    def file(self, row: dict) -> Path:
+        """The file of a row; 404 unless it is there and under the products' folder."""
+        path = Path(row["path"]).resolve()
+        if not path.is_relative_to(self.paths.products.resolve()):
+            raise HTTPException(404, "the file of this row is outside the products' folder: not served")
+        if not path.is_file():
+            gone = f"was deleted by retention at {row['deleted_at']}" if row.get("deleted_at") else "is no file on disk"
+            raise HTTPException(404, f"{path.name} {gone}")
+        return path
+
+
+def _end_of(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG_BYTES))
+        return file.read().decode(errors="replace")
+
+
+def _served(request: Request, path: Path, media_type: str, download: bool = False) -> Response:
+    """A file with ETag and ranges."""
+    kind = "attachment" if download else "inline"
+    response = FileResponse(
+        path, media_type=media_type, filename=path.name, content_disposition_type=kind, stat_result=path.stat()
+    )
+    if response.headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"etag": response.headers["etag"]})
+    return response
+
+
+def _mjd(value: str) -> float:
+    try:
+        return float(value) if re.fullmatch(r"[0-9.]{1,20}", value) else db.mjd(value)
+    except ValueError:
+        raise HTTPException(422, f"{value[:40]!r} is neither an MJD nor a UTC time like 2026-01-25T22:26:05") from None
+
+
+def make_app(config: Config, api_key: str | None = None) -> FastAPI:
+    """The application. Reprocessing is off unless `api_key`, or CONTIMG_API_KEY in the environment, is set."""
+    key, read = api_key or os.environ.get(API_KEY), Reader(config)
+    paths = read.paths
+    for path, base in ((paths.ingest_db, ingest.Base), (paths.registry_db, registry.Base), (paths.products_db, products.Base)):
+        if path.exists():
+            with db.writing(path, base):  # a schema of an earlier contimg is brought up to date
+                pass
+    about = "Continuum imaging of DSA-110 drift scans: state and products."
+    no_docs = {"docs_url": None, "redoc_url": None}  # they load scripts from elsewhere: pages.py has a page of ours
+    app = FastAPI(title="contimg", description=about, version="1", redirect_slashes=False, **no_docs)
+
+    @app.exception_handler(ContimgError)
+    def _refused(request: Request, error: ContimgError) -> JSONResponse:
+        status = {StateError: 409, InputError: 422}.get(type(error), 503)
+        return JSONResponse({"detail": str(error)}, status)
+
+    @app.get("/healthz", response_class=PlainTextResponse)
+    def healthz() -> str:
+        """ok, if the databases can be read."""
+        for path in (paths.ingest_db, paths.registry_db, paths.products_db):
+            with db.reading(path):
+                pass
+        return "ok"
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> Response:
+        """For Prometheus."""
+        found, collected = read.status(), CollectorRegistry()
+        groups = Gauge("contimg_groups", "Groups in the queue", ["state"], registry=collected)
+        for state in (*_STATES, "waiting"):
+            groups.labels(state).set(found["counts"].get(state, 0))
+        now_mjd = db.mjd(db.now())
+        ends = [s["valid_end_mjd"] for s in found["calibration"] if s["status"] == "active" and s["science"]]
+        values = {
+            "behind_seconds": (found.get("behind_s", 0), "Age of the oldest group that could be done and is not"),
+            "running": (sum(job["alive"] for job in found["running"]), "Groups being worked on"),
+            "imaged_last_hour": (found.get("imaged_last_hour", 0), "Groups imaged in the last hour"),
+            "arrived_last_hour": (found.get("arrived_last_hour", 0), "Groups that came in the last hour"),
+            "watcher_up": (found["watcher"] is not None, "Whether a watcher is at work"),
+            "disk_free_bytes": (found["disk"]["free_bytes"], "Left for products"),
+            "calibration_valid_seconds": (max([0.0, *((e - now_mjd) * 86400 for e in ends)]), "Until the last set ends"),
+        }  # fmt: skip
+        for name, (value, what) in values.items():
+            Gauge(f"contimg_{name}", what, registry=collected).set(float(value))
+        return PlainTextResponse(generate_latest(collected), media_type="text/plain; version=0.0.4")
+
+    @app.get("/api/status")
+    def status() -> Status:
+        """Queue, running jobs, lag behind real time, calibration validity, disk."""
+        return Status(**read.status())
+
+    @app.get("/api/groups")
+    def groups(
+        state: Annotated[Literal[_STATES] | None, Query()] = None,
+        day: Annotated[str | None, Query(pattern=r"^\d{4}-\d\d-\d\d$", examples=["2026-01-25"])] = None,
+        limit: Limit = 100, offset: Offset = 0,
+    ) -> Rows[GroupRow]:  # fmt: skip
+        """Groups in the queue, the latest first."""
+        query = select(ingest.Group)
+        query = query.where(ingest.Group.state == state) if state else query
+        query = query.where(ingest.Group.group_id.startswith(day)) if day else query
+        return read.rows(paths.ingest_db, query, (ingest.Group.group_id.desc(),), limit, offset)
+
+    @app.get("/api/groups/{group_id}")
+    def group(group_id: GroupId) -> dict:
+        """Everything about a group."""
+        return read.group(group_id)
+
+    @app.get("/api/ms_index")
+    def ms_index(
+        status: Literal["ok", "failed", "pruned"] | None = None,
+        group_id: GroupFilter = None,
+        limit: Limit = 100,
+        offset: Offset = 0,
+    ) -> Rows[MsRow]:
+        """Measurement Sets, the latest first."""
+        ms = products.MeasurementSet
+        query = select(ms).where(*([ms.status == status] if status else []), *([ms.group_id == group_id] if group_id else []))
+        return read.rows(paths.products_db, query, (ms.mid_mjd.desc(),), limit, offset)
+
+    @app.get("/api/images")
+    def images(
+        start: Annotated[str | None, Query(max_length=40, description="UTC or MJD", examples=["2026-01-25T22:00:00"])] = None,
+        end: Annotated[str | None, Query(max_length=40, description="UTC or MJD")] = None,
+        ra: Annotated[float | None, Query(ge=0, lt=360, description="centre of a cone, deg (ICRS)")] = None,
+        dec: Annotated[float | None, Query(ge=-90, le=90)] = None,
+        radius: Annotated[float, Query(gt=0, le=180, description="from the cone's centre to the image's, deg")] = 1.0,
+        max_noise_jy: Annotated[float | None, Query(gt=0)] = None,
+        verdict: Literal["good", "warn", "fail"] | None = None,
+        type: Literal[_IMAGE_TYPES] | None = None,
+        group_id: GroupFilter = None,
+        sort: Literal["start_mjd", "-start_mjd", "noise_jy", "-noise_jy", "flux_ratio", "-flux_ratio"] = "-start_mjd",
+        limit: Limit = 100, offset: Offset = 0,
+    ) -> Rows[ImageRow]:  # fmt: skip
+        """Images that fit all the filters given."""
+        image, exact = products.Image, {"verdict": verdict, "type": type, "group_id": group_id}
+        query = select(image).where(*(getattr(image, name) == value for name, value in exact.items() if value is not None))
+        query = query.where(image.start_mjd >= _mjd(start)) if start else query
+        query = query.where(image.start_mjd < _mjd(end)) if end else query
+        query = query.where(image.noise_jy <= max_noise_jy) if max_noise_jy else query
+        if (ra is None) != (dec is None):
+            raise HTTPException(422, "a cone needs both ra and dec")
+        if ra is not None:
+            one, two = func.radians(image.centre_dec_deg), float(np.radians(dec))
+            along = func.radians(image.centre_ra_deg - ra)
+            half = func.pow(func.sin((one - two) / 2), 2) + func.cos(one) * float(np.cos(two)) * func.pow(func.sin(along / 2), 2)
+            query = query.where(
+                image.centre_dec_deg.between(dec - radius, dec + radius), half <= np.sin(np.radians(radius) / 2) ** 2
+            )
+        column = getattr(image, sort.removeprefix("-"))
+        order = column.desc() if sort.startswith("-") else column.asc()
+        return read.images(query, (order, image.id), limit, offset)
+
+    @app.get("/api/images/{image_id}")
+    def image(image_id: RowId) -> ImageRow:
+        """One image."""
+        return read.row(products.Image, image_id)
+
+    @app.get("/api/images/{image_id}/fits", response_class=FileResponse)
+    def fits_file(request: Request, image_id: RowId) -> Response:
+        """Its FITS file."""
+        row = read.row(products.Image, image_id)
+        if not row["path"].endswith(".fits"):
+            raise HTTPException(404, f"image {image_id} is a CASA image; contimg run with imaging.skip_fits: false writes FITS")
+        return _served(request, read.file(row), "image/fits", download=True)
+
+    @app.get("/api/images/{image_id}/png", response_class=FileResponse)
+    def png(request: Request, image_id: RowId) -> Response:
+        """Its picture."""
+        group = read.row(products.Image, image_id)["group_id"]
+        query = select(products.QaArtifact).where(products.QaArtifact.group_id == group, products.QaArtifact.name == "image")
+        found = read.rows(paths.products_db, query, (), 1, 0)["items"]
+        if not found:
+            raise HTTPException(404, f"group {group} has no picture")
+        return _served(request, read.file(found[0]), "image/png")
+
+    @app.get("/api/images/{image_id}/pixels", response_class=Response)
+    def pixels(
+        image_id: RowId, x0: Offset = 0, y0: Offset = 0, width: Annotated[int, Query(ge=1)] = 10**6,
+        height: Annotated[int, Query(ge=1)] = 10**6, step: Annotated[int, Query(ge=1, le=64)] = 1,
+    ) -> Response:  # fmt: skip
+        """Values of a FITS image, Jy/beam: float32, little-endian, in rows from the south; each the largest of step x step.
+        The WCS, and the size (X-Width), are in the headers."""
+        from astropy.io import fits
+
+        path = read.file(read.row(products.Image, image_id))
+        with fits.open(path, memmap=True) as hdus:
+            values, header = hdus[0].data.squeeze(), hdus[0].header
+            some = values[y0 : y0 + height, x0 : x0 + width]
+            rows, columns = (n // step for n in some.shape)
+            if not 0 < rows * columns <= _MOST_PIXELS:
+                raise HTTPException(422, f"{columns} x {rows} values; at most {_MOST_PIXELS}, at least one: choose another step")
+            blocks = some[: rows * step, : columns * step].reshape(rows, step, columns, step)
+            result = np.fmax.reduce(np.fmax.reduce(blocks, axis=3), axis=1).astype("<f4")
+            keys = ("NAXIS1", "NAXIS2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2", "RMS", "BUNIT")
+            about = {"wcs": {k: header.get(k) for k in keys}, "width": columns, "height": rows, "step": step, "x0": x0, "y0": y0}
+        return Response(result.tobytes(), media_type="application/octet-stream", headers={"X-Image": json.dumps(about)})
+
+    @app.get("/api/qa")
+    def qa(
+        group_id: GroupFilter = None, name: Annotated[str | None, Query(pattern="^[a-z_]{1,40}$")] = None,
+        limit: Limit = 100, offset: Offset = 0,
+    ) -> Rows[QaRow]:  # fmt: skip
+        """QA plots."""
+        plot = products.QaArtifact
+        query = select(plot).where(*([plot.group_id == group_id] if group_id else []), *([plot.name == name] if name else []))
+        return read.rows(paths.products_db, query, (plot.group_id.desc(), plot.id), limit, offset)
+
+    @app.get("/api/qa/{artifact_id}", response_class=FileResponse)
+    def artifact(request: Request, artifact_id: RowId) -> Response:
+        """A plot (PNG)."""
+        return _served(request, read.file(read.row(products.QaArtifact, artifact_id)), "image/png")
+
+    @app.get("/api/caltables")
+    def caltables(
+        status: Literal["active", "retired", "failed"] | None = None, limit: Limit = 100, offset: Offset = 0
+    ) -> Rows[CalRow]:
+        """Calibration tables, the latest first."""
+        table = registry.CalTable
+        query = select(table).where(table.status == status) if status else select(table)
+        return read.rows(paths.registry_db, query, (table.mid_mjd.desc(), table.order_index), limit, offset)
+
+    @app.post("/api/reprocess/{group_id}", status_code=202)
+    def reprocess(
+        request: Request, group_id: GroupId, what: Annotated[Reprocess, Body()],
+        x_api_key: Annotated[str | None, Header(description="the server's CONTIMG_API_KEY")] = None,
+    ) -> Done:  # fmt: skip
+        """Do a finished or failed group again; the next run, or the watcher, takes it."""
+        if key is None:
+            raise HTTPException(403, f"reprocessing is off: start `contimg serve` with {API_KEY} in its environment")
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            raise HTTPException(403, "requests from other pages are refused")
+        if x_api_key is None or not secrets.compare_digest(x_api_key.encode(), key.encode()):
+            time.sleep(0.2)
+            raise HTTPException(401, "missing or wrong X-API-Key")
+        with db.reading(paths.ingest_db) as session:
+            if session is None or session.get(ingest.Group, group_id) is None:
+                raise HTTPException(404, f"group {group_id} is not in the queue")
+        with db.writing(paths.ingest_db, ingest.Base) as session:
+            first = ingest.reprocess(session, paths, group_id, what.from_stage, config.ingest.min_subbands)
+        return Done(message=f"{group_id}: pending again, from {first} on; the next run takes it")
+
+    add_pages(app, read, can_reprocess=key is not None)
+    return app

@@ -1,0 +1,188 @@
+"""The pages of `contimg serve`: rendered here from what the API gives, refreshed by a few lines of JavaScript."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from matplotlib.ticker import MaxNLocator
+from sqlalchemy import func, select
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from contimg import db
+from contimg.products import Image
+from contimg.registry import describe_sets
+
+if TYPE_CHECKING:
+    from contimg.api import Reader
+
+_WEB = Path(__file__).parent / "web"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:",
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY",
+}  # fmt: skip
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 592.0, 10.0, 150.0  # of a chart's frame, in its own units
+_THUMBNAILS, _SETS, _FOOTPRINTS = 12, 12, 2000
+
+
+def chart(points: Sequence[Mapping], key: str, factor: float = 1.0, line: float | None = None, reach: float = 0.0) -> dict:
+    """Places of points and ticks in a chart of `key` against time, with a line whose surroundings are shown too."""
+    shown = [p for p in points if p[key] is not None and p["start_mjd"] is not None]
+    if not shown:
+        return {"points": [], "x": [], "y": [], "line": None}
+    values, times = [p[key] * factor for p in shown], [p["start_mjd"] for p in shown]
+    ends = [*values, *([line - reach, line + reach] if line is not None else [0.0])]
+    y_ticks = MaxNLocator(4).tick_values(min(ends), max(ends))
+    start, span = min(times), max(max(times) - min(times), 1 / 24)
+
+    def place_y(value: float) -> float:
+        return _BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (_BOTTOM - _TOP)
+
+    def place_x(mjd: float) -> float:
+        return _LEFT + 6 + (mjd - start) / span * (_RIGHT - _LEFT - 12)
+
+    step = 1 / 24 * next(n for n in (0.25, 0.5, 1, 2, 3, 6, 12, 24, 1e9) if span * 24 / n <= 6)
+    x_ticks = [n * step for n in range(math.ceil(start / step), math.floor((start + span) / step) + 1)]
+    return {
+        "points": [
+            (place_x(p["start_mjd"]), place_y(p[key] * factor), p["verdict"], p["group_id"], p[key] * factor) for p in shown
+        ],
+        "x": [(place_x(t), db.utc_of_mjd(t + 1e-6)[11:16]) for t in x_ticks],
+        "y": [(place_y(v), f"{v:g}") for v in y_ticks],
+        "line": None if line is None else place_y(line),
+    }  # fmt: skip
+
+
+def timeline(sets: Sequence[Mapping], now_mjd: float) -> dict:
+    """Bars of the latest sets' validity, in per cent of the width; where now is, if it is there; and what that means."""
+    some = sets[:_SETS]
+    if not some:
+        return {"bars": [], "now": None, "words": ""}
+    start, end = min(s["valid_start_mjd"] for s in some), max(s["valid_end_mjd"] for s in some)
+    span = end - start
+    last = max((s["valid_end_mjd"] for s in sets if s["status"] == "active" and s["science"]), default=None)
+    words = "No set for science is known."
+    if last is not None:
+        words = "The last set is valid until" if last > now_mjd else "No set is valid now: the last one ended"
+        words = f"{words} {db.utc_of_mjd(last)[:16]}."
+    bars = [
+        {
+            "left": 100 * (s["valid_start_mjd"] - start) / span,
+            "width": 100 * (s["valid_end_mjd"] - s["valid_start_mjd"]) / span,
+            **s,
+        }
+        for s in some
+    ]
+    return {"bars": bars, "now": 100 * (now_mjd - start) / span if start < now_mjd < end else None, "words": words}
+
+
+def headline(status: Mapping) -> tuple[str, str]:
+    """(good, warn or fail; in words) whether it keeps up."""
+    failed, behind_s = status["counts"].get("failed", 0), status.get("behind_s", 0)
+    watcher = status["watcher"]
+    if watcher and watcher.get("problem"):
+        return "fail", f"The watcher has a problem: {watcher['problem']}"
+    if behind_s > 3600:
+        return "fail", f"Behind by {duration(behind_s)}"
+    lost = f"; {failed} {'group' if failed == 1 else 'groups'} failed" if failed else ""
+    if not status["counts"]:
+        return "warn", "The queue is empty: nothing came yet"
+    if behind_s > 600:
+        return "warn", f"Behind by {duration(behind_s)}{lost}"
+    return ("warn" if failed else "good"), f"Keeping up{lost}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def footprints(images: Sequence[Mapping]) -> dict:
+    """Circles of images on a chart of right ascension (24 h to 0 h) and declination, 1440 wide, and its ticks."""
+    shown = [i for i in images if i["centre_ra_deg"] is not None]
+    if not shown:
+        return {"circles": [], "height": 0, "dec": []}
+    low = math.floor(min(i["centre_dec_deg"] - i["diameter_deg"] / 2 for i in shown) / 5) * 5
+    high = math.ceil(max(i["centre_dec_deg"] + i["diameter_deg"] / 2 for i in shown) / 5) * 5
+    low, high = min(low, high - 20), high
+    scale = 4.0  # units a degree
+    circles = [
+        {"x": (360 - i["centre_ra_deg"]) * scale, "y": (high - i["centre_dec_deg"]) * scale, "ry": i["diameter_deg"] / 2 * scale,
+         "rx": i["diameter_deg"] / 2 * scale / math.cos(math.radians(i["centre_dec_deg"])), **i}
+        for i in shown
+    ]  # fmt: skip
+    return {"circles": circles, "height": (high - low) * scale, "dec": [((high - d) * scale, d) for d in range(low, high + 1, 5)]}
+
+
+def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
+    """The routes of the pages, their static files, and errors as pages for browsers."""
+    templates = Jinja2Templates(_WEB)
+    templates.env.filters |= {"utc": db.utc_of_mjd, "duration": duration}
+    app.mount("/static", StaticFiles(directory=_WEB / "static"), name="static")
+
+    @app.middleware("http")
+    async def _harden(request: Request, following: Callable):
+        response = await following(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _error(request: Request, error: StarletteHTTPException):
+        from fastapi.exception_handlers import http_exception_handler
+
+        if request.url.path.startswith(("/api/", "/static")) or "text/html" not in request.headers.get("accept", ""):
+            return await http_exception_handler(request, error)
+        about = {"title": f"{error.status_code}", "words": error.detail}
+        return templates.TemplateResponse(request, "error.html", about, status_code=error.status_code)
+
+    def latest(limit: int, *conditions) -> list[dict]:
+        query = select(Image).where(Image.type.in_(("pbcor", "quick_pbcor")), Image.deleted_at.is_(None), *conditions)
+        return read.images(query, (Image.start_mjd.desc(),), limit)["items"]
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def overview(request: Request):
+        status = read.status()
+        with db.reading(read.paths.products_db) as session:
+            newest = session.scalar(select(func.max(Image.start_mjd))) if session is not None else None
+        day = latest(1000, Image.start_mjd > newest - 1) if newest else []
+        noise, flux = chart(day, "noise_jy", 1e3), chart(day, "flux_ratio", line=1.0, reach=0.03)
+        about = {
+            "status": status, "headline": headline(status), "thumbnails": latest(_THUMBNAILS), "noise": noise, "flux": flux,
+            "timeline": timeline(status["calibration"], db.mjd(db.now())), "now": db.now()[:19], "newest": newest,
+            "failed": [g for g in status["groups"] if g["state"] == "failed"],
+        }  # fmt: skip
+        return templates.TemplateResponse(request, "overview.html", about)
+
+    @app.get("/groups/{group_id}", response_class=HTMLResponse, include_in_schema=False)
+    def group_page(request: Request, group_id: str):
+        known = read.group(group_id) if len(group_id) == 19 else None
+        if known is None:
+            raise HTTPException(404, "no such group")
+        fits = [i for i in known["images"] if i["path"].endswith(".fits") and not i["deleted_at"]]
+        order = ("pbcor", "image", "pb", "quick_pbcor", "quick_image", "quick_pb")
+        fits.sort(key=lambda one: order.index(one["type"]))
+        chosen = read.paths.result(group_id, "caltables")
+        about = {"group": known, "fits": fits, "can_reprocess": can_reprocess,
+                 "chosen": json.loads(chosen.read_text()) if chosen.exists() else None}  # fmt: skip
+        return templates.TemplateResponse(request, "group.html", about)
+
+    @app.get("/calibration", response_class=HTMLResponse, include_in_schema=False)
+    def calibration(request: Request):
+        about = {"sets": describe_sets(read.paths.registry_db)[::-1], "timeline": timeline(read.validity(), db.mjd(db.now()))}
+        return templates.TemplateResponse(request, "calibration.html", about)
+
+    @app.get("/api", response_class=HTMLResponse, include_in_schema=False)
+    def api(request: Request):
+        return templates.TemplateResponse(request, "api.html", {"openapi": app.openapi()})
+
+    @app.get("/sky", response_class=HTMLResponse, include_in_schema=False)
+    def sky(request: Request):
+        return templates.TemplateResponse(request, "sky.html", {"sky": footprints(latest(_FOOTPRINTS))})

@@ -1,0 +1,53 @@
+// Keeps what is marked data-live fresh, goes to a group, asks for reprocessing.
+const EVERY_MS = 5000;
+const fresh = document.getElementById("fresh");
+
+async function refresh() {
+  if (document.hidden) return;
+  try {
+    const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+    if (!answer.ok) throw new Error(answer.status);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    document.title = page.title;
+    for (const old of document.querySelectorAll("[data-live]")) {
+      const now = page.getElementById(old.id);
+      const open = [...old.querySelectorAll("details")].map((one) => one.open);
+      if (!now) old.remove();
+      else if (now.innerHTML !== old.innerHTML.replaceAll(' open=""', "")) {
+        old.className = now.className;
+        old.innerHTML = now.innerHTML;
+        old.querySelectorAll("details").forEach((one, i) => (one.open = open[i] ?? false));
+      }
+    }
+    for (const now of page.querySelectorAll("[data-live]")) {  // a section that was not there before: failed groups
+      if (!document.getElementById(now.id)) document.querySelector("#headline")?.after(now);
+    }
+    fresh.textContent = `as of ${new Date().toISOString().slice(11, 19)} UTC`;
+    fresh.classList.remove("lost");
+  } catch (error) {
+    fresh.textContent = `no answer since ${fresh.textContent.match(/\d\d:\d\d:\d\d/) ?? "the page was loaded"}`;
+    fresh.classList.add("lost");
+  }
+}
+setInterval(refresh, EVERY_MS);
+document.addEventListener("visibilitychange", refresh);
+
+document.getElementById("goto").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const group = event.target.group.value.trim();
+  if (group) location.href = `/groups/${encodeURIComponent(group)}`;
+});
+
+document.querySelector("form.reprocess")?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const form = event.target, said = form.querySelector("output");
+  const answer = await fetch(`/api/reprocess/${encodeURIComponent(form.dataset.group)}`, {
+    method: "POST",
+    headers: { "content-type": "application/json", "x-api-key": form.key.value },
+    body: JSON.stringify({ from_stage: form.from_stage.value || null }),
+  });
+  const text = await answer.json();
+  said.textContent = text.message ?? (typeof text.detail === "string" ? text.detail : JSON.stringify(text.detail));
+  said.className = answer.ok ? "good" : "fail";
+  refresh();
+});

@@ -1,0 +1,386 @@
+"""Products, API and page, over what a real run made. Comes after test_workflow.py, whose run it uses and changes."""
+
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from contimg import db, indexing, products
+from contimg.stage import read_json
+from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
+from tests.workflow.conftest import BAD_START, BIN
+
+KEY = "the key of this test"
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+
+
+def content(site) -> list[dict]:
+    """All rows of the index, without ids and times."""
+    with db.reading(site.paths.products_db) as session:
+        found = [products.columns_of(row) for table in (products.Image, products.QaArtifact, products.MeasurementSet)
+                 for row in session.query(table).order_by(table.path)]  # fmt: skip
+    return [{k: v for k, v in row.items() if k not in ("id", "created_at", "processed_at", "stage_updated_at")} for row in found]
+
+
+def test_every_product_is_found_and_what_is_altered_is_named(first_run):
+    site, _ = first_run
+    outcome = site.contimg("verify")
+    assert (outcome.returncode, outcome.stdout.strip()) == (0, "every product is in its place and unaltered")
+    image, plot = site.paths.image(TARGET_START, "pbcor.fits"), site.paths.qa(TARGET_START, "flags")
+    stranger = site.paths.image(TARGET_START, "old.fits")
+    whole = image.read_bytes()
+    try:
+        image.write_bytes(whole[:-2880] + b"\1" + whole[-2879:])
+        plot.rename(plot.with_suffix(".aside"))
+        stranger.touch()
+        outcome = site.contimg("verify")
+    finally:
+        image.write_bytes(whole)
+        plot.with_suffix(".aside").rename(plot)
+        stranger.unlink()
+    assert outcome.returncode == 1
+    aside = plot.with_suffix(".aside")
+    expected = {f"{image} was altered", f"{plot} is not on disk", f"{stranger} is in no database", f"{aside} is in no database"}
+    assert set(outcome.stdout.strip().splitlines()[:-1]) == expected
+
+
+def test_a_lost_index_is_made_again(first_run):
+    site, _ = first_run
+    before, said = content(site), []
+    site.paths.products_db.unlink()
+    indexing.reconcile(site.config, said.append)
+    assert [text[:25] for text in said] == [f"group {CALIBRATOR_START}", f"group {TARGET_START}"]
+    assert content(site) == before
+    indexing.reconcile(site.config, said.append)
+    assert len(said) == 2
+
+
+def test_an_image_says_where_it_comes_from(first_run, incoming):
+    site, _ = first_run
+    chain = json.loads(site.contimg("provenance", f"{TARGET_START}.pbcor.fits").stdout)
+    assert chain == json.loads(site.contimg("provenance", TARGET_START).stdout) | {"images": chain["images"]}
+    assert [Path(i["path"]).name for i in chain["images"]] == [f"{TARGET_START}.pbcor.fits"]
+    assert len(chain["raw_files"]) == 16
+    for file in (chain["raw_files"][3], chain["calibration"]["raw_files"][3]):
+        assert file["sha256"] == hashlib.sha256(Path(file["path"]).read_bytes()).hexdigest()
+    assert chain["calibration"]["set"] == CALIBRATOR_START
+    assert [t["kind"] for t in chain["calibration"]["tables"]] == ["B", "G"]
+    assert {s["stage"] for s in chain["stages"]} >= {"convert", "concat", "prepare", "apply", "image", "qa", "index"}
+    assert all(s["seconds"] > 0 and s["versions"]["casatools"] for s in chain["stages"])
+    assert any("snakemake --profile local" in command for command in chain["commands"].values())
+    assert chain["configuration"]["digest"] == site.config.digest()
+    assert chain["configuration"]["values"]["imaging"]["cell_arcsec"] == site.config.imaging.cell_arcsec
+    refused = site.contimg("provenance", "nothing.fits")
+    assert refused.returncode == 1
+    assert "no such image" in refused.stderr
+
+
+def test_archives_can_list_the_images(first_run, tmp_path):
+    site, _ = first_run
+    assert site.contimg("export", str(tmp_path / "obscore.vot")).returncode == 0
+    table = Table.read(tmp_path / "obscore.vot")
+    row = table[table["access_url"] == site.paths.image(TARGET_START, "pbcor.fits").as_uri()][0]
+    header = fits.getheader(site.paths.image(TARGET_START, "pbcor.fits"))
+    assert (row["s_ra"], row["s_dec"]) == pytest.approx((header["CRVAL1"], header["CRVAL2"]), abs=1e-6)
+    assert (row["t_min"], row["t_exptime"]) == pytest.approx((header["MJD-OBS"], header["EXPTIME"]))
+    assert row["em_min"] < 299792458 / header["CRVAL3"] < row["em_max"]
+    assert table["s_ra"].unit == "deg"
+    assert site.contimg("export", str(tmp_path / "images.csv"), "--what", "images").returncode == 0
+    assert len(Table.read(tmp_path / "images.csv")) == 8
+    assert "choose one of" in site.contimg("export", str(tmp_path / "x.doc")).stderr
+
+
+def test_room_and_retention_are_told(first_run):
+    found = json.loads(first_run[0].contimg("retention", "--json").stdout)
+    assert found["hours_left"] == pytest.approx(found["free_bytes"] / found["bytes_a_group"] * 309 / 3600)
+    assert found["may_be_deleted"] == {"measurement_sets": 0, "images": 0, "tables": 0}
+    assert "room for" in first_run[0].contimg("retention").stdout
+
+
+def test_a_day_has_a_plot_and_a_report(first_run, tmp_path):
+    site, _ = first_run
+    day = str(site.paths.day(TARGET_START[:10]))
+    outcome = site.snakemake("--", day)
+    assert outcome.returncode == 0, outcome.stderr
+    assert Path(day).stat().st_size > 20000
+    outcome = site.snakemake("--report", str(tmp_path / "day.zip"), "--", day)
+    assert outcome.returncode == 0, outcome.stderr
+    assert (tmp_path / "day.zip").stat().st_size > 500_000
+
+
+@pytest.fixture(scope="module")
+def site(first_run):
+    """The site with a group that failed for want of a good file."""
+    site, _ = first_run
+    site.snakemake("--config", 'ingest={"collecting_timeout_s": 0.001}')
+    return site
+
+
+@pytest.fixture(scope="module")
+def serve(site):
+    """Start `contimg serve`; gives its address."""
+    servers = []
+
+    def start(key: str | None) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = {k: v for k, v in os.environ.items() if k != "CONTIMG_API_KEY"} | ({"CONTIMG_API_KEY": key} if key else {})
+        command = [str(BIN / "contimg"), "serve", "--port", str(port), "--configfile", str(site.configfile)]
+        servers.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(200):
+            try:
+                assert httpx.get(f"{address}/healthz").text == "ok"
+                return address
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise TimeoutError(address)
+
+    yield start
+    for server in servers:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def api(serve):
+    with httpx.Client(base_url=serve(KEY), timeout=20) as client:
+        yield client
+
+
+def test_the_api_tells_what_the_databases_know(api, site):
+    status = api.get("/api/status").json()
+    assert status["counts"] == {"completed": 2, "failed": 1}
+    assert status["calibration"][0]["set_name"] == CALIBRATOR_START
+    assert status["disk"]["free_bytes"] > 0
+    assert [g["group_id"] for g in api.get("/api/groups?state=failed").json()["items"]] == [BAD_START]
+    assert api.get(f"/api/groups?day={TARGET_START[:10]}&limit=1").json()["total"] == 3
+    assert "truncated" in json.dumps(api.get(f"/api/groups/{BAD_START}").json()["files"])
+    assert "only 15 of 16 subbands" in api.get(f"/api/groups/{BAD_START}").json()["error"]
+    assert {m["status"] for m in api.get("/api/ms_index").json()["items"]} == {"ok"}
+    assert api.get("/api/caltables?status=active").json()["total"] == 2
+    plots = api.get(f"/api/qa?group_id={TARGET_START}&name=bandpass").json()["items"]
+    assert api.get(f"/api/qa/{plots[0]['id']}").content == site.paths.qa(TARGET_START, "bandpass").read_bytes()
+    metrics = api.get("/metrics").text
+    assert 'contimg_groups{state="failed"} 1.0' in metrics
+    assert "contimg_disk_free_bytes" in metrics
+    paths = api.get("/openapi.json").json()["paths"]
+    assert len([p for p in paths if p.startswith("/api")]) == 13
+
+
+def test_images_are_found_by_time_place_noise_and_verdict(api):
+    everything = api.get("/api/images?type=pbcor&sort=start_mjd").json()
+    assert [i["group_id"] for i in everything["items"]] == [CALIBRATOR_START, TARGET_START]
+    one, two = everything["items"]
+    assert all(i["thumbnail"] for i in everything["items"])
+
+    def found(**filters):
+        return [i["group_id"] for i in api.get("/api/images", params={"type": "pbcor", **filters}).json()["items"]]
+
+    assert found(ra=two["centre_ra_deg"], dec=two["centre_dec_deg"] + 0.9, radius=1) == [TARGET_START]
+    assert found(ra=two["centre_ra_deg"], dec=two["centre_dec_deg"] + 1.1, radius=1) == []
+    east = (two["centre_ra_deg"] + 0.9 / np.cos(np.radians(two["centre_dec_deg"]))) % 360
+    assert found(ra=east, dec=two["centre_dec_deg"], radius=1) == [TARGET_START]
+    assert found(start=TARGET_START) in ([TARGET_START], [])  # to the second of the file name's skew
+    assert found(end="2026-03-02T20:10:00") == [CALIBRATOR_START]
+    assert found(start=one["start_mjd"], end=str(one["start_mjd"] + 0.001)) == [CALIBRATOR_START]
+    assert found(max_noise_jy=1e-9) == []
+    assert found(verdict=two["verdict"], limit=1, offset=1, sort="start_mjd") == [TARGET_START]
+    assert api.get("/api/images?ra=10").json()["detail"] == "a cone needs both ra and dec"
+
+
+def test_files_come_with_etags_and_ranges(api, site):
+    (image,) = api.get(f"/api/images?type=pbcor&group_id={TARGET_START}").json()["items"]
+    path, address = site.paths.image(TARGET_START, "pbcor.fits"), f"/api/images/{image['id']}"
+    whole = api.get(f"{address}/fits")
+    assert whole.content == path.read_bytes()
+    assert hashlib.sha256(whole.content).hexdigest() == image["checksum"]
+    assert api.get(f"{address}/fits", headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+    part = api.get(f"{address}/fits", headers={"range": "bytes=2880-5759"})
+    assert (part.status_code, part.content) == (206, whole.content[2880:5760])
+    assert api.get(f"{address}/fits", headers={"range": f"bytes={10**12}-"}).status_code == 416
+    assert api.get(f"{address}/png").content[:4] == b"\x89PNG"
+    data = fits.getdata(path).squeeze()
+    corner = api.get(f"{address}/pixels?x0=800&y0=700&width=120&height=90&step=3")
+    values = np.frombuffer(corner.content, "<f4").reshape(30, 40)
+    blocks = data[700:790, 800:920].reshape(30, 3, 40, 3)
+    assert np.array_equal(values, np.nanmax(blocks, axis=(1, 3)).astype("<f4"))
+    about = json.loads(corner.headers["x-image"])
+    assert (about["width"], about["height"], about["wcs"]["NAXIS1"]) == (40, 30, 1800)
+    residual = api.get(f"/api/images?type=residual&group_id={TARGET_START}").json()["items"][0]["id"]
+    assert "CASA image" in api.get(f"/api/images/{residual}/fits").json()["detail"]
+
+
+NOT_THERE = """
+/api/images/999999 /api/images/999999/fits /api/qa/424242 /api/groups/2020-01-01T00:00:00 /groups/2020-01-01T00:00:00
+/static/../api.py /static/%2e%2e/api.py /static/..%2fapi.py /static//etc/passwd /groups/.. /groups/%2e%2e%2fsecret
+/api/groups/2020-01-01T00:00:00%2f..%2f.. /api/qa/..%2f
+"""
+NOT_VALID = """
+/api/images/0 /api/images/-1 /api/images/abc /api/images/1%20OR%201=1 /api/groups/.. /api/groups/%2e%2e
+/api/groups/x'%20OR%20'1'='1 /api/groups?state=x'-- /api/groups?day=2026-01-25'%20OR%201=1--
+/api/groups?limit=99999999999999999999 /api/images?sort=id;DROP%20TABLE%20images
+/api/images?verdict=good'-- /api/images?type=pbcor'%20OR%201=1 /api/images?limit=501
+/api/images?limit=-1 /api/images?offset=-5 /api/images?start=yesterday'-- /api/images?ra=1&dec=91 /api/images?ra=nan&dec=0
+/api/images?group_id=..%2f.. /api/qa?name=../../etc/passwd /api/qa?name=%2fetc%2fpasswd /api/qa?group_id='%20OR%201=1
+/api/ms_index?status=ok'-- /api/caltables?status=x
+"""
+
+
+@pytest.mark.parametrize("target", NOT_THERE.split() + NOT_VALID.split())
+def test_what_a_request_must_not_reach_is_refused(api, site, target):
+    before = content(site)
+    with closing(http.client.HTTPConnection(api.base_url.host, api.base_url.port)) as raw:  # others tidy paths up
+        raw.request("GET", target)
+        answer = raw.getresponse()
+        text = answer.read().decode()
+    assert answer.status == (404 if target in NOT_THERE.split() else 422), text
+    assert "root:" not in text
+    assert content(site) == before
+
+
+def test_a_row_that_points_elsewhere_is_not_served(api, site):
+    with db.writing(site.paths.products_db, products.Base) as session:
+        session.add(products.QaArtifact(group_id=TARGET_START, name="evil", path="/etc/passwd", created_at="t"))
+    try:
+        (plot,) = api.get("/api/qa?name=evil").json()["items"]
+        answer = api.get(f"/api/qa/{plot['id']}")
+    finally:
+        with db.writing(site.paths.products_db, products.Base) as session:
+            session.query(products.QaArtifact).filter_by(name="evil").delete()
+    assert answer.status_code == 404
+    assert "outside the products' folder" in answer.json()["detail"]
+
+
+def test_reprocessing_needs_the_key_and_our_own_page(api, serve, site):
+    target = f"/api/reprocess/{TARGET_START}"
+    body = {"from_stage": "index"}
+    assert api.post(target, json=body).status_code == 401
+    assert api.post(target, json=body, headers={"x-api-key": "wrong"}).status_code == 401
+    elsewhere = api.post(target, json=body, headers={"x-api-key": KEY, "origin": "http://evil.example"})
+    assert (elsewhere.status_code, elsewhere.json()["detail"]) == (403, "requests from other pages are refused")
+    assert "access-control-allow-origin" not in elsewhere.headers
+    off = httpx.post(f"{serve(None)}{target}", json=body, headers={"x-api-key": ""})
+    assert off.status_code == 403
+    assert "CONTIMG_API_KEY" in off.json()["detail"]
+    key = {"x-api-key": KEY}
+    assert api.post("/api/reprocess/2020-01-01T00:00:00", json=body, headers=key).status_code == 404
+    assert api.post(target, json={"from_stage": "../x"}, headers=key).status_code == 422
+    assert api.post(f"/api/reprocess/{BAD_START}", json={}, headers=key).status_code == 409  # it lacks a file
+    assert site.paths.result(TARGET_START, "index").exists()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("NOT TESTED in a browser: chromium and chromedriver are not installed (apt install chromium chromium-driver)")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400"):
+        options.add_argument(argument)
+    downloads = tmp_path_factory.mktemp("downloads")
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.implicitly_wait(5)
+    driver.downloads = downloads
+    yield driver
+    driver.quit()
+
+
+def until(condition, what: str, seconds: float = 20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.1)
+    raise TimeoutError(what)
+
+
+def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figure):
+    """Overview, group, image under the pointer, FITS; the values are those of the file."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+
+    browser.get(str(api.base_url))
+    assert browser.find_element(By.CSS_SELECTOR, "#headline h1").text == "Keeping up; 1 group failed"
+    failed = browser.find_element(By.CSS_SELECTOR, "#failed tbody tr").text
+    assert BAD_START in failed
+    assert "only 15 of 16 subbands" in failed
+    browser.find_element(By.CSS_SELECTOR, f".thumbnails a[href='/groups/{TARGET_START}']").click()
+    assert browser.find_element(By.TAG_NAME, "h1").text == TARGET_START
+    viewer = browser.find_element(By.CSS_SELECTOR, ".viewer")
+    until(lambda: viewer.get_attribute("data-ready"), "the viewer shows its image")
+    canvas = browser.find_element(By.TAG_NAME, "canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    path = site.paths.image(TARGET_START, "pbcor.fits")
+    data, wcs = fits.getdata(path).squeeze(), WCS(fits.getheader(path)).celestial
+    # In full: zoomed in, a pixel of the image is more than one of the screen.
+    browser.execute_script(
+        "const v = document.querySelector('.viewer').viewer; v.x = 900.5; v.y = 900.5; v.scale = 6; v.refine()"
+    )
+    until(lambda: browser.execute_script("return document.querySelector('.viewer').viewer.tiles.length") == 2, "a tile in full")
+    ActionChains(browser).move_to_element_with_offset(canvas, 30, -60).perform()
+    x, y = browser.execute_script(
+        "const v = document.querySelector('.viewer').viewer, c = v.canvas, u = c.width / c.getBoundingClientRect().width;"
+        "return [Math.floor(v.x + 30 * u / v.scale), Math.floor(v.y + 60 * u / v.scale)]"
+    )
+    text = browser.find_element(By.CSS_SELECTOR, ".readout").text
+    around = [(i, j) for i in (x - 1, x, x + 1) for j in (y - 1, y, y + 1)]  # the pointer is at a place of the screen
+    expected = {f"{data[j, i] * 1e3:.2f} mJy/beam": tuple(map(float, wcs.pixel_to_world_values(i, j))) for i, j in around}
+    (match,) = [flux for flux in expected if text.endswith(flux)][:1]
+    ra, dec = (float(v) for v in text.split("(")[1].split(")")[0].split(","))
+    assert (ra, dec) == pytest.approx(expected[match], abs=2e-5)
+    browser.find_element(By.CSS_SELECTOR, "a.fits").click()
+    until(lambda: list(browser.downloads.glob("*.fits")), "the FITS file is there")
+    (file,) = browser.downloads.glob("*.fits")
+    assert file.read_bytes() == path.read_bytes()
+    for page in ("/calibration", "/sky", "/api", f"/groups/{BAD_START}"):
+        browser.get(f"{api.base_url}{page}")
+    assert "only 15 of 16 subbands" in browser.find_element(By.CSS_SELECTOR, ".error").text
+    browser.get(f"{api.base_url}/sky")
+    assert len(browser.find_elements(By.TAG_NAME, "ellipse")) == 2
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):
+    """A wrong key is refused in words; the right one puts the group back, and the page says so by itself; a run does it."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.select import Select
+
+    browser.get(f"{api.base_url}/groups/{TARGET_START}")
+    form = browser.find_element(By.CSS_SELECTOR, "form.reprocess")
+    Select(form.find_element(By.NAME, "from_stage")).select_by_visible_text("qa")
+    said = form.find_element(By.TAG_NAME, "output")
+    for key, words in (("wrong", "missing or wrong X-API-Key"), (KEY, f"{TARGET_START}: pending again, from qa on")):
+        field = form.find_element(By.NAME, "key")
+        field.clear()
+        field.send_keys(key)
+        form.find_element(By.TAG_NAME, "button").click()
+        until(lambda words=words: words in said.text, f"the page says: {words}")
+    state = until(lambda: "pending" in browser.find_element(By.CSS_SELECTOR, "#state .state").text, "the state is fresh")
+    assert state
+    assert not site.paths.result(TARGET_START, "qa").exists()
+    assert api.get(f"/api/groups/{TARGET_START}").json()["state"] == "pending"
+    outcome = site.snakemake()
+    assert outcome.returncode == 0, outcome.stderr
+    assert api.get(f"/api/groups/{TARGET_START}").json()["state"] == "completed"
+    until(lambda: "completed" in browser.find_element(By.CSS_SELECTOR, "#state .state").text, "the page is live", seconds=60)
+    assert read_json(site.paths.result(TARGET_START, "index"))["images"] == 4
+    assert site.contimg("verify").returncode == 0
