@@ -197,6 +197,7 @@ def _served(request: Request, path: Path, media_type: str, download: bool = Fals
     response = FileResponse(
         path, media_type=media_type, filename=path.name, content_disposition_type=kind, stat_result=path.stat()
     )
+    response.headers["cache-control"] = "no-cache"
     if response.headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"etag": response.headers["etag"]})
     return response
@@ -211,7 +212,9 @@ def _mjd(value: str) -> float:
 
 def make_app(config: Config, api_key: str | None = None) -> FastAPI:
     """The application. Reprocessing is off unless `api_key`, or CONTIMG_API_KEY in the environment, is set."""
-    key, read = api_key or os.environ.get(API_KEY), Reader(config)
+    key, read = (api_key or os.environ.get(API_KEY, "")).strip() or None, Reader(config)
+    if key and not key.isascii():
+        raise InputError(f"{API_KEY} has other characters than ASCII, which a header cannot carry")
     paths = read.paths
     for path, base in ((paths.ingest_db, ingest.Base), (paths.registry_db, registry.Base), (paths.products_db, products.Base)):
         if path.exists():
@@ -356,8 +359,12 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         from astropy.io import fits
 
         path = read.file(read.row(products.Image, image_id))
-        with fits.open(path, memmap=True) as hdus:
+        try:
+            hdus = fits.open(path, memmap=True)
             values, header = hdus[0].data.squeeze(), hdus[0].header
+        except (OSError, TypeError, ValueError, AttributeError) as error:
+            raise HTTPException(404, f"{path.name} is not readable as FITS: {error}") from None
+        with hdus:
             some = values[y0 : y0 + height, x0 : x0 + width]
             rows, columns = (n // step for n in some.shape)
             if not 0 < rows * columns <= _MOST_PIXELS:
@@ -365,7 +372,14 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
             blocks = some[: rows * step, : columns * step].reshape(rows, step, columns, step)
             result = np.fmax.reduce(np.fmax.reduce(blocks, axis=3), axis=1).astype("<f4")
             keys = ("NAXIS1", "NAXIS2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2", "RMS", "BUNIT")
-            about = {"wcs": {k: header.get(k) for k in keys}, "width": columns, "height": rows, "step": step, "x0": x0, "y0": y0}
+            about = {
+                "wcs": {k: header.get(k) for k in keys if header.get(k) == header.get(k)},
+                "width": columns,
+                "height": rows,
+                "step": step,
+                "x0": x0,
+                "y0": y0,
+            }
         return Response(result.tobytes(), media_type="application/octet-stream", headers={"X-Image": json.dumps(about)})
 
     @app.get("/api/qa")
@@ -403,7 +417,7 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
             raise HTTPException(403, "requests from other pages are refused")
-        if x_api_key is None or not secrets.compare_digest(x_api_key.encode(), key.encode()):
+        if x_api_key is None or not secrets.compare_digest(x_api_key.encode("latin-1"), key.encode()):
             time.sleep(0.2)
             raise HTTPException(401, "missing or wrong X-API-Key")
         with db.reading(paths.ingest_db) as session:

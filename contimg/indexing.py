@@ -4,12 +4,14 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import db, ingest
 from contimg.checksums import checksum
@@ -27,7 +29,11 @@ _TIMES = ("start_mjd", "end_mjd", "mid_mjd")
 
 def results_of(paths: Paths, group: str) -> dict[str, dict]:
     """Results of the stages that a group has been through, by stage."""
-    return {s: read_json(paths.result(group, s)) for s in STAGES if paths.result(group, s).exists()}
+    found = {}
+    for stage in STAGES:
+        with suppress(FileNotFoundError):  # not there, or removed this moment: the group is done again
+            found[stage] = read_json(paths.result(group, stage))
+    return found
 
 
 def index_group(group: str, config: Config, known: Mapping[str, str] | None = None) -> dict:
@@ -47,7 +53,8 @@ def index_group(group: str, config: Config, known: Mapping[str, str] | None = No
         raise ValidationError(f"group {group}: {absent} are not there; not indexed. Image it again.")
     ms = MeasurementSet(
         path=str(paths.ms(group)), group_id=group, start_mjd=imaged["start_mjd"], end_mjd=imaged["end_mjd"],
-        mid_mjd=converted["mid_mjd"], processed_at=db.now(), status="ok", reason=None, stage="index",
+        mid_mjd=converted["mid_mjd"], processed_at=db.now(),
+        status="ok" if paths.ms(group).exists() else "pruned", reason=None, stage="index",
         stage_updated_at=db.now(), cal_applied=results["caltables"]["set_name"],
         imagename=imaged["images"].get("pbcor.fits") or imaged["images"]["image.pbcor"],
     )  # fmt: skip
@@ -56,7 +63,10 @@ def index_group(group: str, config: Config, known: Mapping[str, str] | None = No
     sums = {path: checksum(Path(path)) for path in [*sizes, *plots.values()]}
     if known is not None and sums != known:
         raise ValidationError(f"group {group}: its files are not those that were indexed: contimg reprocess {group} --from image")
-    ms.bytes = bytes_on_disk(paths.ms(group)) + sum(sizes.values()) + sum(Path(path).stat().st_size for path in plots.values())
+    if ms.status == "ok":  # else it says too little about how much a group takes
+        ms.bytes = (
+            bytes_on_disk(paths.ms(group)) + sum(sizes.values()) + sum(Path(path).stat().st_size for path in plots.values())
+        )
     common = _image_columns(imaged) | {
         "group_id": group, "ms_path": ms.path, "created_at": db.now(), "subbands": len(converted["subbands"]),
         "cal_set": results["caltables"]["set_name"], "flux_scale": results["caltables"]["flux_scale"],
@@ -83,6 +93,7 @@ def _image_columns(imaged: Mapping) -> dict:
              "diameter_deg")  # fmt: skip
     check = imaged["catalogue"]
     of_check = ("flux_ratio", "flux_scatter", "offset_arcsec", "offset_east_arcsec", "offset_north_arcsec")
+    imaged = {"diameter_deg": imaged["imsize"] * imaged["cell_arcsec"] / 3600} | dict(imaged)  # an earlier contimg's has none
     return {name: imaged.get(name) for name in names} | {name: check.get(name) for name in of_check} | {
         "noise_jy": imaged["rms_jy"], "verdict_reasons": "; ".join(imaged["verdict_reasons"]),
         "centre_ra_deg": imaged["centre_deg"][0], "centre_dec_deg": imaged["centre_deg"][1],
@@ -100,13 +111,12 @@ def _runs(paths: Paths, results: Mapping[str, Mapping]) -> dict[str, str]:
 def note(config: Config, group: str, stage: str, reason: str | None = None) -> None:
     """Tell the index how far a Measurement Set is, or why it failed; nothing before there is one."""
     paths = Paths.of(config)
-    converted = paths.result(group, "convert")
-    if stage not in _OF_MS or not (paths.ms(group).exists() and converted.exists()):
+    converted = results_of(paths, group).get("convert", {})
+    if not reason and (stage not in _OF_MS or not paths.ms(group).exists()):
         return
-    times = {name: read_json(converted).get(name) for name in _TIMES}
-    if None not in times.values():
-        with db.writing(paths.products_db, Base) as session:
-            note_stage(session, str(paths.ms(group)), group, stage, times, reason)
+    times = dict.fromkeys(_TIMES) if not paths.ms(group).exists() else {name: converted.get(name) for name in _TIMES}
+    with db.writing(paths.products_db, Base) as session:
+        note_stage(session, str(paths.ms(group)), group, stage, times, reason)
 
 
 def reconcile(config: Config, say: Callable[[str], None]) -> None:
@@ -116,14 +126,12 @@ def reconcile(config: Config, say: Callable[[str], None]) -> None:
         indexed = set(session.scalars(select(Image.group_id).distinct()))
     done = {g for g, s in ingest.known_groups(paths.ingest_db, files=False).items() if s.state == "completed"}
     for group in sorted(done - indexed):
-        result = paths.result(group, "index")
-        known = read_json(result).get("checksums") if result.exists() else None
-        if not known:
-            continue
         try:
-            index_group(group, config, known)
-            say(f"group {group} was done, but not in {paths.products_db.name}: indexed again")
-        except (ContimgError, KeyError, OSError) as error:
+            known = results_of(paths, group).get("index", {}).get("checksums")
+            if known:
+                index_group(group, config, known)
+                say(f"group {group} was done, but not in {paths.products_db.name}: indexed again")
+        except (ContimgError, SQLAlchemyError, KeyError, OSError, ValueError) as error:
             say(f"group {group} is done, but not in {paths.products_db.name}: {error}")
 
 
@@ -153,4 +161,8 @@ def verified_bytes(path: Path) -> int:
 
 def bytes_on_disk(path: Path) -> int:
     """Size of a file, or of all files in a folder; 0 when it is not there."""
-    return sum(f.stat().st_size for f in lasting_files(path))
+    size = 0
+    for file in lasting_files(path):
+        with suppress(FileNotFoundError):  # it is being replaced
+            size += file.stat().st_size
+    return size

@@ -107,7 +107,7 @@ def duration(seconds: float) -> str:
 
 def footprints(images: Sequence[Mapping]) -> dict:
     """Circles of images on a chart of right ascension (24 h to 0 h) and declination, 1440 wide, and its ticks."""
-    shown = [i for i in images if i["centre_ra_deg"] is not None]
+    shown = [i for i in images if i["centre_ra_deg"] is not None and i["diameter_deg"] is not None]
     if not shown:
         return {"circles": [], "height": 0, "dec": []}
     low = math.floor(min(i["centre_dec_deg"] - i["diameter_deg"] / 2 for i in shown) / 5) * 5

@@ -21,7 +21,8 @@ _OBSCORE = """
     299792458.0 / (i.freq_hz - i.bandwidth_hz / 2) AS em_max, i.freq_hz / i.bandwidth_hz AS em_res_power,
     'phot.flux.density;em.radio.750-1500MHz' AS o_ucd, '/I/' AS pol_states, i.imsize AS s_xel1, i.imsize AS s_xel2,
     1 AS t_xel, 1 AS em_xel, 1 AS pol_xel, 'OVRO' AS facility_name, 'DSA-110' AS instrument_name
-    FROM images i WHERE i.type IN ('image', 'pbcor') AND i.deleted_at IS NULL AND i.science"""
+    FROM images i WHERE i.type IN ('image', 'pbcor') AND i.deleted_at IS NULL AND i.science
+    AND i.centre_ra_deg IS NOT NULL AND i.diameter_deg IS NOT NULL"""
 _NEW_IN_2 = {
     "ms_index": "group_id TEXT DEFAULT '' NOT NULL, reason TEXT, bytes INTEGER",
     "images": "group_id TEXT DEFAULT '' NOT NULL, mode TEXT, backend TEXT, centre_ra_deg FLOAT, centre_dec_deg FLOAT, "
@@ -41,6 +42,7 @@ class Base(DeclarativeBase):
             *(f"ALTER TABLE {t} ADD COLUMN {c}" for t, columns in _NEW_IN_2.items() for c in columns.split(", ")),
             "UPDATE ms_index SET group_id = replace(substr(path, -22), '.ms', '')",
             "UPDATE images SET group_id = replace(substr(ms_path, -22), '.ms', '')",
+            "UPDATE images SET (start_mjd, end_mjd) = (SELECT start_mjd, end_mjd FROM ms_index WHERE path = ms_path)",
             "CREATE INDEX ix_ms_index_group_id ON ms_index (group_id)",
             "CREATE INDEX ix_images_group_id ON images (group_id)",
             "CREATE INDEX ix_images_start_mjd ON images (start_mjd)",
@@ -160,6 +162,8 @@ def note_stage(session: Session, path: str, group: str, stage: str, times: Mappi
     times  start_mjd, end_mjd and mid_mjd
     """
     row = session.get(MeasurementSet, path)
+    if row is None and None in times.values():  # made by an earlier contimg
+        return
     if row is None:
         row = MeasurementSet(path=path, group_id=group, processed_at=db.now(), **times)
         session.add(row)

@@ -11,7 +11,7 @@ from contimg.checksums import altered
 from contimg.config import Config
 from contimg.errors import InputError
 from contimg.indexing import results_of
-from contimg.paths import FAST_SUFFIX, STAGES, Paths
+from contimg.paths import CASA_IMAGES, FAST_SUFFIX, STAGES, Paths
 from contimg.products import Image, MeasurementSet, QaArtifact, columns_of
 from contimg.stage import read_json
 
@@ -35,9 +35,11 @@ def provenance(config: Config, name: str) -> dict:
     chosen = results.get("caltables", {})
     calibrator = chosen.get("set_name", "").removesuffix(FAST_SUFFIX)
     sums = chosen.get("checksums", [])
+    other = rows[0]["mode"] != results.get("image", {}).get("mode")
     return {
         "group": group,
         "images": rows,
+        "warning": "the group was imaged again in another mode since: stages, set and commands are of that" if other else None,
         "raw_files": _raw_files(results),
         "calibration": {
             "set": chosen.get("set_name"), "why": chosen.get("reason"), "flux_scale": chosen.get("flux_scale"),
@@ -91,6 +93,8 @@ def verify(config: Config) -> Iterator[str]:
     tables = registry.all_tables(paths.registry_db)
     yield from altered((t.path, t.checksum) for t in tables if t.status == "active")
     known = expected.keys() | {path for path, *_ in of_sets} | {t.path for t in tables}
+    modes = {(row.group_id, row.type.startswith("quick_")) for row in kept}  # of two modes, index.json has the last one's files
+    known |= {str(paths.image(group, suffix, quick)) for group, quick in modes for suffix in CASA_IMAGES}
     plots = paths.qa("x", "y").parents[1].glob("*")
     for folder in (paths.image("x", "pb").parent, paths.ms("x").parent, paths.caltable("x", "B").parent, *plots):
         for path in sorted(folder.glob("[!.]*")):

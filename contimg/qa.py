@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Ellipse
 
-from contimg import caltables
+from contimg import caltables, db
 from contimg import measurement_set as mset
 from contimg.config import Config
 from contimg.geometry import SPEED_OF_LIGHT_M_S
@@ -94,7 +94,8 @@ def plot_set(
 def plot_day(date: str, images: Sequence[Mapping], page: Path) -> None:
     """Noise, flags, fluxes and positions of a day's images (rows of `images`, pbcor, in order of time) against time."""
     figure, grid = plt.subplots(4, 1, figsize=(11, 10), sharex=True, layout="constrained")
-    hours = np.array([(one["start_mjd"] % 1) * 24 for one in images])
+    images = [one for one in images if one["start_mjd"] is not None]
+    hours = np.array([(one["start_mjd"] - db.mjd(date)) * 24 for one in images])
 
     def draw(axes, key: str, factor: float, label: str, colour: str, marker: str) -> None:
         values = [np.nan if one[key] is None else one[key] * factor for one in images]

@@ -18,6 +18,8 @@ from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError, NoCalibrationError
 from contimg.paths import FAST_SUFFIX
 
+GONE = "its time is over: tables deleted by retention"
+
 
 class Base(DeclarativeBase):
     """Tables of cal_registry.sqlite3."""
@@ -175,7 +177,7 @@ def register_solved(path: Path, solved: Mapping, options: CalibrationConfig) -> 
     )  # fmt: skip
     status, notes = ("failed", "; ".join(solved["problems"])) if solved["problems"] else ("active", "")
     refused = refused_sets(path).get(calset.name, "")
-    if refused.startswith("retired"):  # an operator's word is not undone by solving again
+    if refused.startswith("retired") and not refused.endswith(GONE):  # an operator's word is not undone by solving again
         status, notes = "retired", refused.removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
     return {

@@ -14,7 +14,7 @@ from contimg.checksums import altered
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
 from contimg.indexing import bytes_on_disk
-from contimg.paths import CASA_IMAGES, FITS_IMAGES, Paths
+from contimg.paths import CASA_IMAGES, FAST_SUFFIX, FITS_IMAGES, Paths
 from contimg.products import Base, Image, MeasurementSet
 from contimg.stage import lock
 
@@ -52,7 +52,11 @@ def due(config: Config, now: datetime | None = None) -> dict[str, list[str]]:
     if options.tables_days is not None:
         limit_mjd = db.mjd(now.isoformat()) - options.tables_days
         ours = paths.caltable("x", "B").parent  # imported tables stay where they are
-        old = (t for t in registry.all_tables(paths.registry_db) if t.valid_end_mjd < limit_mjd and Path(t.path).parent == ours)
+        old = (
+            t
+            for t in registry.all_tables(paths.registry_db)
+            if max(t.valid_end_mjd, db.mjd(t.created_at)) < limit_mjd and Path(t.path).parent == ours
+        )
         found["tables"] = sorted({table.set_name for table in old if Path(table.path).exists()})
     return found
 
@@ -72,7 +76,7 @@ def prune(config: Config, now: datetime | None = None) -> tuple[dict[str, list[s
         gone[kind] = []
         for name in names[:_AT_ONCE]:
             try:
-                with lock(paths.group_lock(name), wait=False, what=name):
+                with lock(paths.group_lock(name.removesuffix(FAST_SUFFIX)), wait=False, what=name):
                     removers[kind](paths, name)
                 gone[kind].append(name)
             except (ContimgError, SQLAlchemyError, OSError, ValueError) as error:
@@ -83,19 +87,38 @@ def prune(config: Config, now: datetime | None = None) -> tuple[dict[str, list[s
 
 def _prune_ms(paths: Paths, group: str) -> None:
     verify_images(paths, group)
-    with _leaving([paths.ms(group), paths.flag_versions(group)]), db.writing(paths.products_db, Base) as session:
-        session.get(MeasurementSet, str(paths.ms(group))).status = "pruned"
+    files = [paths.ms(group), paths.flag_versions(group)]
+    with _completed(paths, group), _leaving(files), db.writing(paths.products_db, Base) as session:
+        row = session.scalar(select(MeasurementSet).where(MeasurementSet.group_id == group))
+        if row is None or Path(row.path).resolve() != paths.ms(group).resolve():
+            raise ValidationError(f"ms_index has another path for it than {paths.ms(group)}")
+        row.status = "pruned"
 
 
 def _prune_images(paths: Paths, group: str) -> None:
     files = [paths.image(group, suffix, quick) for suffix in (*CASA_IMAGES, *FITS_IMAGES) for quick in (False, True)]
-    with _leaving(files), db.writing(paths.products_db, Base) as session:
+    with _completed(paths, group), _leaving(files), db.writing(paths.products_db, Base) as session:
         for image in session.scalars(select(Image).where(Image.group_id == group)):
             image.deleted_at = db.now()
 
 
+@contextmanager
+def _completed(paths: Paths, group: str) -> Iterator[None]:
+    """Keep the queue from giving a group out again; raises ValidationError if it has."""
+    with db.writing(paths.ingest_db, ingest.Base) as session:
+        if (row := session.get(ingest.Group, group)) is None or row.state != "completed":
+            raise ValidationError("it is to be done again")
+        yield
+
+
 def _prune_tables(paths: Paths, name: str) -> None:
-    registry.retire(paths.registry_db, name, "its time is over: tables deleted by retention")
+    table = next(t for t in registry.all_tables(paths.registry_db) if t.set_name == name)
+    with db.reading(paths.ingest_db) as session:
+        inside = ingest.Group.mid_mjd.between(table.valid_start_mjd, table.valid_end_mjd)
+        wanted = select(ingest.Group.group_id).where(ingest.Group.state != "completed", inside)
+        if session is not None and (group := session.scalar(wanted.limit(1))):
+            raise ValidationError(f"group {group} may need them yet")
+    registry.retire(paths.registry_db, name, registry.GONE)
     with _leaving([Path(t.path) for t in registry.all_tables(paths.registry_db) if t.set_name == name]):
         pass
 
@@ -117,7 +140,7 @@ def _leaving(files: list[Path]) -> Iterator[None]:
 def _remove_leaving(paths: Paths) -> None:
     for folder in (paths.ms("x").parent, paths.image("x", "pb").parent, paths.caltable("x", "B").parent):
         for path in folder.glob(f".*{_LEAVING}"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def verify_images(paths: Paths, group: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from contimg import db, products
 from contimg.errors import ContimgError
+from contimg.pages import footprints
 from tests.unit.test_storage import GROUPS, IMAGE
 
 # As the first version made it.
@@ -55,7 +56,11 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path):
     with db.reading(old) as session:
         (image,) = session.query(products.Image).all()
         assert (image.id, image.group_id, image.noise_jy, image.checksum) == (7, GROUPS[0], 5e-4, None)
+        assert (image.start_mjd, image.end_mjd) == (1, 2)
         assert session.query(products.MeasurementSet).one().group_id == GROUPS[0]
+        # Nobody knows where it points: it is not listed, rather than at 0, 0; and the pages bear it.
+        assert session.connection().exec_driver_sql("SELECT count(*) FROM obscore").scalar() == 0
+        assert footprints([products.columns_of(image)])["circles"] == []
         assert session.connection().exec_driver_sql("PRAGMA user_version").scalar() == 2
 
 
@@ -96,3 +101,18 @@ def test_a_failed_stage_is_recorded_as_failed_with_its_reason(tmp_path):
         with db.reading(path) as session:
             row = session.query(products.MeasurementSet).one()
             assert (row.stage, (row.status, row.reason)) == (stage, expected)
+
+
+def test_a_stage_without_a_measurement_set_fails_an_old_row_too(tmp_path):
+    """`concat` failed, and Snakemake removed what was there before."""
+    path = tmp_path / "products.sqlite3"
+    with db.writing(path, products.Base) as session:
+        session.add(measurement_set(GROUPS[0]))
+    for group in GROUPS:
+        with db.writing(path, products.Base) as session:
+            nothing = dict.fromkeys(("start_mjd", "end_mjd", "mid_mjd"))
+            products.note_stage(session, f"{group}.ms", group, "concat", nothing, "disk full")
+    with db.reading(path) as session:
+        assert [(r.group_id, r.status, r.reason) for r in session.query(products.MeasurementSet)] == [
+            (GROUPS[0], "failed", "disk full")
+        ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from contimg import db, ingest, paths, products, staging
+from contimg import db, ingest, paths, products, registry, staging
 from contimg.checksums import checksum
 from contimg.config import Config, ConversionConfig, IngestConfig, PathsConfig, RetentionConfig
 from contimg.errors import ConfigError, LockError, StorageError
@@ -228,3 +228,35 @@ def test_a_full_disk_costs_a_group_no_attempt(archive):
         assert row.state == "pending"
         with db.reading(where.ingest_db) as session:
             assert session.get(ingest.Group, GROUPS[0]).retry_count == expected
+
+
+def test_old_images_and_tables_go_but_not_what_is_wanted_yet(archive):
+    where, far = Paths.of(archive), datetime.now(UTC) + timedelta(days=30)
+    options = RetentionConfig(measurement_sets_days=2, images_days=10, tables_days=10)
+    config = archive.model_copy(update={"retention": options})
+    for kind in "BG":
+        where.caltable(GROUPS[0], kind).mkdir(parents=True)
+    calset = registry.CalSet(GROUPS[0], 61000.0, 16.0, "3C286", "here", 99.0, 60999.0, 61001.0,
+                             tuple((k, str(where.caltable(GROUPS[0], k))) for k in "BG"))  # fmt: skip
+    registry.register(where.registry_db, calset, "24")
+    with db.writing(where.ingest_db, ingest.Base) as session:
+        ingest.move(session, GROUPS[1], "pending", mid_mjd=61000.5)
+    assert prune(config, datetime.now(UTC) + timedelta(days=9))[0] == NOTHING | {"measurement_sets": [GROUPS[0]]}
+    gone, problems = prune(config, far)
+    assert gone == NOTHING | {"images": [GROUPS[0]]}
+    assert [p for p in problems if "may need them yet" in p]
+    assert not where.image(GROUPS[0], "pbcor.fits").exists()
+    assert where.image(GROUPS[1], "pbcor.fits").exists()
+    with db.writing(where.ingest_db, ingest.Base) as session:
+        for state in ("in_progress", "processing_fresh", "completed"):
+            ingest.move(session, GROUPS[1], state)
+    assert prune(config, far)[0]["tables"] == [GROUPS[0]]
+    assert not where.caltable(GROUPS[0], "B").exists()
+    assert registry.refused_sets(where.registry_db)[GROUPS[0]].endswith(registry.GONE)
+
+
+def test_images_are_not_to_go_before_their_measurement_sets():
+    from contimg.config import from_mapping
+
+    with pytest.raises(ConfigError, match="images would go first"):
+        from_mapping({"retention": {"measurement_sets_days": 9, "images_days": 3}})

@@ -138,7 +138,9 @@ def serve(site):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = {k: v for k, v in os.environ.items() if k != "CONTIMG_API_KEY"} | ({"CONTIMG_API_KEY": key} if key else {})
+        environment = {k: v for k, v in os.environ.items() if k != "CONTIMG_API_KEY"} | (
+            {} if key is None else {"CONTIMG_API_KEY": key}
+        )
         command = [str(BIN / "contimg"), "serve", "--port", str(port), "--configfile", str(site.configfile)]
         servers.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         address = f"http://127.0.0.1:{port}"
@@ -274,9 +276,10 @@ def test_reprocessing_needs_the_key_and_our_own_page(api, serve, site):
     elsewhere = api.post(target, json=body, headers={"x-api-key": KEY, "origin": "http://evil.example"})
     assert (elsewhere.status_code, elsewhere.json()["detail"]) == (403, "requests from other pages are refused")
     assert "access-control-allow-origin" not in elsewhere.headers
-    off = httpx.post(f"{serve(None)}{target}", json=body, headers={"x-api-key": ""})
-    assert off.status_code == 403
-    assert "CONTIMG_API_KEY" in off.json()["detail"]
+    for nothing in (None, " "):
+        off = httpx.post(f"{serve(nothing)}{target}", json=body, headers={"x-api-key": ""})
+        assert off.status_code == 403
+        assert "CONTIMG_API_KEY" in off.json()["detail"]
     key = {"x-api-key": KEY}
     assert api.post("/api/reprocess/2020-01-01T00:00:00", json=body, headers=key).status_code == 404
     assert api.post(target, json={"from_stage": "../x"}, headers=key).status_code == 422

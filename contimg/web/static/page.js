@@ -19,8 +19,13 @@ async function refresh() {
         old.querySelectorAll("details").forEach((one, i) => (one.open = open[i] ?? false));
       }
     }
-    for (const now of page.querySelectorAll("[data-live]")) {  // a section that was not there before: failed groups
-      if (!document.getElementById(now.id)) document.querySelector("#headline")?.after(now);
+    const image = page.getElementById("image"), shown = document.getElementById("image");
+    if (image?.dataset.made !== shown?.dataset.made) { // made again, or for the first time
+      shown?.remove();
+      if (image) { document.getElementById("state").after(image); window.makeViewers(image); }
+    }
+    for (const now of page.querySelectorAll("[data-live]")) { // a section that was not there before: failed groups, plots
+      if (!document.getElementById(now.id)) document.querySelector("#headline, #image, #state")?.after(now);
     }
     fresh.textContent = `as of ${new Date().toISOString().slice(11, 19)} UTC`;
     fresh.classList.remove("lost");
@@ -41,12 +46,18 @@ document.getElementById("goto").addEventListener("submit", (event) => {
 document.querySelector("form.reprocess")?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target, said = form.querySelector("output");
-  const answer = await fetch(`/api/reprocess/${encodeURIComponent(form.dataset.group)}`, {
-    method: "POST",
-    headers: { "content-type": "application/json", "x-api-key": form.key.value },
-    body: JSON.stringify({ from_stage: form.from_stage.value || null }),
-  });
-  const text = await answer.json();
+  let answer, text;
+  try {
+    answer = await fetch(`/api/reprocess/${encodeURIComponent(form.dataset.group)}`, {
+      method: "POST",
+      headers: { "content-type": "application/json", "x-api-key": form.key.value },
+      body: JSON.stringify({ from_stage: form.from_stage.value || null }),
+    });
+    text = await answer.json();
+  } catch (error) {
+    said.textContent = `not sent: ${error.message}`;
+    return;
+  }
   said.textContent = text.message ?? (typeof text.detail === "string" ? text.detail : JSON.stringify(text.detail));
   said.className = answer.ok ? "good" : "fail";
   refresh();

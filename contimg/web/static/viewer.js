@@ -44,7 +44,7 @@ class Viewer {
   async fetch(x0, y0, width, height) {
     const step = Math.ceil(Math.max(width, height) / MOST);
     const answer = await fetch(`/api/images/${this.id}/pixels?x0=${x0}&y0=${y0}&width=${width}&height=${height}&step=${step}`);
-    if (!answer.ok) { this.say((await answer.json()).detail); throw new Error(answer.status); }
+    if (!answer.ok) { const { detail } = await answer.json(); this.say(typeof detail === "string" ? detail : JSON.stringify(detail)); throw new Error(answer.status); }
     return { ...JSON.parse(answer.headers.get("x-image")), values: new Float32Array(await answer.arrayBuffer()) };
   }
   async refine() { // the part in view, in full, when there is more to see
@@ -116,4 +116,5 @@ class Viewer {
     context.putImageData(picture, 0, 0);
   }
 }
-for (const root of document.querySelectorAll(".viewer")) root.viewer = new Viewer(root);
+window.makeViewers = (where) => where.querySelectorAll(".viewer").forEach((root) => (root.viewer = new Viewer(root)));
+window.makeViewers(document);
