@@ -155,7 +155,7 @@ def _show_status(found: dict) -> None:
         elif job["stage"]:
             console.print(f"now: {job['group']} [bold]{job['stage']}[/bold] since {job['since']}, attempt {job['attempt']}")
     if between := sum(job["alive"] and not job["stage"] for job in found["running"]):
-        console.print(f"{between} more groups of the run are between two stages")
+        console.print(f"{between} more groups of the run wait for their turn, or are between two stages")
     console.print(_status_table(found["groups"]))
     if len(found["groups"]) < total:
         console.print(f"{len(found['groups'])} of {total} groups shown; --all shows every one")
@@ -285,6 +285,33 @@ def watch(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
     Watcher(configuration.load(configfile or ()), configfile or (), profile, snakefile).watch()
+
+
+@_command
+def backlog(
+    start: Annotated[str, typer.Argument(help="UTC of the first group, or a day: 2026-01-25.")],
+    end: Annotated[str | None, typer.Argument(help="UTC before which groups are taken; without it, a day from START on.")] = None,
+    configfile: ConfigFiles = None,
+    profile: Annotated[str, typer.Option(help="Snakemake profile: a folder.")] = "profiles/slurm",
+    slice_groups: Annotated[int, typer.Option("--slice", help="Groups a Snakemake run.", min=1)] = 96,
+    groups_from: Annotated[Path | None, typer.Option("--groups", help="File with the group ids to take, one a line.")] = None,
+    snakefile: Annotated[Path | None, typer.Option(help="Another workflow than ./Snakefile.")] = None,
+):
+    """Image a stretch of the archive, run after run, on a cluster. Can be killed and started again at any moment."""
+    from datetime import datetime, timedelta
+
+    from contimg.backlog import work_off
+
+    try:
+        until = end or (datetime.fromisoformat(start) + timedelta(days=1)).isoformat()
+    except ValueError:
+        raise InputError(f"{start}: not a UTC time like 2026-01-25 or 2026-01-25T22:26:05") from None
+    config = configuration.load(configfile or ())
+    chosen = {"ingest": {"start": start, "end": until, "groups": groups_from.read_text().split() if groups_from else []}}
+    wanted = configuration.from_mapping(configuration.merge(config.model_dump(mode="json"), chosen)).ingest
+    states = work_off(config, wanted, configfile or (), profile, slice_groups, print, snakefile)
+    print(", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "no group in that time")
+    raise typer.Exit(1 if states["failed"] else 0)
 
 
 @_command

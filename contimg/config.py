@@ -195,7 +195,7 @@ class ImagingConfig(_Section):
     subtract_above_jy: FluxJy | None = Field(
         0.5, description="catalogue sources that are apparently brighter leave the visibilities with their beam track; null: none"
     )
-    subtract_outside_above_jy: FluxJy = Field(0.05, description="the same for sources outside the image, which no clean reaches")
+    subtract_outside_above_jy: FluxJy = Field(0.02, description="the same for sources outside the image, which no clean reaches")
     beam_file: Path | None = Field(None, description="measured primary beam (FITS, power) instead of the Airy disk")
     niter: int = Field(50000, ge=0, description="most clean components")
     gain: float = Field(0.1, gt=0, lt=1, description="of the clean's minor cycle")
@@ -268,6 +268,9 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
         raise ConfigError("configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml.") from None
     if config.ingest.min_subbands > config.ingest.expected_subbands:
         raise ConfigError("configuration: ingest.min_subbands is larger than ingest.expected_subbands")
+    retention = config.retention
+    if retention.images_days is not None and (retention.measurement_sets_days or 0) > retention.images_days:
+        raise ConfigError("configuration: retention.images_days is less than measurement_sets_days: images would go first")
     if config.calibration.do_k and config.calibration.gain_interval_s:
         raise ConfigError("configuration: calibration.do_k and gain_interval_s do not go together: choose one")
     if config.writer == "pyuvdata" and config.ingest.expected_subbands > _PYUVDATA_SUBBANDS:

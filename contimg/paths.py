@@ -115,6 +115,11 @@ class Paths:
         """Held by a Snakemake run for as long as it lives."""
         return self.state / "locks" / "run.lock"
 
+    @property
+    def tag(self) -> str:
+        """Keeps two projects of one user apart, in a shared tmpfs or on a cluster."""
+        return hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:8]
+
     def group_lock(self, group: str) -> Path:
         """Held by the stage that changes a group's products."""
         return self.state / "locks" / f"{group}.lock"
@@ -126,9 +131,7 @@ class Paths:
     # -- staging -------------------------------------------------------------------------------------------
     def staging_roots(self) -> dict[str, Path]:
         """The folder for temporary subband Measurement Sets, by kind of staging."""
-        # The state folder's name keeps two projects of one user apart in a shared tmpfs.
-        tag = hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:8]
-        return {"tmpfs": TMPFS / f"contimg-{getpass.getuser()}-{tag}", "disk": self.state / "staging"}
+        return {"tmpfs": TMPFS / f"contimg-{getpass.getuser()}-{self.tag}", "disk": self.state / "staging"}
 
 
 def set_name(group: str, fast: bool) -> str:

@@ -3,13 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from contimg import arrivals
 from contimg.config import CalibrationConfig, Config
-from contimg.groups import FileGroup, numbers
+from contimg.groups import FileGroup, RawFile, numbers
 from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, verdict
 from contimg.paths import FAST_SUFFIX, Paths, set_name
 from contimg.registry import CalSet, active_sets, choose, refused_sets, validity
@@ -32,6 +32,7 @@ class Plan:
     app_dec_deg: float | None = None
     error: str | None = None
     not_before: str | None = None  # the watcher leaves it until then
+    attempts: int = 0  # that failed
     redo: tuple[str, ...] = ()  # stages whose results must not be used any more: a set that failed, or not for science
 
     @property
@@ -57,7 +58,7 @@ def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict
         status = known.get(group.id, GroupStatus(group.id, "collecting"))
         common = {"group": group, "missing": group.missing(options.expected_subbands), "error": status.error,
                   "calibrators": status.calibrators, "mid_mjd": status.mid_mjd, "app_dec_deg": status.app_dec_deg,
-                  "not_before": status.not_before}  # fmt: skip
+                  "not_before": status.not_before, "attempts": status.retry_count}  # fmt: skip
         outcome, why = verdict(group, options, now_s)
         if group.id in only and len(group.members) >= options.min_subbands and group.is_checked():
             pending.append((group, common))
@@ -188,6 +189,19 @@ def stale(config: Config) -> list[tuple[str, str, str]]:
         if choice.chosen is None or choice.chosen.name != has:
             found.append((group, has, f"{choice.chosen.name if choice.chosen else 'none'}: {choice.reason}"))
     return found
+
+
+def as_json(plan: Plan) -> dict:
+    """What the jobs of a run need to know of a plan, on whatever machine they are."""
+    files = {str(subband): str(path) for subband, path in plan.group.files.items()}
+    return {field.name: getattr(plan, field.name) for field in fields(plan)} | {"group": plan.group.id, "files": files}
+
+
+def from_json(values: Mapping) -> Plan:
+    """What `as_json` wrote."""
+    members = {int(subband): RawFile.named(Path(path)) for subband, path in values["files"].items()}
+    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in ("group", "files")}
+    return Plan(group=FileGroup(values["group"], members), **rest)
 
 
 def describe(plan: Plan) -> str:

@@ -11,23 +11,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import db, indexing, ingest, products, retention, staging
+from contimg import cluster, db, indexing, ingest, products, retention, staging
 from contimg.config import DEFAULT_CONFIG, Config
-from contimg.errors import InputError, LockError
+from contimg.errors import ContimgError, InputError, LockError
 from contimg.groups import FileGroup
 from contimg.paths import STAGES, Paths, set_name
-from contimg.planning import Plan, make_plans
+from contimg.planning import Plan, as_json, from_json, make_plans
 from contimg.registry import Base as RegistryBase
 from contimg.stage import RUN_ID, lock, read_json, write_json
 from contimg.uvh5 import parse_name
 
 _RESULT_OF = {"select": "caltables"}
+_OF_JOBS = ("convert", "concat", "prepare", "solve", "apply", "image", "qa")  # stages that a cluster runs
 _BEATS_PER_LEASE = 4
 _SNAPSHOTS_KEPT = 200
 NOT_NOW = 75
@@ -50,7 +51,7 @@ class Run:
 
     def __init__(
         self, config: Config, plans: dict[str, Plan], staging: Path, asked: Collection[str] = (),
-        say: Callable[[str], None] = print, cores: int = 1,
+        say: Callable[[str], None] = print, cores: int = 1, on_cluster: bool = False,
     ):  # fmt: skip
         self.config, self.plans, self.paths = config, plans, Paths.of(config)
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
@@ -59,6 +60,7 @@ class Run:
         self._claimed: set[str] = set()
         self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
         self._staging, self._cores = staging, cores
+        self._on_cluster = on_cluster  # its jobs, and their staging, are elsewhere
         self.asked = asked  # groups asked for by name
         self._say = say
         self._events = threading.Lock()  # the plugin's thread against the main one
@@ -69,10 +71,11 @@ class Run:
         self._held.enter_context(lock(self.paths.run_lock, wait=False, what="another run is working on this state folder"))
         os.environ[RUN_ID] = self.id
         mine = {g for g, plan in self.plans.items() if plan.action == "run"}
+        cluster.cancel_left_jobs(self.paths, self._say)  # also by a run here: they work on the same groups
         staging.clean(self.paths, self._staging, mine)
-        self._held.enter_context(
-            staging.reserved(self.config, self._staging, staging.needed_bytes(self.config, self.plans, self._cores))
-        )
+        if not self._on_cluster:
+            needed = staging.needed_bytes(self.config, self.plans, self._cores)
+            self._held.enter_context(staging.reserved(self.config, self._staging, needed))
         now = make_plans(self.config, time.time(), self.asked)
         mine = {g: p for g, p in self.plans.items() if p.action == "run" and (g in self.asked or not self.asked)}
         if any(_gist(now.get(g)) != _gist(p) for g, p in mine.items()):
@@ -93,11 +96,12 @@ class Run:
             with db.writing(path, base):
                 pass
         indexing.reconcile(self.config, self._say)
-        snapshot = {g: {"action": p.action, "reason": p.reason, "depends_on": p.depends_on} for g, p in self.plans.items()}
+        needed_by_jobs = {g: as_json(p) for g, p in self.plans.items() if p.action == "run"}
         digest, command = self.config.digest(), shlex.join(sys.argv)
         if not self.paths.config(digest).exists():
             write_json(self.paths.config(digest), self.config.model_dump(mode="json"))
-        about = {"run": self.id, "command": command, "config": digest, "groups": snapshot}
+        about = {"run": self.id, "command": command, "config": digest, "staging": str(self._staging),
+                 "groups": needed_by_jobs}  # fmt: skip
         write_json(self.paths.run_snapshot(self.id), about)
         keep_newest(self.paths.run_snapshot("*"), _SNAPSHOTS_KEPT)
         threading.Thread(target=self._beat, daemon=True).start()
@@ -119,7 +123,8 @@ class Run:
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             if group not in self._claimed and not self._claim(session, group):
                 return
-            if self._holds(session, group):
+            # A cluster's jobs are told when they are submitted: which stage runs, and whether one does, is not known here.
+            if self._holds(session, group) and not self._on_cluster:
                 ingest.stage_started(session, group, _RESULT_OF.get(rule, rule))
 
     def _claim(self, session, group: str) -> bool:
@@ -142,7 +147,7 @@ class Run:
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             if not self._holds(session, group):
                 return
-            indexing.note(self.config, group, stage)  # the index first: the queue never knows more
+            self._note(group, stage)  # the index first: the queue never knows more
             ingest.stage_finished(session, group, stage, self.paths.result(group, stage))
             ingest.record_performance(session, group, indexing.results_of(self.paths, group))
             if rule == "index":
@@ -161,12 +166,21 @@ class Run:
         if noted := self._noted(group):
             error, permanent = f"{noted['stage']}: {noted['error']}", noted["permanent"]
         else:
+            if self._on_cluster:  # a job is many stages
+                rule = next((s for s in STAGES if s in _OF_JOBS and not self.paths.result(group, s).exists()), rule)
             words = f"{rule} ended without a word (killed, or out of memory?)"
             error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
         staging.remove_group(self._staging, group)
-        spent = not (noted and noted.get("not_now"))
-        indexing.note(self.config, group, noted["stage"] if noted else rule or "", error)
+        spent = self._on_cluster or not (noted and noted.get("not_now"))  # a node's disk is not known to come back
+        self._note(group, noted["stage"] if noted else rule or "", error)
         ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent, spent)
+
+    def _note(self, group: str, stage: str, reason: str | None = None) -> None:
+        """Tell the index; when it cannot be written, the queue is not held up by that."""
+        try:
+            indexing.note(self.config, group, stage, reason)
+        except (ContimgError, SQLAlchemyError, OSError, ValueError) as error:
+            self._say(f"group {group}, {stage}: {self.paths.products_db.name} could not be told: {error}")
 
     def _noted(self, group: str) -> dict | None:
         """What a stage said when it failed in this run."""
@@ -193,6 +207,9 @@ class Run:
         Events may still be on their way through Snakemake's logging thread: the results on disk decide.
         """
         with self._events:
+            if self._on_cluster:  # Snakemake's own cancelling misses jobs that it was about to submit
+                with suppress(LockError):
+                    cluster.cancel_left_jobs(self.paths, self._say)
             with db.writing(self.paths.ingest_db, ingest.Base) as session:
                 for group in sorted(self._claimed - self._lost):
                     row = session.get(ingest.Group, group)
@@ -264,6 +281,18 @@ def _must_be_there(folder: Path, known: Mapping[str, ingest.GroupStatus]) -> Non
             f"{folder} has no subband file, and {len(waiting)} groups in the queue ({waiting[0]}, ...) have theirs there: "
             "is the disk mounted? If they were removed on purpose: all goes on with the next file that comes."
         )
+
+
+def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path] | None:
+    """Plans and staging folder of the run that this process works for; None if there is none.
+
+    A job does not look at files and databases again: on a cluster's node it may see them otherwise.
+    """
+    path = paths.run_snapshot(os.environ.get(RUN_ID, "none"))
+    if not path.exists():
+        return None
+    snapshot = read_json(path)
+    return {group: from_json(values) for group, values in snapshot["groups"].items()}, Path(snapshot["staging"])
 
 
 def snakemake_command(profile: str, configfiles: Sequence[Path], snakefile: Path | None = None) -> list[str]:

@@ -24,6 +24,7 @@ from contimg.paths import Paths
 
 RUN_PID = "CONTIMG_RUN_PID"
 RUN_ID = "CONTIMG_RUN_ID"
+CLUSTER_NODE = "CONTIMG_CLUSTER_NODE"  # set where a job runs for a Snakemake elsewhere
 _VERSIONS = ("contimg", "snakemake", "casatools", "python-casacore", "ducc0", "radler", "numpy", "astropy")
 log = logging.getLogger("contimg")
 

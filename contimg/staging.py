@@ -6,6 +6,7 @@ groups will take before another one may choose. The folder is chosen once a run,
 
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ _STAGED_PER_RAW = 1.0
 """Bytes of a subband Measurement Set per byte of its file (0.92 at full size), and some for its tables."""
 _TABLES_BYTES = 40 << 20
 _GROUP = "????-??-??T??:??:??"
+_LEFT_AFTER_S = 3600
 
 
 def needed_bytes(config: Config, plans: Mapping[str, Plan], cores: int) -> int:
@@ -29,12 +31,16 @@ def needed_bytes(config: Config, plans: Mapping[str, Plan], cores: int) -> int:
     return at_once * int(_STAGED_PER_RAW * max(raw, default=0) + _TABLES_BYTES)
 
 
-def choose(config: Config, plans: Mapping[str, Plan], cores: int, keep: bool = False) -> Path:
+def choose(config: Config, plans: Mapping[str, Plan], cores: int, keep: bool = False, cluster: bool = False) -> Path:
     """The folder for this run; looks, and changes nothing.
 
-    keep  nothing will be removed when it was concatenated (--notemp): not in memory then
+    keep     nothing will be removed when it was concatenated (--notemp): not in memory then
+    cluster  the folder is on other machines, and their jobs see whether it has room
     """
     roots = Paths.of(config).staging_roots()
+    if cluster and config.conversion.staging != "disk":
+        root = TMPFS if config.paths.staging == "auto" else Path(config.paths.staging)
+        return root / f"{roots['tmpfs'].name}-node"  # never the one of a run here: this host may be a node too
     if config.paths.staging != "auto":  # a folder of our own in it: it may hold other things, and other projects
         return Path(config.paths.staging) / roots["tmpfs"].name
     if config.conversion.staging != "auto":
@@ -117,6 +123,15 @@ def remove_if_empty(root: Path) -> None:
 def remove_group(root: Path, group: str) -> None:
     """Remove what a group has in staging."""
     shutil.rmtree(root / group, ignore_errors=True)
+
+
+def sweep(paths: Paths, root: Path, group: str) -> None:
+    """On a node of a cluster: remove what jobs left there that were killed, and what an earlier attempt left of `group`."""
+    for folder in root.glob(_GROUP):
+        with suppress(FileNotFoundError):
+            old = time.time() - folder.stat().st_mtime > _LEFT_AFTER_S and holder_of(paths.group_lock(folder.name)) is None
+            if old or folder.name == group:
+                remove_group(root, folder.name)
 
 
 def require_room(needs: Iterable[tuple[Path, int]], what: str) -> None:

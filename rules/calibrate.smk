@@ -11,9 +11,13 @@ rule solve:
     log:
         logs("solve"),
     priority: 30
+    group:
+        "whole"
     conda:
         "../envs/contimg.yaml"
     threads: 2
+    resources:
+        mem_mb=memory_mb(8000),
     message:
         "{wildcards.group}: solve for bandpass and gains"
     script:
@@ -71,9 +75,13 @@ rule apply:
     log:
         logs("apply"),
     priority: 60
+    group:
+        after_calibration
     conda:
         "../envs/contimg.yaml"
     threads: 2
+    resources:
+        mem_mb=memory_mb(6000),
     message:
         "{wildcards.group}: apply the calibration"
     script:

@@ -1,4 +1,5 @@
 # What all rules share: the configuration, the plan of this run, helpers for names. File names live in contimg.paths.
+import os
 import re
 import sys
 import time
@@ -6,28 +7,39 @@ from collections import Counter
 
 from snakemake.logging import logger
 
+from contimg import cluster
 from contimg import paths as names
 from contimg import run as contimg_run
 from contimg import staging
 from contimg.config import from_mapping
 from contimg.errors import ContimgError
 from contimg.planning import make_plans
-from contimg.stage import announce_run
+from contimg.stage import CLUSTER_NODE, RUN_ID, announce_run
 
 try:
     CONFIG = from_mapping(config)
     PATHS = names.Paths.of(CONFIG)
+    SNAPSHOT = None if workflow.is_main_process else contimg_run.snapshot_of_run(PATHS)
     ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(sys.argv[1:])))  # groups named on the command line
-    PLANS = make_plans(CONFIG, time.time(), ASKED)
+    PLANS = SNAPSHOT[0] if SNAPSHOT else make_plans(CONFIG, time.time(), ASKED)
     DAYS = set(re.findall(names.DAY_TARGET, " ".join(sys.argv[1:])))  # and all groups of the days named there
-    if of_days := {group for group in PLANS if group[:10] in DAYS}:
+    if of_days := not SNAPSHOT and {group for group in PLANS if group[:10] in DAYS}:
         ASKED |= of_days
         PLANS = make_plans(CONFIG, time.time(), ASKED)
 except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
 announce_run()
-STAGING = staging.choose(CONFIG, PLANS, workflow.cores or 1, workflow.storage_settings.notemp)
+CORES = workflow.resource_settings.cores or 1  # none on a cluster
+if workflow.remote_exec:
+    os.environ[CLUSTER_NODE] = "1"
+    if not SNAPSHOT:
+        raise WorkflowError(f"no plan of run {os.environ.get(RUN_ID)} in {PATHS.state}: is it shared with this node?")
+if SNAPSHOT:
+    STAGING = SNAPSHOT[1]
+else:
+    elsewhere = workflow.resource_settings.cores is None  # a cluster's profile has `jobs`: no executor is known yet
+    STAGING = staging.choose(CONFIG, PLANS, CORES, workflow.storage_settings.notemp, elsewhere)
 
 
 wildcard_constraints:
@@ -68,6 +80,16 @@ def plan_of(wildcards):
     if plan.calset is None:
         raise WorkflowError(f"group {wildcards.group} cannot be imaged now: {plan.reason}")
     return plan
+
+
+# On a cluster (local runs do not group jobs) a target is one job; a calibrator group is two, with its registration between.
+def after_calibration(wildcards):
+    return "from_apply" if plan_of(wildcards).own_set else "whole"
+
+
+def memory_mb(base):
+    """More of it at each attempt that the queue counted, and at each of Snakemake's own."""
+    return lambda wildcards, attempt: base * (attempt + plan_of(wildcards).attempts)
 
 
 def raw_files(wildcards):
@@ -111,7 +133,11 @@ if workflow.is_main_process:
 
 
 onstart:
-    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED, logger.info, workflow.cores or 1)
+
+    elsewhere = not workflow.local_exec
+    if elsewhere:
+        cluster.prepare(PATHS, workflow.scheduler._executor)
+    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED, logger.info, CORES, elsewhere)
     try:
         contimg_run.current.begin()
     except ContimgError as error:

@@ -10,9 +10,13 @@ rule convert:
         result=result("{group}", "convert"),
     log:
         logs("convert"),
+    group:
+        "whole"
     conda:
         "../envs/contimg.yaml"
     threads: CONFIG.conversion.workers
+    resources:
+        mem_mb=memory_mb(5000),
     message:
         "{wildcards.group}: convert subbands"
     script:
@@ -29,9 +33,13 @@ rule concat:
     log:
         logs("concat"),
     priority: 10
+    group:
+        "whole"
     conda:
         "../envs/contimg.yaml"
     threads: CONFIG.conversion.workers  # of which it uses one: so that no more groups are staged than were reserved for
+    resources:
+        mem_mb=memory_mb(3000),
     message:
         "{wildcards.group}: concatenate"
     script:

@@ -18,9 +18,13 @@ rule image:
     log:
         logs("image"),
     priority: 70
+    group:
+        after_calibration
     conda:
         "../envs/contimg.yaml"
-    threads: workflow.cores or 1
+    threads: CORES
+    resources:
+        mem_mb=memory_mb(6000),
     message:
         "{wildcards.group}: image"
     script:
@@ -39,8 +43,12 @@ rule qa:
     log:
         logs("qa"),
     priority: 80
+    group:
+        after_calibration
     conda:
         "../envs/contimg.yaml"
+    resources:
+        mem_mb=memory_mb(4000),
     message:
         "{wildcards.group}: plot"
     script:

@@ -10,9 +10,13 @@ rule prepare:
     log:
         logs("prepare"),
     priority: 20
+    group:
+        "whole"
     conda:
         "../envs/contimg.yaml"
     threads: 2
+    resources:
+        mem_mb=memory_mb(6000),
     message:
         "{wildcards.group}: validate and flag"
     script:

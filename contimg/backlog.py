@@ -1,0 +1,96 @@
+"""Weeks of groups, a slice at a time: run after run of Snakemake until nothing is left that can go."""
+
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from contimg import arrivals, db, ingest
+from contimg.config import Config, IngestConfig
+from contimg.errors import LockError
+from contimg.paths import Paths
+from contimg.planning import make_plans
+from contimg.run import refresh, snakemake_command
+from contimg.stage import holder_of, lock
+from contimg.watch import choose
+
+_REFUSALS = 5  # runs in a row that do not begin
+_WAIT_S = 20
+
+
+def work_off(
+    config: Config, wanted: IngestConfig, configfiles: Sequence[Path], profile: str, slice_groups: int,
+    say: Callable[[str], None] = print, snakefile: Path | None = None,
+) -> Counter:  # fmt: skip
+    """Image every group that `wanted` (start, end, groups) chooses, calibrator groups that these need first; returns the states
+    they end in.
+
+    Groups that wait for a calibration, or that another run has, are left. It can be killed and started again at any moment: a
+    run that begins cancels the jobs that a dead one left. Raises LockError if another one works on this state folder.
+    """
+    paths, refused = Paths.of(config), 0
+    command = snakemake_command(profile, configfiles, snakefile)
+    with lock(
+        paths.state / "locks" / "backlog.lock", wait=False, what="another backlog is being worked off in this state folder"
+    ):
+        while True:
+            known = ingest.known_groups(paths.ingest_db)
+            groups = arrivals.look(config, known, time.time())
+            refresh(config, known, groups)
+            plans = make_plans(config, time.time())
+            names = {g for g in plans if arrivals.chosen(wanted, g)}
+            plans = {g: plans[g] for g in sorted(names | {plans[g].depends_on for g in names} - {None})}
+            with db.writing(paths.ingest_db, ingest.Base) as session:
+                ingest.note_calibration(session, plans)
+            now = db.now()
+            can_go = {g for g, p in plans.items() if p.action == "run"}
+            ready = {g for g in can_go if (plans[g].not_before or "") <= now}
+            batch = choose(plans, ready, config.ingest.order == "newest", slice_groups)
+            if not can_go:
+                states = ingest.known_groups(paths.ingest_db, files=False)
+                return Counter(states[g].state if g in states else p.action for g, p in plans.items())
+            if not batch:
+                say(f"{len(can_go)} groups wait for their next attempt")
+                time.sleep(_WAIT_S)
+                continue
+            if holder := holder_of(paths.run_lock):
+                say(f"waiting for the run of process {holder}")
+                while holder_of(paths.run_lock):
+                    time.sleep(_WAIT_S / 4)
+                continue
+            say(f"{len(batch)} of {len(can_go)} groups: {min(batch)} to {max(batch)}")
+            with db.reading(paths.ingest_db) as session:
+                mark = ingest.last_move(session)
+            ended = _run([*command, "--", *(str(paths.result(g, "index")) for g in batch)])
+            with db.reading(paths.ingest_db) as session:
+                begun = ingest.moved_since(session, mark, batch)
+            refused = 0 if begun else refused + 1
+            if refused > _REFUSALS:
+                raise LockError(f"{refused} runs in a row ended before they began, the last one with status {ended}: see above")
+            if not begun:
+                time.sleep(_WAIT_S)
+            elif holder_of(paths.watch_lock):  # live groups go between two slices
+                time.sleep(2 * config.ingest.poll_s)
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run Snakemake to its end. Ctrl-C and SIGTERM let it cancel its jobs and settle its groups, then end the backlog too."""
+    asked = []
+
+    def stop(*_) -> None:
+        asked.append(True)
+        process.send_signal(signal.SIGINT if len(asked) == 1 else signal.SIGKILL)
+
+    # A session of its own: a terminal's Ctrl-C reaches the backlog alone.
+    process = subprocess.Popen(command, start_new_session=True)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ended = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
+    return ended
