@@ -26,6 +26,8 @@ rule day:
         done_on,
     output:
         plot=report(str(PATHS.day("{date}")), category="Days"),
+    log:
+        str(PATHS.log("{date}", "day")),
     localrule: True
     conda:
         "../envs/contimg.yaml"

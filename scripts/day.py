@@ -10,4 +10,6 @@ from contimg.qa import plot_day
 
 date = snakemake.wildcards.date
 with db.reading(Paths.of(from_mapping(snakemake.config)).products_db) as session:
-    plot_day(date, images_of_day(session, date) if session else [], Path(snakemake.output.plot))
+    images = images_of_day(session, date) if session else []
+plot_day(date, images, Path(snakemake.output.plot))
+Path(snakemake.log[0]).write_text(f"{date}: {len(images)} images\n")
