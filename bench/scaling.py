@@ -81,7 +81,8 @@ def main() -> None:
             write_archive(incoming, size)
             config = load([site])
             groups = settled(config)
-            dry = (str(BIN / "snakemake"), "-n", "-q", "rules", "--profile", "local", "--configfile", "config/config.yaml", str(site))
+            options = ["-n", "-q", "rules", "--profile", "local", "--configfile", "config/config.yaml", str(site)]
+            dry = (str(BIN / "snakemake"), *options)
             seconds, memory, text = run(*dry)
             jobs = next((line.split()[1] for line in text.splitlines() if line.startswith("total")), "0")
             plan_s, _, _ = run(str(BIN / "contimg"), "plan", "--configfile", str(site))

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -65,7 +64,10 @@ def left_jobs(paths: Paths) -> list[str]:
 
 def cancel_left_jobs(paths: Paths, say: Callable[[str], None]) -> None:
     """End the jobs of a run that died: this one does their work, and never beside them. Raises LockError if they do not end."""
-    if shutil.which("squeue") is None or not _is_configured() or not (left := left_jobs(paths)):
+    if not paths.cluster_mark.exists():
+        return
+    if not (left := left_jobs(paths)):
+        paths.cluster_mark.unlink()
         return
     say(f"SLURM jobs {', '.join(left)} are left of a run that died: cancelled")
     _slurm("scancel", *left)
@@ -74,11 +76,7 @@ def cancel_left_jobs(paths: Paths, say: Callable[[str], None]) -> None:
         if time.monotonic() > end:
             raise LockError(f"SLURM jobs {', '.join(left)} do not end: cancel them, and run it again")
         time.sleep(1)
-
-
-def _is_configured() -> bool:
-    """Whether this host belongs to a cluster: the programs alone may be there without one."""
-    return "SLURM_CONF" in os.environ or any(os.path.exists(f) for f in ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf"))
+    paths.cluster_mark.unlink()
 
 
 def _slurm(*command: str) -> str:

@@ -116,6 +116,11 @@ class Paths:
         return self.state / "locks" / "run.lock"
 
     @property
+    def cluster_mark(self) -> Path:
+        """There from the begin of a run on a cluster until none of its jobs is left."""
+        return self.state / "cluster_jobs"
+
+    @property
     def tag(self) -> str:
         """Keeps two projects of one user apart, in a shared tmpfs or on a cluster."""
         return hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:8]

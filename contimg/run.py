@@ -7,6 +7,7 @@ same process. A dry-run has no `onstart`, so it leaves no trace.
 import functools
 import os
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -73,6 +74,8 @@ class Run:
         mine = {g for g, plan in self.plans.items() if plan.action == "run"}
         cluster.cancel_left_jobs(self.paths, self._say)  # also by a run here: they work on the same groups
         staging.clean(self.paths, self._staging, mine)
+        if self._on_cluster and shutil.which("squeue"):
+            self.paths.cluster_mark.touch()
         if not self._on_cluster:
             needed = staging.needed_bytes(self.config, self.plans, self._cores)
             self._held.enter_context(staging.reserved(self.config, self._staging, needed))
