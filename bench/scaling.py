@@ -17,7 +17,7 @@ import yaml
 
 from bench.start_up_scan import write_archive
 from contimg import arrivals, db, ingest
-from contimg.config import load
+from contimg.config import Config, load
 from contimg.paths import Paths
 from contimg.run import refresh
 from tests.workflow.test_replay import stub_workflow
@@ -40,12 +40,18 @@ def run(*command: str, cpu: bool = False) -> tuple[float, float, str]:
     return usage.ru_utime + usage.ru_stime if cpu else seconds, usage.ru_maxrss / 2**20, text
 
 
-def settled(config) -> list[str]:
-    """All files into the queue; returns the groups."""
+def archive(work: Path, size: int) -> tuple[Path, Config, list[str]]:
+    """A place with so many groups, all in the queue: its configuration file, configuration and groups."""
+    site, incoming = work / "site.yaml", work / "incoming"
+    incoming.mkdir()
+    where = {"incoming": str(incoming), "products": str(work / "products"), "state": str(work / "state")}
+    site.write_text(yaml.safe_dump({"paths": where, "ingest": {"settle_s": 0}}))
+    write_archive(incoming, size)
+    config = load([site])
     known = ingest.known_groups(Paths.of(config).ingest_db)
     groups = arrivals.look(config, known, time.time())
     refresh(config, known, groups)
-    return sorted(g.id for g in groups)
+    return site, config, sorted(g.id for g in groups)
 
 
 def running(sizes: list[int]) -> None:
@@ -53,14 +59,9 @@ def running(sizes: list[int]) -> None:
     print("| groups in one run | processor seconds a group | peak memory GiB |\n|---|---|---|")
     for size in sizes:
         with tempfile.TemporaryDirectory() as work:
-            site, incoming = Path(work, "site.yaml"), Path(work, "incoming")
-            incoming.mkdir()
+            site, _, _ = archive(Path(work), size)
             Path(work, "workflow").mkdir()
             snakefile = stub_workflow(Path(work, "workflow"))
-            where = {"incoming": str(incoming), "products": str(Path(work, "products")), "state": str(Path(work, "state"))}
-            site.write_text(yaml.safe_dump({"paths": where, "ingest": {"settle_s": 0}}))
-            write_archive(incoming, size)
-            settled(load([site]))
             command = (str(BIN / "snakemake"), "--snakefile", str(snakefile), "--profile", str(snakefile.parent))
             seconds, memory, _ = run(*command, "--configfile", "config/config.yaml", str(site), cpu=True)
             print(f"| {size} | {seconds / size:.1f} | {memory:.2f} |", flush=True)
@@ -74,13 +75,7 @@ def main() -> None:
     rows = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as work:
-            site, incoming = Path(work, "site.yaml"), Path(work, "incoming")
-            incoming.mkdir()
-            where = {"incoming": str(incoming), "products": str(Path(work, "products")), "state": str(Path(work, "state"))}
-            site.write_text(yaml.safe_dump({"paths": where, "ingest": {"settle_s": 0}}))
-            write_archive(incoming, size)
-            config = load([site])
-            groups = settled(config)
+            site, config, groups = archive(Path(work), size)
             options = ["-n", "-q", "rules", "--profile", "local", "--configfile", "config/config.yaml", str(site)]
             dry = (str(BIN / "snakemake"), *options)
             seconds, memory, text = run(*dry)

@@ -11,18 +11,8 @@ from contimg.paths import Paths
 
 _WAIT_S = 120
 _TIMEOUT_S = 60
-_ENDED = {
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-    "PREEMPTED",
-    "REVOKED",
-}
+_ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
+          "REVOKED"}  # fmt: skip
 
 
 def job_prefix(paths: Paths) -> str:

@@ -1,6 +1,5 @@
 """The pages of `contimg serve`: rendered here from what the API gives, refreshed by a few lines of JavaScript."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from sqlalchemy import func, select
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from contimg import db
+from contimg.indexing import results_of
 from contimg.products import Image
 from contimg.registry import describe_sets
 
@@ -169,9 +169,8 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         fits = [i for i in known["images"] if i["path"].endswith(".fits") and not i["deleted_at"]]
         order = ("pbcor", "image", "pb", "quick_pbcor", "quick_image", "quick_pb")
         fits.sort(key=lambda one: order.index(one["type"]))
-        chosen = read.paths.result(group_id, "caltables")
-        about = {"group": known, "fits": fits, "can_reprocess": can_reprocess,
-                 "chosen": json.loads(chosen.read_text()) if chosen.exists() else None}  # fmt: skip
+        chosen = results_of(read.paths, group_id).get("caltables")
+        about = {"group": known, "fits": fits, "can_reprocess": can_reprocess, "chosen": chosen}
         return templates.TemplateResponse(request, "group.html", about)
 
     @app.get("/calibration", response_class=HTMLResponse, include_in_schema=False)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from contimg import cluster, ingest
 from contimg.simulate import Simulation, simulate_group
 from contimg.stage import read_json
 from tests.conftest import CALIBRATOR_START, ROOT, STATIONS, TARGET_START
+from tests.workflow import conftest
 from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, make_site
 
 HERE = Path(__file__).parent
+until = partial(conftest.until, seconds=240)  # a job waits for a node, and runs for a minute
 NEXT_DAY = {"2026-03-03T19:59:14": 31, "2026-03-03T20:14:41": 32, "2026-03-03T20:19:50": 33}  # a sidereal day later
 FIRST_DAY = {CALIBRATOR_START: 21, TARGET_START: 22, "2026-03-02T20:23:46": 24}
 JOBS = "/var/lib/onenode-slurm/log/jobcomp.txt"
@@ -94,15 +97,6 @@ def states(site: Site) -> dict[str, str]:
 def on_the_node(*what: str) -> str:
     pid = Path("/run/onenode-slurm/slurmd.node1.pid").read_text().strip()
     return subprocess.run(["nsenter", "-t", pid, "-m", *what], capture_output=True, text=True, check=True).stdout
-
-
-def until(condition, what: str, seconds: float = 240):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if result := condition():
-            return result
-        time.sleep(0.2)
-    raise TimeoutError(what)
 
 
 def of_group(site: Site, group: str) -> dict:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,3 +76,13 @@ def first_run(tmp_path_factory, incoming):
 @pytest.fixture(scope="session", autouse=True)
 def no_terminal():
     os.environ["TERM"] = "dumb"
+
+
+def until(condition, what: str, seconds: float = 20):
+    """Wait for a true value, and return it; TimeoutError says what did not come."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.1)
+    raise TimeoutError(what)

@@ -21,7 +21,7 @@ from astropy.wcs import WCS
 from contimg import db, indexing, products
 from contimg.stage import read_json
 from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
-from tests.workflow.conftest import BAD_START, BIN
+from tests.workflow.conftest import BAD_START, BIN, until
 
 KEY = "the key of this test"
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -305,15 +305,6 @@ def browser(tmp_path_factory):
     driver.downloads = downloads
     yield driver
     driver.quit()
-
-
-def until(condition, what: str, seconds: float = 20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if result := condition():
-            return result
-        time.sleep(0.1)
-    raise TimeoutError(what)
 
 
 def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figure):
