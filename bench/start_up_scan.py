@@ -62,7 +62,8 @@ def main() -> None:
         print(f"{len(plans)} groups: {sum(p.action == 'run' for p in plans.values())} to be run")
         with db.writing(Paths.of(config).ingest_db, ingest.Base) as session:
             for group in known:
-                ingest.claim(session, group, "bench", resuming=False)
+                ingest.claim(session, group, "bench")
+                ingest.start(session, group, resuming=False)
                 ingest.move(session, group, "completed")
         known = timed("the same when all are completed: the queue", ingest.known_groups, Paths.of(config).ingest_db)
         groups = timed("  a look at the folder", arrivals.look, config, known, time.time())

@@ -12,7 +12,7 @@ from contimg.errors import SubbandError
 from contimg.groups import FileGroup, RawFile, cluster
 from contimg.ingest import RUNNING, GroupStatus, finished_files
 from contimg.paths import Paths
-from contimg.uvh5 import inspect
+from contimg.uvh5 import inspect, parse_name
 
 
 def look(
@@ -90,10 +90,8 @@ def _listed(folder: Path, expected_subbands: int, passed_over: set[str]) -> dict
     seen = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.path in passed_over:
-                continue
-            file = RawFile.named(folder / entry.name)
-            if file is None or file.subband >= expected_subbands:
+            parsed = parse_name(entry.name)
+            if parsed is None or parsed[1] >= expected_subbands or entry.path in passed_over:
                 continue
             try:
                 stat = entry.stat()
@@ -101,7 +99,8 @@ def _listed(folder: Path, expected_subbands: int, passed_over: set[str]) -> dict
                 if error.errno in (errno.ENOENT, errno.ELOOP):  # gone since the folder was listed, or a dangling link
                     continue
                 raise
-            seen[file.path] = replace(file, size=stat.st_size, changed_s=stat.st_ctime)
+            path = folder / entry.name
+            seen[path] = RawFile(path, *parsed, stat.st_size, stat.st_ctime)
     return seen
 
 

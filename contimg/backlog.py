@@ -12,7 +12,7 @@ from contimg.config import Config, IngestConfig
 from contimg.errors import LockError
 from contimg.paths import Paths
 from contimg.planning import make_plans
-from contimg.run import refresh, snakemake_command
+from contimg.run import NOT_NOW, refresh, snakemake_command
 from contimg.stage import holder_of, lock
 from contimg.watch import choose
 
@@ -27,10 +27,11 @@ def work_off(
     """Image every group that `wanted` (start, end, groups) chooses, calibrator groups that these need first; returns the states
     they end in.
 
-    Groups that wait for a calibration, or that another run has, are left. It can be killed and started again at any moment: a
-    run that begins cancels the jobs that a dead one left. Raises LockError if another one works on this state folder.
+    Groups that wait for a calibration are left; those that another run has are waited for. On a cluster live groups go on
+    beside it; a local profile takes turns with the watcher. It can be killed and started again at any moment: a run that begins
+    cancels the jobs that a dead one left. Raises LockError if another one works on this state folder.
     """
-    paths, refused = Paths.of(config), 0
+    paths, refused, said = Paths.of(config), 0, ""
     command = snakemake_command(profile, configfiles, snakefile)
     with lock(
         paths.state / "locks" / "backlog.lock", wait=False, what="another backlog is being worked off in this state folder"
@@ -39,7 +40,7 @@ def work_off(
             known = ingest.known_groups(paths.ingest_db)
             groups = arrivals.look(config, known, time.time())
             refresh(config, known, groups)
-            plans = make_plans(config, time.time())
+            plans = make_plans(config, time.time(), lane="cluster")
             names = {g for g in plans if arrivals.chosen(wanted, g)}
             plans = {g: plans[g] for g in sorted(names | {plans[g].depends_on for g in names} - {None})}
             with db.writing(paths.ingest_db, ingest.Base) as session:
@@ -48,17 +49,15 @@ def work_off(
             can_go = {g for g, p in plans.items() if p.action == "run"}
             ready = {g for g in can_go if (plans[g].not_before or "") <= now}
             batch = choose(plans, ready, config.ingest.order == "newest", slice_groups)
-            if not can_go:
+            elsewhere = sorted(g for g, p in plans.items() if p.action == "running")
+            if not can_go and not elsewhere:
                 states = ingest.known_groups(paths.ingest_db, files=False)
                 return Counter(states[g].state if g in states else p.action for g, p in plans.items())
             if not batch:
-                say(f"{len(can_go)} groups wait for their next attempt")
+                if (words := f"{len(can_go)} groups wait for their next attempt, {len(elsewhere)} are in other runs") != said:
+                    say(words)
+                said = words
                 time.sleep(_WAIT_S)
-                continue
-            if holder := holder_of(paths.run_lock):
-                say(f"waiting for the run of process {holder}")
-                while holder_of(paths.run_lock):
-                    time.sleep(_WAIT_S / 4)
                 continue
             say(f"{len(batch)} of {len(can_go)} groups: {min(batch)} to {max(batch)}")
             with db.reading(paths.ingest_db) as session:
@@ -66,12 +65,12 @@ def work_off(
             ended = _run([*command, "--", *(str(paths.result(g, "index")) for g in batch)])
             with db.reading(paths.ingest_db) as session:
                 begun = ingest.moved_since(session, mark, batch)
-            refused = 0 if begun else refused + 1
+            refused = 0 if begun or ended == NOT_NOW else refused + 1
             if refused > _REFUSALS:
                 raise LockError(f"{refused} runs in a row ended before they began, the last one with status {ended}: see above")
             if not begun:
                 time.sleep(_WAIT_S)
-            elif holder_of(paths.watch_lock):  # live groups go between two slices
+            elif holder_of(paths.watch_lock):  # with a local profile live groups go between two slices
                 time.sleep(2 * config.ingest.poll_s)
 
 

@@ -30,6 +30,7 @@ NEVER_POINTS = {"3C461", "3C405", "3C144", "3C274"}  # Cas A, Cyg A, Tau A, Vir 
 VARIABLE = {"3C454.3"}
 _DWARFED = 0.2  # of the strongest: a calibrator fainter than this beside it would be calibrated by the other
 _GROUP_S = 309.24
+_FAR_DEG = 4.0  # from the centre of the beam: nothing there calibrates
 _STEPS = 13
 _SIDEREAL_RATE = 1.00273790935
 
@@ -139,16 +140,17 @@ def find_candidates(table: pd.DataFrame, mid_mjd, app_dec_deg, options: Calibrat
     for dec in np.unique(app_dec_deg):
         same = app_dec_deg == dec
         centres[same] = np.transpose(meridian_icrs_deg(mid_mjd[same], np.radians(dec)))
-    found = []
+    rows, found = list(usable.itertuples(index=False)), []
+    ra_deg, dec_deg = usable["ra_deg"].values, usable["dec_deg"].values
     for ra, dec in centres:
-        near = usable[np.abs(usable["dec_deg"] - dec) < 4]
-        beams = mean_beam(near["ra_deg"].values, near["dec_deg"].values, ra, dec)
+        near = np.flatnonzero(np.abs(dec_deg - dec) < _FAR_DEG)
+        near = near[separation_deg(ra_deg[near], dec_deg[near], ra, dec) < _FAR_DEG]
         candidates = [
             Candidate(
                 row.alt_name if row.alt_name in (VARIABLE | set(PERLEY_BUTLER_2017)) else row.name, _as_source(row),
                 row.flux_origin, float(beam), float(beam * row.flux_jy), row.quality_abcd, row.alt_name in VARIABLE,
             )
-            for row, beam in zip(near.itertuples(index=False), beams, strict=True)
+            for row, beam in zip((rows[i] for i in near), mean_beam(ra_deg[near], dec_deg[near], ra, dec), strict=True)
             if beam >= options.min_beam
         ]  # fmt: skip
         strongest = max((c.apparent_jy for c in candidates), default=0.0)

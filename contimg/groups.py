@@ -31,10 +31,10 @@ class RawFile:
     reason: str | None = None  # why it does not count
 
     @classmethod
-    def named(cls, path: Path, size: int = 0, changed_s: float = 0.0) -> "RawFile | None":
-        """By its name; None when it is no finished subband file (incomplete, hidden, something else)."""
+    def named(cls, path: Path, size: int = 0, changed_s: float = 0.0, **known) -> "RawFile | None":
+        """By its name, and what else is known; None when it is no finished subband file (incomplete, hidden, something else)."""
         parsed = parse_name(path.name)
-        return cls(path, *parsed, size, changed_s) if parsed else None
+        return cls(path, *parsed, size, changed_s, **known) if parsed else None
 
     @property
     def time_s(self) -> float:

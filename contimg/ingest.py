@@ -140,6 +140,7 @@ class GroupStatus:
     error: str | None = None
     not_before: str | None = None
     calibrators: tuple[str, ...] = ()
+    owner: str | None = None  # the run that works on it
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
     files: tuple[RawFile, ...] = ()
@@ -156,10 +157,10 @@ def known_groups(path: Path, asked: Collection[str] = (), files: bool = True) ->
             return {}
         members = _recorded_files(session, asked) if files else {}
         columns = (Group.group_id, Group.state, Group.retry_count, Group.error, Group.not_before, Group.calibrators,
-                   Group.mid_mjd, Group.app_dec_deg)  # fmt: skip
+                   Group.owner, Group.mid_mjd, Group.app_dec_deg)  # fmt: skip
         return {
-            group: GroupStatus(group, *rest, tuple(json.loads(calibrators or "[]")), mid, dec, members.get(group, ()))
-            for group, *rest, calibrators, mid, dec in session.execute(select(*columns))
+            group: GroupStatus(group, *rest, tuple(json.loads(calibrators or "[]")), owner, mid, dec, members.get(group, ()))
+            for group, *rest, calibrators, owner, mid, dec in session.execute(select(*columns))
         }
 
 
@@ -174,8 +175,8 @@ def _recorded_files(session: Session, asked: Collection[str]) -> dict[str, tuple
     for row in (*session.execute(each), *session.execute(one.group_by(SubbandFile.group_id))):
         group, name, size, changed_s, checked, reason, *header = row[: len(columns)]
         outline = Outline(*header) if header[0] is not None else None
-        file = RawFile.named(Path(name), size, changed_s)
-        found.setdefault(group, []).append(replace(file, checked=checked, outline=outline, reason=reason))
+        file = RawFile.named(Path(name), size, changed_s, checked=checked, outline=outline, reason=reason)
+        found.setdefault(group, []).append(file)
     return {group: tuple(files) for group, files in found.items()}
 
 
@@ -302,11 +303,16 @@ def _settle(session: Session, group: FileGroup, state: str, options: IngestConfi
         move(session, group.id, "pending", error=why or None, mid_mjd=outline.mid_mjd, app_dec_deg=outline.app_dec_deg)
 
 
-def claim(session: Session, group_id: str, run_id: str, resuming: bool) -> None:
-    """Take a pending group for a run."""
+def claim(session: Session, group_id: str, run_id: str) -> None:
+    """Take a pending group for a run, from its begin on: no other run does anything to it then."""
     mine = {"owner": run_id, "host": socket.gethostname(), "pid": os.getpid(), "heartbeat": db.now()}
-    move(session, group_id, "in_progress", error=None, processing_stage=None, not_before=None, **mine)
-    move(session, group_id, "resuming" if resuming else "processing_fresh")
+    move(session, group_id, "in_progress", **mine)
+
+
+def start(session: Session, group_id: str, resuming: bool) -> None:
+    """The first job of a claimed group begins: what the attempt before it said is over."""
+    state = "resuming" if resuming else "processing_fresh"
+    move(session, group_id, state, error=None, processing_stage=None, not_before=None)
 
 
 def last_move(session: Session) -> int:
@@ -363,6 +369,11 @@ def attempt_failed(
     return "pending"
 
 
+def lane_of(owner: str | None) -> str:
+    """Where the jobs of a run are: `local` or `cluster` (its id says so)."""
+    return "cluster" if owner and owner.endswith("-cluster") else "local"
+
+
 def is_alive(row: Group, options: IngestConfig, now_s: float) -> bool:
     """Whether the run that holds a group lives: its process, where that can be seen, and its sign of life."""
     if row.heartbeat is None or row.heartbeat < db.utc(now_s - options.lease_s):
@@ -376,19 +387,22 @@ def is_alive(row: Group, options: IngestConfig, now_s: float) -> bool:
 
 
 def recover(
-    session: Session, is_finished: Callable[[str], bool], options: IngestConfig, now_s: float, alone: bool = False
-) -> dict[str, str]:
+    session: Session, is_finished: Callable[[str], bool], options: IngestConfig, now_s: float, held: str | None = None,
+    free: Collection[str] = ("local",),
+) -> dict[str, str]:  # fmt: skip
     """Groups of dead runs go on or back, and finished ones are completed.
 
     An attempt is spent by those that had a stage running when their run died: they may have killed it.
 
     is_finished  whether the last result of a group is on disk, whatever the queue says
-    alone        the caller holds the run lock: no other run lives
+    held         the lane whose lock the caller holds: no other run lives there, and none of its jobs
+    free         lanes whose lock nobody held a moment ago: their runs are dead if they give no sign of life
     Returns the new state of each group that was moved.
     """
     moved = {}
     for row in session.scalars(select(Group).where(Group.state.in_(RUNNING))).all():
-        if not alone and is_alive(row, options, now_s):
+        lane = lane_of(row.owner)
+        if lane != held and (lane not in free or is_alive(row, options, now_s)):
             continue
         if row.state != "in_progress" and is_finished(row.group_id):
             move(session, row.group_id, "completed", error=None)
@@ -402,7 +416,8 @@ def recover(
     # The queue was lost, or a run without the logger plugin made it.
     for group in session.scalars(select(Group.group_id).where(Group.state == "pending")).all():
         if is_finished(group):
-            claim(session, group, "recovered", resuming=True)
+            claim(session, group, "recovered")
+            start(session, group, resuming=True)
             move(session, group, "completed", error=None)
             moved[group] = "completed"
     return moved
@@ -507,7 +522,7 @@ def remove_results(paths: Paths, group_id: str, stages: Sequence[str]) -> None:
 
 def release(session: Session, group_id: str) -> None:
     """A run ends with a group neither done nor failed (stopped, or only some stages asked for): no attempt is spent."""
-    move(session, group_id, "pending", error=None)
+    move(session, group_id, "pending")
 
 
 def _forget_collecting(session: Session, groups: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from contimg.config import Config
 GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 DATE_PATTERN = r"\d{4}-\d\d-\d\d"
 DAY_TARGET = rf"qa/days/({DATE_PATTERN})\.png"
+LANES = ("local", "cluster")  # of each one run at a time works on a state folder; both may at once
 RAW_PATTERN = "*_sb??.hdf5"
 # The stages of a group, by the names of their results, in the order in which a calibrator group goes through them.
 STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa", "index")
@@ -110,10 +111,9 @@ class Paths:
         """What the watcher does now (JSON)."""
         return self.state / "watcher.json"
 
-    @property
-    def run_lock(self) -> Path:
-        """Held by a Snakemake run for as long as it lives."""
-        return self.state / "locks" / "run.lock"
+    def run_lock(self, lane: str) -> Path:
+        """Held by a Snakemake run of a lane for as long as it lives."""
+        return self.state / "locks" / f"run-{lane}.lock"
 
     @property
     def cluster_mark(self) -> Path:

@@ -10,9 +10,10 @@ from pathlib import Path
 from contimg import arrivals
 from contimg.config import CalibrationConfig, Config
 from contimg.groups import FileGroup, RawFile, numbers
-from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, verdict
-from contimg.paths import FAST_SUFFIX, Paths, set_name
+from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, lane_of, verdict
+from contimg.paths import FAST_SUFFIX, LANES, Paths, set_name
 from contimg.registry import CalSet, active_sets, choose, refused_sets, validity
+from contimg.stage import holder_of
 
 WATCHED = "CONTIMG_WATCHED"
 
@@ -22,12 +23,12 @@ class Plan:
     """What would be done with a group."""
 
     group: FileGroup
-    action: str  # run, done, waiting, collecting, failed, excluded
+    action: str  # run, running (another run has it), done, waiting, collecting, failed, excluded
     reason: str
     missing: tuple[int, ...] = ()
     calibrators: tuple[str, ...] = ()  # best first; empty: a target
     calset: str | None = None  # the set it gets or has
-    depends_on: str | None = None  # the calibrator group of the set, when it is solved in this run
+    depends_on: str | None = None  # the calibrator group of the set, when it is solved in this run (or, waiting, in another)
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
     error: str | None = None
@@ -41,11 +42,15 @@ class Plan:
         return self.calset is not None and self.calset.removesuffix(FAST_SUFFIX) == self.group.id
 
 
-def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict[str, Plan]:
+def make_plans(
+    config: Config, now_s: float, only: Collection[str] = (), lane: str = "local", alone: bool = False
+) -> dict[str, Plan]:
     """The plan of every group, by id.
 
-    only  groups asked for by name: taken whatever their state, and without waiting for subbands that are missing, if
-          there are `ingest.min_subbands`
+    only   groups asked for by name: taken whatever their state, unless another run has them, and without waiting for
+           subbands that are missing, if there are `ingest.min_subbands`
+    lane   of the run that is planned
+    alone  the caller holds the lock of that lane
 
     New files are looked into; not where a watcher does that (WATCHED in the environment).
     """
@@ -53,14 +58,20 @@ def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict
     watched = WATCHED in os.environ
     known = known_groups(paths.ingest_db, only)
     groups = arrivals.look(config, known, now_s, seconds=0 if watched else math.inf, wait=not watched)
+    busy = {other for other in LANES if not (alone and other == lane) and holder_of(paths.run_lock(other))}
+    if lane != "cluster" and paths.cluster_mark.exists():  # jobs of a run that died may go on: the next run there ends them
+        busy.add("cluster")
     plans, pending = {}, []
+    elsewhere = {g: s for g, s in known.items() if s.state in RUNNING and lane_of(s.owner) in busy}
     for group in groups:
         status = known.get(group.id, GroupStatus(group.id, "collecting"))
         common = {"group": group, "missing": group.missing(options.expected_subbands), "error": status.error,
                   "calibrators": status.calibrators, "mid_mjd": status.mid_mjd, "app_dec_deg": status.app_dec_deg,
                   "not_before": status.not_before, "attempts": status.retry_count}  # fmt: skip
         outcome, why = verdict(group, options, now_s)
-        if group.id in only and len(group.members) >= options.min_subbands and group.is_checked():
+        if group.id in elsewhere:
+            plans[group.id] = Plan(action="running", reason=f"run {status.owner} has it", **common)
+        elif group.id in only and len(group.members) >= options.min_subbands and group.is_checked():
             pending.append((group, common))
         elif status.state == "completed" or paths.result(group.id, "index").exists():
             plans[group.id] = Plan(action="done", reason="imaged and indexed", **common)
@@ -78,12 +89,17 @@ def make_plans(config: Config, now_s: float, only: Collection[str] = ()) -> dict
             plans[group.id] = Plan(action=outcome, reason=why, **common)
         else:
             pending.append((group, common))
-    plans |= _plan_pending(config, paths, pending)
+    plans |= _plan_pending(config, paths, pending, elsewhere)
     return dict(sorted(plans.items()))
 
 
-def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan]:
-    """Roles and calibration of the groups that could run."""
+def _plan_pending(
+    config: Config, paths: Paths, pending: list[tuple[FileGroup, dict]], elsewhere: Mapping[str, GroupStatus]
+) -> dict[str, Plan]:
+    """Roles and calibration of the groups that could run.
+
+    elsewhere  groups that other runs have: the sets that they solve now are nobody's yet
+    """
     if not pending:
         return {}
     from contimg.calibrators import find_candidates, read_calibrators  # astropy: only when there is work
@@ -99,19 +115,20 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
     unfit = {g.id for g, _ in pending if _is_unfit(paths.result(g.id, "register"), options)}
     again = {g.id for (g, _), names in zip(pending, candidates, strict=True)
              if names and (g.id in unfit or not paths.result(g.id, "register").exists())}  # fmt: skip
-    sets = [s for s in sets if s.group not in again]
+    unsolved = {g for g, s in elsewhere.items() if s.calibrators and not paths.result(g, "register").exists()}
+    sets = [s for s in sets if s.group not in again | unsolved]
     refused = {
         name: why for name, why in refused.items()
-        if name.removesuffix(FAST_SUFFIX) not in again or why.startswith("retired")
+        if name.removesuffix(FAST_SUFFIX) not in again | unsolved or why.startswith("retired")
     }  # fmt: skip
     solved = {s.group for s in sets if s.science or options.fast}
-    for (group, _), outline, names in zip(pending, outlines, candidates, strict=True):
-        own = set_name(group.id, options.fast)
-        if names and group.id not in solved and own not in refused:
-            start, end = validity(outline.mid_mjd, options)
-            calset = CalSet(own, outline.mid_mjd, outline.app_dec_deg, valid_start_mjd=start, valid_end_mjd=end,
-                            science=not options.fast)  # fmt: skip
-            sets.append(calset)
+    to_come = [(g.id, o) for (g, _), o, names in zip(pending, outlines, candidates, strict=True) if names and g.id not in solved]
+    to_come += [(g, elsewhere[g]) for g in unsolved if elsewhere[g].mid_mjd is not None]
+    for group, where in to_come:
+        if (own := set_name(group, options.fast)) not in refused:
+            start, end = validity(where.mid_mjd, options)
+            sets.append(CalSet(own, where.mid_mjd, where.app_dec_deg, valid_start_mjd=start, valid_end_mjd=end,
+                               science=not options.fast))  # fmt: skip
     plans = {}
     for (group, known), outline, names in zip(pending, outlines, candidates, strict=True):
         mid, dec, own = outline.mid_mjd, outline.app_dec_deg, set_name(group.id, options.fast)
@@ -124,7 +141,8 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
         if frozen:  # a set that came later changes nothing already chosen
             name, solved_here, why = frozen, False, ", chosen earlier"
         else:
-            choice = choose(sets, mid, dec, options)
+            near = [s for s in sets if abs(s.mid_mjd - mid) * 12 <= options.validity_h]  # those refused are told from these
+            choice = choose(near or sets, mid, dec, options)
             if choice.chosen is None:
                 reason = f"waits for calibration: {choice.reason}"
                 if own in refused:
@@ -132,6 +150,10 @@ def _plan_pending(config: Config, paths: Paths, pending: list) -> dict[str, Plan
                 elif refused:
                     reason += f"; {len(refused)} sets failed or were retired (`contimg registry list`)"
                 plans[group.id] = Plan(action="waiting", reason=reason, **common)
+                continue
+            if choice.chosen.group in unsolved:
+                reason = f"waits for calibration: run {elsewhere[choice.chosen.group].owner} solves {choice.chosen.group}"
+                plans[group.id] = Plan(action="waiting", reason=reason, depends_on=choice.chosen.group, **common)
                 continue
             name, solved_here = choice.chosen.name, not choice.chosen.tables
             why = ", solved in this run" if solved_here else ""
@@ -207,8 +229,8 @@ def from_json(values: Mapping) -> Plan:
 def describe(plan: Plan) -> str:
     """A plan in plain words."""
     words = {
-        "run": "to be imaged", "done": "done", "waiting": "waiting", "collecting": "incomplete", "failed": "failed",
-        "excluded": "not asked for",
+        "run": "to be imaged", "running": "being worked on", "done": "done", "waiting": "waiting", "collecting": "incomplete",
+        "failed": "failed", "excluded": "not asked for",
     }[plan.action]  # fmt: skip
     text = f"{words}: {plan.reason}"
     if plan.missing and plan.action == "run":

@@ -68,6 +68,11 @@ def prune(config: Config, now: datetime | None = None) -> tuple[dict[str, list[s
     on it; its Measurement Set stays unless every image is as it was when it was indexed.
     """
     paths = Paths.of(config)
+    with lock(paths.state / "locks" / "retention.lock", wait=True, what="retention"):  # two runs may end at once
+        return _prune(config, paths, now)
+
+
+def _prune(config: Config, paths: Paths, now: datetime | None) -> tuple[dict[str, list[str]], list[str]]:
     _remove_leaving(paths)  # of a run that was killed
     removers: dict[str, Callable] = {"measurement_sets": _prune_ms, "images": _prune_images, "tables": _prune_tables}
     gone: dict[str, list[str]] = {}

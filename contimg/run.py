@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import cluster, db, indexing, ingest, products, retention, staging
 from contimg.config import DEFAULT_CONFIG, Config
-from contimg.errors import ContimgError, InputError, LockError
+from contimg.errors import ContimgError, InputError, LockError, StateError
 from contimg.groups import FileGroup
-from contimg.paths import STAGES, Paths, set_name
+from contimg.paths import LANES, STAGES, Paths, set_name
 from contimg.planning import Plan, as_json, from_json, make_plans
 from contimg.registry import Base as RegistryBase
-from contimg.stage import RUN_ID, lock, read_json, write_json
+from contimg.stage import RUN_ID, holder_of, lock, read_json, write_json
 from contimg.uvh5 import parse_name
 
 _RESULT_OF = {"select": "caltables"}
@@ -48,66 +48,99 @@ def _one_at_a_time(method):
 
 
 class Run:
-    """The one run of this process."""
+    """The one run of this process.
+
+    plans    of all groups; `groups` are those that have jobs in it, and `asked` those asked for by name
+    cluster  its jobs, and their staging, are elsewhere
+    """
 
     def __init__(
-        self, config: Config, plans: dict[str, Plan], staging: Path, asked: Collection[str] = (),
-        say: Callable[[str], None] = print, cores: int = 1, on_cluster: bool = False,
+        self, config: Config, plans: Mapping[str, Plan], staging: Path, groups: Collection[str] = (),
+        asked: Collection[str] = (), say: Callable[[str], None] = print, cores: int = 1, cluster: bool = False,
     ):  # fmt: skip
         self.config, self.plans, self.paths = config, plans, Paths.of(config)
-        self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self.lane, self._on_cluster = LANES[cluster], cluster
+        self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}" + ("-cluster" if cluster else "")
+        needed = {plans[group].depends_on for group in groups} - {None}
+        self._groups = sorted(needed.union(groups))
         self._since = db.now()
         self._held = ExitStack()
         self._claimed: set[str] = set()
         self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
         self._staging, self._cores = staging, cores
-        self._on_cluster = on_cluster  # its jobs, and their staging, are elsewhere
-        self.asked = asked  # groups asked for by name
-        self._say = say
+        self.asked, self._say = asked, say
         self._events = threading.Lock()  # the plugin's thread against the main one
         self._ended = threading.Event()
 
     def begin(self) -> None:
-        """Take the run lock, clean what dead runs left, bring the queue up to date. Raises LockError if another runs."""
-        self._held.enter_context(lock(self.paths.run_lock, wait=False, what="another run is working on this state folder"))
+        """Take the lane's lock, clean what dead runs left, bring the queue up to date, claim the run's groups.
+
+        Raises LockError if another run has the lane, or one of the groups: nothing is claimed then.
+        """
+        what = f"another run ({self.lane}) is working on this state folder"
+        self._held.enter_context(lock(self.paths.run_lock(self.lane), wait=False, what=what))
         os.environ[RUN_ID] = self.id
+        if self._on_cluster:
+            cluster.cancel_left_jobs(self.paths, self._say)
+        else:
+            self._settle_cluster()
         mine = {g for g, plan in self.plans.items() if plan.action == "run"}
-        cluster.cancel_left_jobs(self.paths, self._say)  # also by a run here: they work on the same groups
-        staging.clean(self.paths, self._staging, mine)
-        if self._on_cluster and shutil.which("squeue"):
-            self.paths.cluster_mark.touch()
+        staging.clean(self.paths, self._staging, mine, self._on_cluster)
         if not self._on_cluster:
             needed = staging.needed_bytes(self.config, self.plans, self._cores)
             self._held.enter_context(staging.reserved(self.config, self._staging, needed))
-        now = make_plans(self.config, time.time(), self.asked)
-        mine = {g: p for g, p in self.plans.items() if p.action == "run" and (g in self.asked or not self.asked)}
-        if any(_gist(now.get(g)) != _gist(p) for g, p in mine.items()):
+        now = make_plans(self.config, time.time(), self.asked, self.lane, alone=True)
+        if any(_gist(now.get(g)) != _gist(self.plans[g]) for g in self._groups):
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
-        _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], alone=True)
-        solved = {plan.depends_on for plan in mine.values()} - {None}
-        for group in [g for g in sorted(mine.keys() | solved) if self.plans[g].redo]:
-            ingest.remove_results(self.paths, group, self.plans[group].redo)
-            renewed.append(group)
+        _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
+        if self._on_cluster and shutil.which("squeue"):  # before a group is claimed: from then on there may be jobs
+            write_json(self.paths.cluster_mark, {"run": self.id})
+        with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            ingest.note_calibration(session, self.plans)
+            try:
+                for group in self._groups:
+                    self._claim(session, group)
+            except StateError as error:
+                self._claimed.clear()
+                raise LockError(f"{error}: another run has it, or had it a moment ago: run it again") from None
+        for group in self._groups:
+            if self.plans[group].redo:
+                ingest.remove_results(self.paths, group, self.plans[group].redo)
+                renewed.append(group)
         if renewed:
+            with db.writing(self.paths.ingest_db, ingest.Base) as session:
+                for group in self._claimed:
+                    ingest.release(session, group)
             raise LockError(
                 f"{', '.join(renewed)}: other files or another calibration came, its old results are gone: run it again"
             )
-        with db.writing(self.paths.ingest_db, ingest.Base) as session:
-            ingest.note_calibration(session, self.plans)
         for path, base in ((self.paths.registry_db, RegistryBase), (self.paths.products_db, products.Base)):
             with db.writing(path, base):
                 pass
         indexing.reconcile(self.config, self._say)
-        needed_by_jobs = {g: as_json(p) for g, p in self.plans.items() if p.action == "run"}
+        needed_by_jobs = {g: as_json(self.plans[g]) for g in self._groups}
         digest, command = self.config.digest(), shlex.join(sys.argv)
         if not self.paths.config(digest).exists():
             write_json(self.paths.config(digest), self.config.model_dump(mode="json"))
         about = {"run": self.id, "command": command, "config": digest, "staging": str(self._staging),
                  "groups": needed_by_jobs}  # fmt: skip
         write_json(self.paths.run_snapshot(self.id), about)
-        keep_newest(self.paths.run_snapshot("*"), _SNAPSHOTS_KEPT)
+        keep_newest(self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]"), _SNAPSHOTS_KEPT)
         threading.Thread(target=self._beat, daemon=True).start()
+
+    def _settle_cluster(self) -> None:
+        """What a dead run left on a cluster: its jobs are ended, and its groups free again; a run here can do without that."""
+        try:
+            with lock(self.paths.run_lock("cluster"), wait=False, what="a run on the cluster goes on"):
+                if self.paths.cluster_mark.exists():
+                    cluster.cancel_left_jobs(self.paths, self._say)
+                with db.writing(self.paths.ingest_db, ingest.Base) as session:
+                    ingest.recover(session, lambda g: self.paths.result(g, "index").exists(), self.config.ingest, time.time(),
+                                   "cluster", ())  # fmt: skip
+        except LockError as error:
+            if self.paths.cluster_mark.exists() and holder_of(self.paths.run_lock("cluster")) is None:
+                self._say(f"the groups of a cluster's run that died stay with it: {error}")
 
     def _beat(self) -> None:
         """Signs of life, until the run ends."""
@@ -120,28 +153,26 @@ class Run:
 
     @_one_at_a_time
     def job_started(self, group: str, rule: str) -> None:
-        """A stage begins; the first one claims the group."""
-        if self._ended.is_set() or group in self._lost:
-            return
+        """A stage begins; with the first one the group is at work."""
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
-            if group not in self._claimed and not self._claim(session, group):
+            if not self._holds(session, group):
                 return
+            if session.get(ingest.Group, group).state == "in_progress":
+                stages = [s for s in STAGES if s not in ("register", "caltables") and self.paths.result(group, s).exists()]
+                ingest.start(session, group, resuming=bool(stages))
+                if stages:
+                    self._say(f"group {group} resumes after {stages[-1]}")
             # A cluster's jobs are told when they are submitted: which stage runs, and whether one does, is not known here.
-            if self._holds(session, group) and not self._on_cluster:
+            if not self._on_cluster:
                 ingest.stage_started(session, group, _RESULT_OF.get(rule, rule))
 
-    def _claim(self, session, group: str) -> bool:
+    def _claim(self, session, group: str) -> None:
+        """Hold a group from the run's begin on, so that no other run takes it; raises StateError if one has it."""
         row = session.get(ingest.Group, group)
-        if row is None:
-            return False
-        if row.state in ("completed", "failed", "collecting") and group in self.asked:
+        if row is not None and row.state in ("completed", "failed", "collecting") and group in self.asked:
             ingest.move(session, group, "pending", error=None, retry_count=0)
-        stages = [s for s in STAGES if s not in ("register", "caltables") and self.paths.result(group, s).exists()]
-        ingest.claim(session, group, self.id, resuming=bool(stages))
+        ingest.claim(session, group, self.id)
         self._claimed.add(group)
-        if stages:
-            self._say(f"group {group} resumes after {stages[-1]}")
-        return True
 
     @_one_at_a_time
     def job_finished(self, group: str, rule: str) -> None:
@@ -211,15 +242,20 @@ class Run:
         """
         with self._events:
             if self._on_cluster:  # Snakemake's own cancelling misses jobs that it was about to submit
-                with suppress(LockError):
+                try:
                     cluster.cancel_left_jobs(self.paths, self._say)
+                except LockError as error:  # their groups stay with this run until the next one has ended them
+                    self._say(f"{error}")
+                    self._lost |= self._claimed
             with db.writing(self.paths.ingest_db, ingest.Base) as session:
                 for group in sorted(self._claimed - self._lost):
                     row = session.get(ingest.Group, group)
                     if row is None or row.state == "completed" or not self._holds(session, group):
                         continue
                     stage = row.running_stage
-                    if self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
+                    if row.state == "in_progress":
+                        ingest.release(session, group)
+                    elif self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
                         self._fail(session, group, stage)
                     elif self.paths.result(group, "index").exists():
                         ingest.record_performance(session, group, indexing.results_of(self.paths, group))
@@ -241,7 +277,7 @@ class Run:
 
 
 def refresh(
-    config: Config, known: Mapping[str, ingest.GroupStatus], groups: list[FileGroup], alone: bool = False
+    config: Config, known: Mapping[str, ingest.GroupStatus], groups: list[FileGroup], held: str | None = None
 ) -> tuple[dict[str, str], list[str]]:
     """Bring the queue up to date with the folder, and with the runs that died.
 
@@ -250,7 +286,7 @@ def refresh(
 
     known   the queue before
     groups  what `arrivals.look` saw
-    alone   the caller holds the run lock
+    held    the lane whose lock the caller holds
     """
     paths = Paths.of(config)
     _must_be_there(config.paths.incoming, known)
@@ -262,7 +298,8 @@ def refresh(
             # Its own set will be another one, by the same name.
             own = chosen.exists() and read_json(chosen)["set_name"] in (group, set_name(group, True))
             ingest.remove_results(paths, group, [stage for stage in STAGES if own or stage != "caltables"])
-        moved = ingest.recover(session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), alone)
+        free = {"local"} if holder_of(paths.run_lock("local")) is None else ()  # a cluster's groups: when its jobs have ended
+        moved = ingest.recover(session, lambda g: paths.result(g, "index").exists(), config.ingest, time.time(), held, free)
         for group, state in moved.items():
             if state == "completed":
                 ingest.record_performance(session, group, indexing.results_of(paths, group))

@@ -35,12 +35,14 @@ def choose(config: Config, plans: Mapping[str, Plan], cores: int, keep: bool = F
     """The folder for this run; looks, and changes nothing.
 
     keep     nothing will be removed when it was concatenated (--notemp): not in memory then
-    cluster  the folder is on other machines, and their jobs see whether it has room
+    cluster  the folder is on other machines, and their jobs see whether it has room; never the one of a run here: this host
+             may be a node too
     """
     roots = Paths.of(config).staging_roots()
-    if cluster and config.conversion.staging != "disk":
-        root = TMPFS if config.paths.staging == "auto" else Path(config.paths.staging)
-        return root / f"{roots['tmpfs'].name}-node"  # never the one of a run here: this host may be a node too
+    if cluster:
+        shared = roots["disk"] if config.conversion.staging == "disk" else roots["tmpfs"]
+        root = shared.parent if config.paths.staging == "auto" else Path(config.paths.staging)
+        return root / f"{shared.name}-node"
     if config.paths.staging != "auto":  # a folder of our own in it: it may hold other things, and other projects
         return Path(config.paths.staging) / roots["tmpfs"].name
     if config.conversion.staging != "auto":
@@ -103,10 +105,11 @@ def reserved(config: Config, root: Path, size: int) -> Iterator[None]:
         reservation.unlink(missing_ok=True)
 
 
-def clean(paths: Paths, chosen: Path, keep: set[str]) -> None:
-    """Remove what dead runs left; groups in `keep` may go on from theirs, and finished ones on disk were kept by --notemp."""
+def clean(paths: Paths, chosen: Path, keep: set[str], cluster: bool = False) -> None:
+    """Remove what dead runs left (here, or on a cluster as far as it is seen from here); groups in `keep` may go on from
+    theirs, and finished ones on disk were kept by --notemp."""
     roots = paths.staging_roots()
-    for root in {*roots.values(), chosen}:
+    for root in {chosen} if cluster else {*roots.values(), chosen}:
         for folder in root.glob(_GROUP):
             asked_for = root != roots["tmpfs"] and paths.result(folder.name, "index").exists()
             if not (root == chosen and folder.name in keep) and (not asked_for or any(folder.glob(".*.partial"))):

@@ -261,8 +261,8 @@ class Watcher:
         )  # fmt: skip
 
     def _run_lock_is_held(self) -> bool:
-        """Whether a run is at work: an operator's, or one of a watcher that was killed."""
-        holder = holder_of(self.paths.run_lock)
+        """Whether a run is at work here: an operator's, or one of a watcher that was killed."""
+        holder = holder_of(self.paths.run_lock("local"))
         if holder and holder != self._waits_for:
             log.info("waiting for the run of process %s", holder)
         self._waits_for = holder

@@ -20,12 +20,14 @@ try:
     CONFIG = from_mapping(config)
     PATHS = names.Paths.of(CONFIG)
     SNAPSHOT = None if workflow.is_main_process else contimg_run.snapshot_of_run(PATHS)
+    ELSEWHERE = workflow.resource_settings.cores is None  # a cluster's profile has `jobs`: no executor is known yet
+    LANE = names.LANES[ELSEWHERE]
     ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(sys.argv[1:])))  # groups named on the command line
-    PLANS = SNAPSHOT[0] if SNAPSHOT else make_plans(CONFIG, time.time(), ASKED)
+    PLANS = SNAPSHOT[0] if SNAPSHOT else make_plans(CONFIG, time.time(), ASKED, LANE)
     DAYS = set(re.findall(names.DAY_TARGET, " ".join(sys.argv[1:])))  # and all groups of the days named there
     if of_days := not SNAPSHOT and {group for group in PLANS if group[:10] in DAYS}:
         ASKED |= of_days
-        PLANS = make_plans(CONFIG, time.time(), ASKED)
+        PLANS = make_plans(CONFIG, time.time(), ASKED, LANE)
 except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
@@ -38,8 +40,7 @@ if workflow.remote_exec:
 if SNAPSHOT:
     STAGING = SNAPSHOT[1]
 else:
-    elsewhere = workflow.resource_settings.cores is None  # a cluster's profile has `jobs`: no executor is known yet
-    STAGING = staging.choose(CONFIG, PLANS, CORES, workflow.storage_settings.notemp, elsewhere)
+    STAGING = staging.choose(CONFIG, PLANS, CORES, workflow.storage_settings.notemp, ELSEWHERE)
 
 
 wildcard_constraints:
@@ -116,7 +117,7 @@ def registered_first(wildcards):
 
 def say_what_is_left_out():
     for plan in PLANS.values():
-        if plan.action in ("waiting", "collecting", "failed"):
+        if plan.action in ("running", "waiting", "collecting", "failed"):
             logger.info(f"not in this run: {plan.group.id} {plan.action}: {plan.reason}")
 
 
@@ -133,11 +134,13 @@ if workflow.is_main_process:
 
 
 onstart:
-
-    elsewhere = not workflow.local_exec
-    if elsewhere:
+    if workflow.local_exec == ELSEWHERE:
+        logger.error("--cores (and no --jobs) is for one machine, --jobs (and no --cores) for a cluster: nothing was begun")
+        sys.exit(contimg_run.NOT_NOW)
+    if ELSEWHERE:
         cluster.prepare(PATHS, workflow.scheduler._executor)
-    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, ASKED, logger.info, CORES, elsewhere)
+    todo = {job.wildcards_dict["group"] for job in workflow.dag.needrun_jobs() if "group" in job.wildcards_dict}
+    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, todo, ASKED, logger.info, CORES, ELSEWHERE)
     try:
         contimg_run.current.begin()
     except ContimgError as error:

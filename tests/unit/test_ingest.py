@@ -117,7 +117,8 @@ def test_the_budget_of_attempts_ends_and_each_wait_is_longer(session):
     waits = []
     for attempt in range(OPTIONS.max_retries + 1):
         assert state(session) == ("pending", attempt)
-        ingest.claim(session, GROUP, "run", resuming=attempt > 0)
+        ingest.claim(session, GROUP, "run")
+        ingest.start(session, GROUP, resuming=attempt > 0)
         ingest.attempt_failed(session, GROUP, f"broken {attempt}", OPTIONS, 1e9)
         waits.append(row(session).not_before)
     assert waits == [db.utc(1e9 + s) for s in (60, 120, 240)] + [None]
@@ -133,7 +134,8 @@ def test_the_budget_of_attempts_ends_and_each_wait_is_longer(session):
 
 def test_an_operator_ends_a_back_off(session):
     add(session, "pending")
-    ingest.claim(session, GROUP, "run", resuming=False)
+    ingest.claim(session, GROUP, "run")
+    ingest.start(session, GROUP, resuming=False)
     ingest.attempt_failed(session, GROUP, "broken", OPTIONS, time.time())
     ingest.requeue(session, GROUP, 16)
     assert (row(session).not_before, row(session).retry_count) == (None, 0)
@@ -143,7 +145,8 @@ def test_an_operator_ends_a_back_off(session):
 
 def test_bad_data_fail_at_once(session):
     add(session, "pending")
-    ingest.claim(session, GROUP, "run", resuming=False)
+    ingest.claim(session, GROUP, "run")
+    ingest.start(session, GROUP, resuming=False)
     assert ingest.attempt_failed(session, GROUP, "truncated", OPTIONS, 0, permanent=True) == "failed"
     assert state(session) == ("failed", 1)
 
@@ -153,9 +156,10 @@ def test_groups_of_a_dead_run_come_back_and_the_one_at_work_has_spent_an_attempt
     add(session, claimed)
     assert ingest.recover(session, nothing, OPTIONS, time.time()) == {GROUP: "pending"}
     assert state(session) == ("pending", 0)
-    ingest.claim(session, GROUP, "7", resuming=False)
+    ingest.claim(session, GROUP, "7")
+    ingest.start(session, GROUP, resuming=False)
     ingest.stage_started(session, GROUP, "image")
-    ingest.recover(session, nothing, OPTIONS, time.time(), alone=True)
+    ingest.recover(session, nothing, OPTIONS, time.time(), "local")
     assert state(session) == ("pending", 1)
     assert row(session).error == "run 7 died in image"
 
@@ -163,13 +167,14 @@ def test_groups_of_a_dead_run_come_back_and_the_one_at_work_has_spent_an_attempt
 @pytest.mark.parametrize("before", ["pending", "processing_fresh", "resuming"])
 def test_a_finished_group_whose_run_died_is_completed(session, before):
     add(session, before)
-    ingest.recover(session, {GROUP}.__contains__, OPTIONS, time.time(), alone=True)
+    ingest.recover(session, {GROUP}.__contains__, OPTIONS, time.time(), "local")
     assert state(session)[0] == "completed"
 
 
 def test_a_claim_lives_as_long_as_its_process_and_its_heartbeat(session):
     add(session, "pending")
-    ingest.claim(session, GROUP, "run", resuming=False)
+    ingest.claim(session, GROUP, "run")
+    ingest.start(session, GROUP, resuming=False)
     now_s = time.time()
     assert ingest.recover(session, nothing, OPTIONS, now_s) == {}
     assert not ingest.is_alive(row(session), OPTIONS, now_s + OPTIONS.lease_s + 2)
@@ -183,7 +188,8 @@ def test_a_claim_lives_as_long_as_its_process_and_its_heartbeat(session):
     assert not ingest.is_alive(claimed, OPTIONS, now_s)
     ended.wait()
     assert ingest.recover(session, nothing, OPTIONS, now_s) == {GROUP: "pending"}
-    ingest.claim(session, GROUP, "run 2", resuming=False)
+    ingest.claim(session, GROUP, "run 2")
+    ingest.start(session, GROUP, resuming=False)
     row(session).heartbeat = db.utc(now_s - 3600)
     ingest.beat(session, "run 2")
     assert row(session).heartbeat >= db.utc(now_s)
@@ -252,7 +258,8 @@ def test_a_file_that_comes_after_its_group_was_begun_waits_to_be_asked_for(datab
     group = FileGroup(GROUP, files_of(*range(15)))
     see(database, group, options, group.waiting_since_s + 3601)
     with db.writing(database, ingest.Base) as session:
-        ingest.claim(session, GROUP, "run", resuming=False)
+        ingest.claim(session, GROUP, "run")
+        ingest.start(session, GROUP, resuming=False)
     full = FileGroup(GROUP, files_of(*range(16)))
     assert see(database, full, options)[0] == "processing_fresh"
     with db.writing(database, ingest.Base) as session:
@@ -323,7 +330,8 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
     assert state(session)[0] == "pending"
     with pytest.raises(StateError, match="is pending already"):  # asked already
         ingest.reprocess(session, paths, GROUP, "image", 16)
-    ingest.claim(session, GROUP, "run", resuming=True)
+    ingest.claim(session, GROUP, "run")
+    ingest.start(session, GROUP, resuming=True)
     with pytest.raises(StateError, match="is being worked on"):
         ingest.reprocess(session, paths, GROUP, None, 16)
     ingest.move(session, GROUP, "completed")

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from contimg import arrivals, db, ingest, registry
+from contimg import arrivals, cluster, db, ingest, registry
 from contimg.config import Config, IngestConfig, PathsConfig
-from contimg.errors import LockError
-from contimg.paths import Paths
+from contimg.errors import LockError, StateError
+from contimg.paths import LANES, Paths
 from contimg.planning import make_plans, stale
 from contimg.run import Run
 from contimg.simulate import Simulation, simulate_group
@@ -18,6 +18,7 @@ from contimg.stage import write_json
 from tests.conftest import CALIBRATOR_START, STATIONS, TARGET_START
 
 LATER_CALIBRATOR = "2026-03-02T20:08:20"  # 3C454.3 has drifted, but is still in the beam
+NEXT_EPOCH = "2026-03-03T19:59:14"  # a sidereal day later, on its own calibrator
 SMALL = {"antennas": 6, "channels": 1, "integrations": 3, "skew_s": 0.0}
 
 
@@ -42,9 +43,16 @@ def plans(config, only=()):
     return make_plans(config, time.time(), only)
 
 
+def new_run(config, only=(), cluster=False):
+    """With all that can go, as Snakemake's DAG has it."""
+    planned = make_plans(config, time.time(), only, LANES[cluster])
+    groups = [g for g, plan in planned.items() if plan.action == "run" and (g in only or not only)]
+    return Run(config, planned, config.paths.state / "staging", groups, only, cluster=cluster)
+
+
 @contextmanager
 def running(config, only=()):
-    run = Run(config, plans(config, only), config.paths.state / "staging", only)
+    run = new_run(config, only)
     with run._held:
         run.begin()
         yield run
@@ -137,7 +145,7 @@ def test_the_budget_ends_for_a_group_that_kills_its_run(config, observe):
     for _ in range(8):
         if plans(config)[CALIBRATOR_START].action != "run":
             break
-        run = Run(config, plans(config), config.paths.state / "staging")
+        run = new_run(config)
         run.begin()
         run.job_started(CALIBRATOR_START, "convert")
         counts.append(state(config, CALIBRATOR_START)[1])
@@ -221,7 +229,7 @@ def test_new_data_of_a_failed_group_are_not_given_its_old_results(config, observ
     with pytest.raises(LockError, match="its old results are gone: run it again"), running(config):
         pass
     with running(config):
-        assert state(config, CALIBRATOR_START) == ("pending", 0)
+        assert state(config, CALIBRATOR_START) == ("in_progress", 0)
         left = [p.name.split(".")[-2] for p in (config.paths.products / "results").iterdir()]
         assert left == []  # the choice of its own set too: that will be another one, by the same name
 
@@ -323,3 +331,67 @@ def test_groups_that_would_now_get_another_set_are_listed(config):
     registry.retire(paths.registry_db, "2026-03-02T19:00:00", "x")
     registry.retire(paths.registry_db, "2026-03-02T10:00:00", "x")
     assert stale(config)[0][2].startswith("none")
+
+
+def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monkeypatch):
+    """The cluster solves a calibrator group: here its target waits, and a group of another epoch is free."""
+    for start in (CALIBRATOR_START, TARGET_START, NEXT_EPOCH):
+        observe(start)
+    paths = Paths.of(config)
+    there, late = new_run(config, [CALIBRATOR_START], cluster=True), new_run(config, [NEXT_EPOCH, CALIBRATOR_START])
+    there.begin()
+    assert {g: state(config, g)[0] for g in (CALIBRATOR_START, TARGET_START)} == {
+        CALIBRATOR_START: "in_progress", TARGET_START: "pending",
+    }  # fmt: skip
+    found = plans(config)
+    assert {g: p.action for g, p in found.items()} == {CALIBRATOR_START: "running", TARGET_START: "waiting", NEXT_EPOCH: "run"}
+    assert found[TARGET_START].depends_on == CALIBRATOR_START
+    assert f"run {there.id} solves" in found[TARGET_START].reason
+    assert plans(config, [CALIBRATOR_START])[CALIBRATOR_START].action == "running"  # also when asked for by name
+    with late._held, pytest.raises(LockError, match="its groups changed while this run was planned"):
+        late.begin()
+    with db.writing(paths.ingest_db, ingest.Base) as session, pytest.raises(StateError, match="no move from in_progress"):
+        late._claim(session, CALIBRATOR_START)
+    assert state(config, NEXT_EPOCH) == ("pending", 0)
+    with pytest.raises(LockError, match=r"another run \(cluster\)"):
+        new_run(config, [NEXT_EPOCH], cluster=True).begin()
+    with running(config) as here:
+        here.job_started(NEXT_EPOCH, "convert")
+        assert state(config, NEXT_EPOCH)[0] == "processing_fresh"
+        assert there.id in {s.owner for s in ingest.known_groups(paths.ingest_db).values()}
+    there.job_started(CALIBRATOR_START, "convert")
+    assert state(config, CALIBRATOR_START)[0] == "processing_fresh"
+    monkeypatch.setattr(cluster, "_slurm", lambda *_: "")
+    there.end()
+    assert state(config, CALIBRATOR_START) == ("pending", 0)
+
+
+def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(config, observe, monkeypatch):
+    observe(CALIBRATOR_START)
+    observe(NEXT_EPOCH)
+    paths, answers = Paths.of(config), []
+    there = new_run(config, [CALIBRATOR_START], cluster=True)
+    there.begin()
+    write_json(paths.cluster_mark, {"run": there.id})  # it had submitted jobs
+    there._held.close()  # kill -9
+    assert plans(config)[CALIBRATOR_START].action == "running"
+    assert make_plans(config, time.time(), lane="cluster")[CALIBRATOR_START].action == "run"  # its successor takes it
+
+    def slurm(*command):
+        if not answers:
+            raise LockError("squeue: Unable to contact slurm controller")
+        return answers.pop(0)
+
+    monkeypatch.setattr(cluster, "_slurm", slurm)
+    with running(config):  # nobody knows whether its jobs run: the other group goes on
+        assert {g: state(config, g)[0] for g in (CALIBRATOR_START, NEXT_EPOCH)} == {
+            CALIBRATOR_START: "in_progress", NEXT_EPOCH: "in_progress",
+        }  # fmt: skip
+        assert ingest.known_groups(paths.ingest_db)[CALIBRATOR_START].owner == there.id
+    job = f"7 RUNNING {cluster.job_prefix(paths)}_x"
+    answers += [job, "", job.replace("RUNNING", "CANCELLED")]
+    with running(config):
+        assert not answers
+        assert state(config, CALIBRATOR_START)[0] == "pending"  # planned before it was free
+    assert not paths.cluster_mark.exists()
+    assert plans(config)[CALIBRATOR_START].action == "run"

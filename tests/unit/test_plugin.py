@@ -22,7 +22,7 @@ def current(tmp_path, make_group, monkeypatch):
     make_group(folder="incoming", start=CALIBRATOR_START, antennas=4, channels=1, integrations=2)
     paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
     config = Config(paths=paths, ingest=IngestConfig(settle_s=0))
-    begun = run.Run(config, make_plans(config, time.time()), tmp_path / "staging", say=lambda text: None)
+    begun = run.Run(config, make_plans(config, time.time()), tmp_path / "staging", [CALIBRATOR_START], say=lambda text: None)
     begun.begin()
     monkeypatch.setattr(run, "current", begun)
     yield begun
@@ -112,7 +112,8 @@ def test_a_run_that_lost_its_group_leaves_it_alone(current, send):
     with db.writing(current.paths.ingest_db, ingest.Base) as session:
         session.get(ingest.Group, CALIBRATOR_START).heartbeat = db.utc(0)
         assert ingest.recover(session, lambda group: False, current.config.ingest, time.time()) == {CALIBRATOR_START: "pending"}
-        ingest.claim(session, CALIBRATOR_START, "another run", resuming=False)
+        ingest.claim(session, CALIBRATOR_START, "another run")
+        ingest.start(session, CALIBRATOR_START, resuming=False)
     send(LogEvent.JOB_FINISHED, job_id=1)
     send(LogEvent.JOB_ERROR, jobid=1)
     current.end()
