@@ -25,3 +25,16 @@ rule all:
         [result(group, "index") for group in groups_to_run()],
     message:
         summary()
+
+
+for TARGET, GROUPS in TARGETS.items():
+
+    rule:
+        name:
+            TARGET
+        input:
+            imaged(GROUPS),
+            [str(PATHS.day(TARGET[4:]))] if TARGET.startswith("day/") else [],
+        localrule: True
+        message:
+            "{rule}: done"

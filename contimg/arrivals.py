@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,28 +16,32 @@ from contimg.uvh5 import inspect, parse_name
 
 
 def look(
-    config: Config, known: Mapping[str, GroupStatus], now_s: float, seconds: float = float("inf"), wait: bool = False
-) -> list[FileGroup]:
-    """Groups of the files in the incoming folder and of those that the queue remembers.
+    config: Config, known: Mapping[str, GroupStatus], now_s: float, seconds: float = float("inf"), wait: bool = False,
+    also: Collection[str] = (),
+) -> list[FileGroup]:  # fmt: skip
+    """Groups asked for, of the files in the incoming folder and of those that the queue remembers.
 
     known    what the queue says; ids are fixed once a group has left `collecting`
+    also     groups asked for by name, whatever `ingest` asks for; files of others are not looked at
     seconds  how long to look into new files; the rest stays unchecked, for the next time
     wait     whether to wait for files that were written to a moment ago (at most `ingest.settle_s`)
 
     A file that was seen before, and has not changed, is not opened again; nor are those of finished groups.
     """
     options = config.ingest
-    files = _files(config, known)
-    groups = _clustered(files, known, options)
+    first, last = options.span(also)
+    known = {group: status for group, status in known.items() if first <= group <= last}
+    files = _files(config, known, first, last)
+    groups = _clustered(files, known, options, also)
     if wait:
         complete = [f for g in groups if not g.missing(options.expected_subbands) for f in g.members.values()]
         rest_s = options.settle_s - (now_s - max((f.changed_s for f in complete if not f.checked), default=0.0))
         if 0 < rest_s <= options.settle_s:
             time.sleep(rest_s)
-            return look(config, known, time.time(), seconds)
+            return look(config, known, time.time(), seconds, also=also)
     deadline = time.monotonic() + seconds
     looked = {f.path: _check(files[f.path]) for f in new_files(config, known, groups, now_s) if time.monotonic() < deadline}
-    return _clustered(files | looked, known, options) if looked else groups
+    return _clustered(files | looked, known, options, also) if looked else groups
 
 
 def new_files(config: Config, known: Mapping[str, GroupStatus], groups: list[FileGroup], now_s: float) -> list[RawFile]:
@@ -46,7 +50,7 @@ def new_files(config: Config, known: Mapping[str, GroupStatus], groups: list[Fil
     new = []
     for group in reversed(groups) if options.order == "newest" else groups:
         files = [f for f in group.all_files if not f.checked]
-        if not files or not chosen(options, group.id):
+        if not files:
             continue
         status = known.get(group.id)
         if status and status.state in (*RUNNING, "completed"):  # it is begun: only what came since then is new
@@ -58,17 +62,10 @@ def new_files(config: Config, known: Mapping[str, GroupStatus], groups: list[Fil
     return new
 
 
-def chosen(options: IngestConfig, group_id: str) -> bool:
-    """Whether the configuration asks for this group."""
-    if options.groups and group_id not in options.groups:
-        return False
-    return (options.start is None or group_id >= options.start) and (options.end is None or group_id < options.end)
-
-
-def _files(config: Config, known: Mapping[str, GroupStatus]) -> dict[Path, RawFile]:
-    """Every finished subband file, with what was found when it was looked into, if it is still the same."""
+def _files(config: Config, known: Mapping[str, GroupStatus], first: str, last: str) -> dict[Path, RawFile]:
+    """Every finished subband file named so, with what was found when it was looked into, if it is still the same."""
     finished = finished_files(Paths.of(config).ingest_db)
-    seen = _listed(config.paths.incoming, config.ingest.expected_subbands, finished)
+    seen = _listed(config.paths.incoming, config.ingest.expected_subbands, first, last, finished)
     for status in known.values():
         for recorded in status.files:
             file = seen.get(recorded.path)
@@ -84,14 +81,14 @@ def _files(config: Config, known: Mapping[str, GroupStatus]) -> dict[Path, RawFi
     return seen
 
 
-def _listed(folder: Path, expected_subbands: int, passed_over: set[str]) -> dict[Path, RawFile]:
+def _listed(folder: Path, expected_subbands: int, first: str, last: str, passed_over: set[str]) -> dict[Path, RawFile]:
     if not folder.exists():
         return {}
     seen = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             parsed = parse_name(entry.name)
-            if parsed is None or parsed[1] >= expected_subbands or entry.path in passed_over:
+            if parsed is None or parsed[1] >= expected_subbands or not first <= parsed[0] <= last or entry.path in passed_over:
                 continue
             try:
                 stat = entry.stat()
@@ -111,7 +108,9 @@ def _remember(file: RawFile, recorded: RawFile) -> RawFile:
     return replace(file, checked=True, outline=recorded.outline, reason=None if recorded.outline else recorded.reason)
 
 
-def _clustered(files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig) -> list[FileGroup]:
+def _clustered(
+    files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig, also: Collection[str]
+) -> list[FileGroup]:
     fixed = {
         group: [files[f.path] for f in status.files if f.reason is None and f.path in files
                 and files[f.path].reason is None]
@@ -119,10 +118,11 @@ def _clustered(files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], 
     }  # fmt: skip
     taken = {f.path for members in fixed.values() for f in members}
     window_s = options.chunk_minutes * 60
-    return cluster(
+    groups = cluster(
         [f for path, f in files.items() if path not in taken],
         min(options.tolerance_s, window_s), window_s, options.expected_subbands, fixed,
     )  # fmt: skip
+    return [group for group in groups if options.takes(group.id) or group.id in also]
 
 
 def _check(file: RawFile) -> RawFile:

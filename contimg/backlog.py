@@ -1,10 +1,12 @@
 """Weeks of groups, a slice at a time: run after run of Snakemake until nothing is left that can go."""
 
+import json
 import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from contimg import arrivals, db, ingest
@@ -32,16 +34,17 @@ def work_off(
     cancels the jobs that a dead one left. Raises LockError if another one works on this state folder.
     """
     paths, refused, said = Paths.of(config), 0, ""
-    command = snakemake_command(profile, configfiles, snakefile)
+    config, scope = _narrowed(config, wanted)
+    command = [*snakemake_command(profile, configfiles, snakefile), "--config", f"ingest={json.dumps(scope)}"]
     with lock(
         paths.state / "locks" / "backlog.lock", wait=False, what="another backlog is being worked off in this state folder"
     ):
         while True:
-            known = ingest.known_groups(paths.ingest_db)
+            known = ingest.known_groups(paths.ingest_db, span=config.ingest.span())
             groups = arrivals.look(config, known, time.time())
             refresh(config, known, groups)
             plans = make_plans(config, time.time(), lane="cluster")
-            names = {g for g in plans if arrivals.chosen(wanted, g)}
+            names = {g for g in plans if wanted.takes(g)}
             plans = {g: plans[g] for g in sorted(names | {plans[g].depends_on for g in names} - {None})}
             with db.writing(paths.ingest_db, ingest.Base) as session:
                 ingest.note_calibration(session, plans)
@@ -72,6 +75,18 @@ def work_off(
                 time.sleep(_WAIT_S)
             elif holder_of(paths.watch_lock):  # with a local profile live groups go between two slices
                 time.sleep(2 * config.ingest.poll_s)
+
+
+def _narrowed(config: Config, wanted: IngestConfig) -> tuple[Config, dict[str, str]]:
+    """The configuration for groups asked for and their calibrators, and what it has other than `config`: the rest of an archive
+    is not even looked at."""
+    either_way = timedelta(hours=config.calibration.validity_h)
+    first, last = min(wanted.groups, default=wanted.start), max(wanted.groups, default=wanted.end)
+    scope = {
+        "start": max((datetime.fromisoformat(first) - either_way).isoformat(), config.ingest.start or ""),
+        "end": min((datetime.fromisoformat(last) + either_way).isoformat(), config.ingest.end or "9"),
+    }
+    return config.model_copy(update={"ingest": config.ingest.model_copy(update=scope)}), scope
 
 
 def _run(command: Sequence[str]) -> int:

@@ -7,8 +7,8 @@ models (`python -m contimg.config`), and a test fails when the three drift apart
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from datetime import date, datetime
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,7 +56,10 @@ def uv_limits(text: str) -> tuple[float, float, bool]:
 
 def _as_iso(value: Any) -> Any:
     """YAML reads an unquoted 2026-01-25T22:26:05 as a date; the user meant the text."""
-    return value.isoformat() if isinstance(value, (datetime, date)) else value
+    value = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if isinstance(value, datetime) and value.tzinfo:
+        value = value.astimezone(UTC).replace(tzinfo=None)
+    return datetime(*value.timetuple()[:6]).isoformat() if isinstance(value, date) else value
 
 
 UtcText = Annotated[str, BeforeValidator(_as_iso)]
@@ -107,6 +110,22 @@ class IngestConfig(_Section):
     start: UtcText | None = Field(None, description="only groups at or after this UTC time (ISO)")
     end: UtcText | None = Field(None, description="only groups before this UTC time (ISO)")
     groups: tuple[UtcText, ...] = Field((), description="only these group ids; empty: all")
+
+    def takes(self, group_id: str) -> bool:
+        """Whether a group is asked for."""
+        if self.groups and group_id not in self.groups:
+            return False
+        return (self.start is None or group_id >= self.start) and (self.end is None or group_id < self.end)
+
+    def span(self, also: Collection[str] = ()) -> tuple[str, str]:
+        """First and last time in the names of the files that can belong to a group asked for, or to one of `also`."""
+        first = min(max(self.start or "", min(self.groups, default="")), *also, "9")
+        last = max(min(self.end or "9", max(self.groups, default="9")), *also, "")
+        margin = timedelta(minutes=2 * self.chunk_minutes)  # groups at the edges are seen whole, to be told from those beyond
+        return (
+            (datetime.fromisoformat(first) - margin).isoformat(timespec="seconds") if first else "",
+            (datetime.fromisoformat(last) + margin).isoformat(timespec="seconds") if last != "9" else last,
+        )
 
 
 class ConversionConfig(_Section):

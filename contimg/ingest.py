@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import DDL, CheckConstraint, ForeignKey, bindparam, delete, event, func, or_, select, update
+from sqlalchemy import DDL, CheckConstraint, ColumnElement, ForeignKey, bindparam, delete, event, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -146,8 +146,10 @@ class GroupStatus:
     files: tuple[RawFile, ...] = ()
 
 
-def known_groups(path: Path, asked: Collection[str] = (), files: bool = True) -> dict[str, GroupStatus]:
-    """What the queue says of every group; empty without a database. Read-only.
+def known_groups(
+    path: Path, asked: Collection[str] = (), files: bool = True, span: tuple[str, str] = ("", "9")
+) -> dict[str, GroupStatus]:
+    """What the queue says of every group from the first to the last id in `span`; empty without a database. Read-only.
 
     asked  completed groups whose files are wanted: of the others one stands for all (an archive has very many)
     files  whether files are wanted at all
@@ -155,22 +157,23 @@ def known_groups(path: Path, asked: Collection[str] = (), files: bool = True) ->
     with db.reading(path) as session:
         if session is None:
             return {}
-        members = _recorded_files(session, asked) if files else {}
+        inside = Group.group_id.between(*span)
+        members = _recorded_files(session, asked, inside) if files else {}
         columns = (Group.group_id, Group.state, Group.retry_count, Group.error, Group.not_before, Group.calibrators,
                    Group.owner, Group.mid_mjd, Group.app_dec_deg)  # fmt: skip
         return {
             group: GroupStatus(group, *rest, tuple(json.loads(calibrators or "[]")), owner, mid, dec, members.get(group, ()))
-            for group, *rest, calibrators, owner, mid, dec in session.execute(select(*columns))
+            for group, *rest, calibrators, owner, mid, dec in session.execute(select(*columns).where(inside))
         }
 
 
-def _recorded_files(session: Session, asked: Collection[str]) -> dict[str, tuple[RawFile, ...]]:
+def _recorded_files(session: Session, asked: Collection[str], inside: ColumnElement[bool]) -> dict[str, tuple[RawFile, ...]]:
     columns = (SubbandFile.group_id, SubbandFile.path, SubbandFile.size, SubbandFile.changed_s, SubbandFile.checked,
                SubbandFile.reason, SubbandFile.start_mjd, SubbandFile.mid_mjd, SubbandFile.app_dec_deg,
                SubbandFile.channels)  # fmt: skip
     wanted = or_(Group.state != "completed", Group.group_id.in_(asked))
-    each = select(*columns).join(Group).where(wanted)
-    one = select(*columns, func.min(SubbandFile.path)).join(Group).where(~wanted, SubbandFile.reason.is_(None))
+    each = select(*columns).join(Group).where(inside, wanted)
+    one = select(*columns, func.min(SubbandFile.path)).join(Group).where(inside, ~wanted, SubbandFile.reason.is_(None))
     found: dict[str, list[RawFile]] = {}
     for row in (*session.execute(each), *session.execute(one.group_by(SubbandFile.group_id))):
         group, name, size, changed_s, checked, reason, *header = row[: len(columns)]
@@ -258,7 +261,7 @@ def record(
             state = "collecting"
         if state in ("collecting", "pending"):
             _settle(session, group, state, options, now_s)
-    _forget_collecting(session, {g.id for g in groups})
+    _forget_collecting(session, {g.id for g in groups}, options)
     return reopened
 
 
@@ -525,10 +528,11 @@ def release(session: Session, group_id: str) -> None:
     move(session, group_id, "pending")
 
 
-def _forget_collecting(session: Session, groups: Collection[str]) -> None:
-    """Drop collecting rows whose files now belong to an id that an earlier file gave; `groups` are those that are."""
+def _forget_collecting(session: Session, groups: Collection[str], options: IngestConfig) -> None:
+    """Drop collecting rows whose files now belong to an id that an earlier file gave; `groups` are those that are, of those
+    asked for."""
     for group_id in session.scalars(select(Group.group_id).where(Group.state == "collecting")).all():
-        if group_id not in groups:
+        if options.takes(group_id) and group_id not in groups:
             for table in (SubbandFile, Performance):
                 session.execute(delete(table).where(table.group_id == group_id))
             session.execute(delete(Group).where(Group.group_id == group_id))

@@ -12,7 +12,6 @@ from contimg.config import Config
 
 GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 DATE_PATTERN = r"\d{4}-\d\d-\d\d"
-DAY_TARGET = rf"qa/days/({DATE_PATTERN})\.png"
 LANES = ("local", "cluster")  # of each one run at a time works on a state folder; both may at once
 RAW_PATTERN = "*_sb??.hdf5"
 # The stages of a group, by the names of their results, in the order in which a calibrator group goes through them.

@@ -3,12 +3,13 @@
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from contimg import arrivals
 from contimg.config import CalibrationConfig, Config
+from contimg.errors import InputError
 from contimg.groups import FileGroup, RawFile, numbers
 from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, lane_of, verdict
 from contimg.paths import FAST_SUFFIX, LANES, Paths, set_name
@@ -23,7 +24,7 @@ class Plan:
     """What would be done with a group."""
 
     group: FileGroup
-    action: str  # run, running (another run has it), done, waiting, collecting, failed, excluded
+    action: str  # run, running (another run has it), done, waiting, collecting, failed
     reason: str
     missing: tuple[int, ...] = ()
     calibrators: tuple[str, ...] = ()  # best first; empty: a target
@@ -45,10 +46,10 @@ class Plan:
 def make_plans(
     config: Config, now_s: float, only: Collection[str] = (), lane: str = "local", alone: bool = False
 ) -> dict[str, Plan]:
-    """The plan of every group, by id.
+    """The plan of every group that `ingest` asks for, by id.
 
-    only   groups asked for by name: taken whatever their state, unless another run has them, and without waiting for
-           subbands that are missing, if there are `ingest.min_subbands`
+    only   groups asked for by name: taken, whatever `ingest` says and their state is, unless another run has them, and
+           without waiting for subbands that are missing, if there are `ingest.min_subbands`
     lane   of the run that is planned
     alone  the caller holds the lock of that lane
 
@@ -56,8 +57,8 @@ def make_plans(
     """
     paths, options = Paths.of(config), config.ingest
     watched = WATCHED in os.environ
-    known = known_groups(paths.ingest_db, only)
-    groups = arrivals.look(config, known, now_s, seconds=0 if watched else math.inf, wait=not watched)
+    known = known_groups(paths.ingest_db, only, span=options.span(only))
+    groups = arrivals.look(config, known, now_s, seconds=0 if watched else math.inf, wait=not watched, also=only)
     busy = {other for other in LANES if not (alone and other == lane) and holder_of(paths.run_lock(other))}
     if lane != "cluster" and paths.cluster_mark.exists():  # jobs of a run that died may go on: the next run there ends them
         busy.add("cluster")
@@ -82,9 +83,6 @@ def make_plans(
         elif status.state in RUNNING and status.retry_count >= options.max_retries:
             reason = "its last attempt runs now, or died; attempts are spent"
             plans[group.id] = Plan(action="failed", reason=reason, **common)
-        elif not arrivals.chosen(options, group.id):
-            reason = "outside ingest.start, ingest.end or ingest.groups"
-            plans[group.id] = Plan(action="excluded", reason=reason, **common)
         elif outcome != "ready":
             plans[group.id] = Plan(action=outcome, reason=why, **common)
         else:
@@ -213,6 +211,26 @@ def stale(config: Config) -> list[tuple[str, str, str]]:
     return found
 
 
+def targets(words: Iterable[str], plans: Mapping[str, Plan]) -> dict[str, list[str]]:
+    """What is asked for by names like day/2026-01-25, calibrator/3C48 (in the beam) or group/2026-01-25T22:26:05: the groups.
+
+    Raises InputError when there are none.
+    """
+    of_kind = {
+        "day": lambda plan, name: plan.group.id[:10] == name,
+        "calibrator": lambda plan, name: name in plan.calibrators,
+        "group": lambda plan, name: plan.group.id == name,
+    }
+    found = {}
+    for word in words:
+        kind, _, name = word.partition("/")
+        if kind in of_kind and name:
+            found[word] = [group for group, plan in plans.items() if of_kind[kind](plan, name)]
+            if not found[word]:
+                raise InputError(f"{word}: there is no such group here; see `contimg plan`")
+    return found
+
+
 def as_json(plan: Plan) -> dict:
     """What the jobs of a run need to know of a plan, on whatever machine they are."""
     files = {str(subband): str(path) for subband, path in plan.group.files.items()}
@@ -229,8 +247,8 @@ def from_json(values: Mapping) -> Plan:
 def describe(plan: Plan) -> str:
     """A plan in plain words."""
     words = {
-        "run": "to be imaged", "running": "being worked on", "done": "done", "waiting": "waiting", "collecting": "incomplete",
-        "failed": "failed", "excluded": "not asked for",
+        "run": "to be imaged", "running": "being worked on", "done": "done", "waiting": "waiting",
+        "collecting": "incomplete", "failed": "failed",
     }[plan.action]  # fmt: skip
     text = f"{words}: {plan.reason}"
     if plan.missing and plan.action == "run":

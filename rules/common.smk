@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections import Counter
+from itertools import chain
 
 from snakemake.logging import logger
 
@@ -13,7 +14,7 @@ from contimg import run as contimg_run
 from contimg import staging
 from contimg.config import from_mapping
 from contimg.errors import ContimgError
-from contimg.planning import make_plans
+from contimg.planning import make_plans, targets
 from contimg.stage import CLUSTER_NODE, RUN_ID, announce_run
 
 try:
@@ -24,9 +25,9 @@ try:
     LANE = names.LANES[ELSEWHERE]
     ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(sys.argv[1:])))  # groups named on the command line
     PLANS = SNAPSHOT[0] if SNAPSHOT else make_plans(CONFIG, time.time(), ASKED, LANE)
-    DAYS = set(re.findall(names.DAY_TARGET, " ".join(sys.argv[1:])))  # and all groups of the days named there
-    if of_days := not SNAPSHOT and {group for group in PLANS if group[:10] in DAYS}:
-        ASKED |= of_days
+    TARGETS = {} if SNAPSHOT else targets(sys.argv[1:], PLANS)  # and all those of a day or a calibrator named there
+    if more := set(chain(*TARGETS.values())) - ASKED:
+        ASKED |= more
         PLANS = make_plans(CONFIG, time.time(), ASKED, LANE)
 except ContimgError as error:
     raise WorkflowError(str(error)) from None
@@ -68,10 +69,13 @@ def groups_to_run():
 # Priorities rise along a group's chain: a group is finished before the next one is begun.
 
 
+def imaged(groups):
+    """Results of those that are imaged, or can be."""
+    return [result(group, "index") for group in groups if PLANS[group].action in ("run", "done")]
+
+
 def done_on(wildcards):
-    """Results of all groups of a day that are imaged, or can be."""
-    fit = (group for group, plan in PLANS.items() if group[:10] == wildcards.date and plan.action in ("run", "done"))
-    return [result(group, "index") for group in fit]
+    return imaged(group for group in PLANS if group[:10] == wildcards.date)
 
 
 def plan_of(wildcards):

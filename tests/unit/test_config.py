@@ -45,4 +45,4 @@ def test_times_need_no_quotes(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("ingest: {start: 2026-01-25, end: 2026-01-26T12:00:00, groups: [2026-01-25T22:26:05]}")
     ingest = load([mine]).ingest
-    assert (ingest.start, ingest.end, ingest.groups) == ("2026-01-25", "2026-01-26T12:00:00", ("2026-01-25T22:26:05",))
+    assert (ingest.start, ingest.end, ingest.groups) == ("2026-01-25T00:00:00", "2026-01-26T12:00:00", ("2026-01-25T22:26:05",))

@@ -9,9 +9,9 @@ import pytest
 
 from contimg import arrivals, cluster, db, ingest, registry
 from contimg.config import Config, IngestConfig, PathsConfig
-from contimg.errors import LockError, StateError
+from contimg.errors import InputError, LockError, StateError
 from contimg.paths import LANES, Paths
-from contimg.planning import make_plans, stale
+from contimg.planning import make_plans, stale, targets
 from contimg.run import Run
 from contimg.simulate import Simulation, simulate_group
 from contimg.stage import write_json
@@ -34,7 +34,7 @@ AGAIN = ("caltables", "apply", "image", "qa")
 @pytest.fixture
 def observe(config, sky):
     def write(start, **options):
-        return simulate_group(config.paths.incoming, Simulation(start=start, **SMALL, **options), sky, STATIONS)
+        return simulate_group(config.paths.incoming, Simulation(start=start, **SMALL | options), sky, STATIONS)
 
     return write
 
@@ -285,6 +285,35 @@ def test_start_end_and_groups_choose(config, observe):
     assert chosen(start=LATER_CALIBRATOR) == [LATER_CALIBRATOR]
     assert chosen(end=LATER_CALIBRATOR) == [CALIBRATOR_START]
     assert chosen(groups=(LATER_CALIBRATOR,)) == [LATER_CALIBRATOR]
+    with pytest.raises(InputError, match="calibrator/3C48: there is no such group"):
+        targets(["-n", "calibrator/3C48"], plans(config))
+    both = [CALIBRATOR_START, LATER_CALIBRATOR]
+    asked = {"day/2026-03-02": both, f"group/{LATER_CALIBRATOR}": both[1:], "calibrator/3C454.3": both}
+    assert targets(["--forcerun", "image", *asked], plans(config)) == asked
+
+
+def test_files_of_groups_that_nobody_asked_for_are_not_even_looked_at(config, observe, monkeypatch):
+    """Nor is a group at the edge cut in two; one that is incomplete beyond it stays in the queue."""
+    opened, inspect = [], arrivals.inspect
+    monkeypatch.setattr(arrivals, "inspect", lambda path: opened.append(path.name[:19]) or inspect(path))
+    observe(CALIBRATOR_START, missing=(3,))
+    observe(NEXT_EPOCH, skew_s=4.0)
+    with running(config):
+        assert {g: state(config, g)[0] for g in (CALIBRATOR_START, NEXT_EPOCH)} == {
+            CALIBRATOR_START: "collecting", NEXT_EPOCH: "in_progress",
+        }  # fmt: skip
+    observe(TARGET_START)
+    observe(LATER_CALIBRATOR)
+    opened.clear()
+    late = config.model_copy(update={"ingest": IngestConfig(settle_s=0, start=TARGET_START, end="2026-03-03T19:59:16")})
+    assert set(plans(late)) == {TARGET_START, NEXT_EPOCH}
+    assert set(opened) == {TARGET_START}
+    later = config.model_copy(update={"ingest": IngestConfig(settle_s=0, start="2026-03-03T19:59:16")})
+    assert set(plans(later)) == set()  # its first name is earlier
+    assert set(plans(later, [LATER_CALIBRATOR])) == {LATER_CALIBRATOR}
+    with running(later):
+        pass
+    assert state(config, CALIBRATOR_START)[0] == "collecting"
 
 
 def test_the_snapshot_of_a_run_says_what_it_saw(config, observe):

@@ -112,13 +112,25 @@ def test_room_and_retention_are_told(first_run):
 
 def test_a_day_has_a_plot_and_a_report(first_run, tmp_path):
     site, _ = first_run
-    day = str(site.paths.day(TARGET_START[:10]))
+    day = f"day/{TARGET_START[:10]}"
     outcome = site.snakemake("--", day)
     assert outcome.returncode == 0, outcome.stderr
-    assert Path(day).stat().st_size > 20000
+    assert site.paths.day(TARGET_START[:10]).stat().st_size > 20000
     outcome = site.snakemake("--report", str(tmp_path / "day.zip"), "--", day)
     assert outcome.returncode == 0, outcome.stderr
     assert (tmp_path / "day.zip").stat().st_size > 500_000
+
+
+def test_a_stage_is_done_again_for_a_day_or_a_calibrator(first_run):
+    """All groups of the day, finished ones too, and nothing else; the other stages stay."""
+    site, _ = first_run
+    for name, groups in {f"day/{TARGET_START[:10]}": 2, "calibrator/3C454.3": 1, f"group/{TARGET_START}": 1}.items():
+        asked = site.snakemake("--dry-run", "--quiet", "--forcerun", "image", "--", name)
+        jobs = dict(line.split() for line in asked.stdout.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+        assert (jobs["image"], jobs["index"]) == (str(groups), str(groups)), asked.stdout + asked.stderr
+        assert not {"convert", "solve", "apply"} & jobs.keys()
+    nothing = site.snakemake("--dry-run", "--", "day/2026-12-24")
+    assert "day/2026-12-24: there is no such group here" in nothing.stderr
 
 
 @pytest.fixture(scope="module")
