@@ -8,13 +8,14 @@ Position: the calibrator list's.
 from dataclasses import dataclass
 from pathlib import Path
 
+import erfa
 import numpy as np
 import pandas as pd
 
 from contimg.beam import airy_power
 from contimg.config import CalibrationConfig, Config
 from contimg.errors import ConfigError
-from contimg.geometry import meridian_icrs_deg, separation_deg
+from contimg.geometry import TEE_LONGITUDE_RAD, separation_deg
 from contimg.skymodel import CATALOGUE_HZ, DEFAULT_ALPHA, SAME_SOURCE_ARCSEC, Source, read_catalogue
 
 # Perley & Butler 2017, ApJS 230, 7, table 6: log10 S[Jy] against log10 nu[GHz]; those that are points to this array.
@@ -31,6 +32,7 @@ VARIABLE = {"3C454.3"}
 _DWARFED = 0.2  # of the strongest: a calibrator fainter than this beside it would be calibrated by the other
 _GROUP_S = 309.24
 _FAR_DEG = 4.0  # from the centre of the beam: nothing there calibrates
+_TT_S = 69.2  # ahead of UTC
 _STEPS = 13
 _SIDEREAL_RATE = 1.00273790935
 
@@ -122,6 +124,13 @@ def mean_beam(ra_deg, dec_deg, centre_ra_deg: float, centre_dec_deg: float) -> n
     return airy_power(np.sin(np.radians(away)), CATALOGUE_HZ).mean(axis=1)
 
 
+def _centre_icrs_deg(mid_mjd: np.ndarray, app_dec_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`geometry.meridian_icrs_deg` without UT1 and polar motion, whose tables take a second to read; good to 15 arcsec."""
+    hour_angle_0 = erfa.era00(erfa.DJM0, mid_mjd) + TEE_LONGITUDE_RAD
+    ra, dec, _ = erfa.atic13(hour_angle_0, np.radians(app_dec_deg), erfa.DJM0, mid_mjd + _TT_S / 86400)
+    return np.degrees(ra), np.degrees(dec)
+
+
 def find_candidates(table: pd.DataFrame, mid_mjd, app_dec_deg, options: CalibrationConfig) -> list[list[Candidate]]:
     """For each group (arrays of mid time and apparent declination): its candidates, best first.
 
@@ -136,13 +145,9 @@ def find_candidates(table: pd.DataFrame, mid_mjd, app_dec_deg, options: Calibrat
     if options.allow:
         usable = usable[names[0].isin(options.allow) | names[1].isin(options.allow)]
     usable = usable[~(usable["name"].isin(options.deny) | usable["alt_name"].isin(options.deny))]
-    centres = np.empty((len(mid_mjd), 2))
-    for dec in np.unique(app_dec_deg):
-        same = app_dec_deg == dec
-        centres[same] = np.transpose(meridian_icrs_deg(mid_mjd[same], np.radians(dec)))
     rows, found = list(usable.itertuples(index=False)), []
     ra_deg, dec_deg = usable["ra_deg"].values, usable["dec_deg"].values
-    for ra, dec in centres:
+    for ra, dec in np.transpose(_centre_icrs_deg(mid_mjd, app_dec_deg)):
         near = np.flatnonzero(np.abs(dec_deg - dec) < _FAR_DEG)
         near = near[separation_deg(ra_deg[near], dec_deg[near], ra, dec) < _FAR_DEG]
         candidates = [

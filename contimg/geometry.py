@@ -18,7 +18,12 @@ from astropy.coordinates import ICRS, EarthLocation, HADec, SkyCoord
 from astropy.time import Time
 from astropy.utils import iers
 
-iers.conf.auto_download = False  # astropy-iers-data carries the tables; a node at night has no network
+from contimg.errors import ContimgError
+
+# astropy-iers-data carries the tables, with predictions of a year, which are good to some 0.03 s of UT1; a node at night has no
+# network. Without the second line astropy refuses observations of today as soon as the package is a month old.
+iers.conf.auto_download = False
+iers.conf.auto_max_age = None
 
 SPEED_OF_LIGHT_M_S = 299792458.0
 TEE_LATITUDE_RAD = 0.6498455107238486
@@ -32,10 +37,18 @@ _NORTH_STEP_DEG = 1 / 60
 
 def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.ndarray, np.ndarray]:
     """ICRS right ascension and declination (deg) of hour angle 0 at apparent declination `app_dec_rad`, at UTC `mjd`."""
-    times = Time(np.asarray(mjd, float), format="mjd", scale="utc")
+    times = _times(mjd)
     frame = HADec(ha=np.zeros(times.shape) * u.rad, dec=np.full(times.shape, app_dec_rad) * u.rad, obstime=times, location=TEE)
     icrs = SkyCoord(frame).transform_to(ICRS())
     return icrs.ra.deg, icrs.dec.deg
+
+
+def _times(mjd: float | np.ndarray) -> Time:
+    """Refuses times that the Earth's orientation is not known for: astropy would do without UT1, 15 arcsec off."""
+    last_mjd = iers.earth_orientation_table.get()["MJD"][-1].to_value(u.d)
+    if np.max(mjd) > last_mjd:
+        raise ContimgError(f"no UT1 after MJD {last_mjd:.0f}, observed at {np.max(mjd):.0f}: pip install -U astropy-iers-data")
+    return Time(np.asarray(mjd, float), format="mjd", scale="utc")
 
 
 def meridian_vector(app_dec_rad: float) -> np.ndarray:
@@ -45,7 +58,7 @@ def meridian_vector(app_dec_rad: float) -> np.ndarray:
 
 def apparent_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray, mjd: np.ndarray) -> np.ndarray:
     """Apparent unit vectors (ntime, nsource, 3) in the meridian frame of ICRS positions (nsource,) at UTC `mjd` (ntime,)."""
-    times = Time(np.asarray(mjd, float)[:, None], format="mjd", scale="utc")
+    times = _times(np.asarray(mjd)[:, None])
     sky = SkyCoord(np.atleast_1d(ra_deg)[None] * u.deg, np.atleast_1d(dec_deg)[None] * u.deg, frame=ICRS())
     seen = sky.transform_to(HADec(obstime=times, location=TEE))
     ha, dec = seen.ha.rad, seen.dec.rad

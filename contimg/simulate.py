@@ -22,7 +22,7 @@ from astropy.time import Time, TimeDelta
 from astropy.utils import iers
 from scipy.special import j1
 
-iers.conf.auto_download = False
+iers.conf.auto_download, iers.conf.auto_max_age = False, None
 
 SPEED_OF_LIGHT = 299792458.0
 TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD, TEE_HEIGHT_M = 0.6498455107238486, -2.064427799136453, 1188.0519

@@ -5,7 +5,7 @@ import pytest
 from astropy.coordinates import SkyCoord
 
 from contimg import registry
-from contimg.calibrators import find_candidates, read_calibrators
+from contimg.calibrators import _centre_icrs_deg, find_candidates, read_calibrators
 from contimg.caltables import choose_reference_antenna, problems
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError, ConfigError, NoCalibrationError
@@ -197,3 +197,10 @@ def test_reference_antenna_is_healthy_and_central():
     assert choose_reference_antenna(positions, range(5), flagged, wanted=2)[0] == 2
     with pytest.raises(CalibrationError, match="no unflagged data"):
         choose_reference_antenna(positions, range(5), flagged, wanted=4)
+
+
+def test_the_centre_of_the_beam_is_known_well_enough_to_choose():
+    mjd, dec_deg = np.linspace(60000, 61300, 7), np.linspace(-20, 80, 7)
+    quick = SkyCoord(*_centre_icrs_deg(mjd, dec_deg), unit="deg")
+    right = SkyCoord(*np.transpose([meridian_icrs_deg(t, np.radians(d)) for t, d in zip(mjd, dec_deg, strict=True)]), unit="deg")
+    assert quick.separation(right).arcsec.max() < 15

@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+from astropy.time import Time
 
 from contimg.beam import airy_power, drift_beam
+from contimg.errors import ContimgError
 from contimg.geometry import (
     apparent_vectors,
     direction_cosines,
@@ -109,3 +111,11 @@ def test_the_tracked_direction_is_where_its_icrs_position_is_seen():
     ra, dec = meridian_icrs_deg(mjd, np.radians(16.15))
     seen = apparent_vectors(ra, dec, mjd)[0, 0]
     assert np.degrees(np.linalg.norm(seen - meridian_vector(np.radians(16.15)))) * 3600 < 1e-3
+
+
+def test_observations_of_today_have_an_earth_and_those_beyond_its_predictions_are_refused():
+    today = Time.now().mjd
+    assert np.isfinite(meridian_icrs_deg(today, 0.3)).all()
+    assert np.isfinite(apparent_vectors([10.0], [16.0], [today])).all()
+    with pytest.raises(ContimgError, match=r"no UT1 after MJD .*: pip install -U astropy-iers-data"):
+        meridian_icrs_deg(today + 4000, 0.3)
