@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from contimg import arrivals, db, ingest
+from contimg import arrivals, cluster, db, ingest
 from contimg.config import Config, IngestConfig
 from contimg.errors import LockError
 from contimg.paths import Paths
@@ -20,6 +20,8 @@ from contimg.watch import choose
 
 _REFUSALS = 5  # runs in a row that do not begin
 _WAIT_S = 20
+_LOOK_S = 30
+_STALLED_S = 600
 
 
 def work_off(
@@ -35,6 +37,11 @@ def work_off(
     """
     paths, refused, said = Paths.of(config), 0, ""
     config, scope = _narrowed(config, wanted)
+
+    def last_move() -> int:
+        with db.reading(paths.ingest_db) as session:
+            return ingest.last_move(session)
+
     command = [*snakemake_command(profile, configfiles, snakefile), "--config", f"ingest={json.dumps(scope)}"]
     with lock(
         paths.state / "locks" / "backlog.lock", wait=False, what="another backlog is being worked off in this state folder"
@@ -63,9 +70,9 @@ def work_off(
                 time.sleep(_WAIT_S)
                 continue
             say(f"{len(batch)} of {len(can_go)} groups: {min(batch)} to {max(batch)}")
-            with db.reading(paths.ingest_db) as session:
-                mark = ingest.last_move(session)
-            ended = _run([*command, "--", *(str(paths.result(g, "index")) for g in batch)])
+            mark = last_move()
+            targets = [str(paths.result(group, "index")) for group in batch]
+            ended = _run([*command, "--", *targets], cluster.Stall(paths, last_move, _STALLED_S), say)
             with db.reading(paths.ingest_db) as session:
                 begun = ingest.moved_since(session, mark, batch)
             refused = 0 if begun or ended == NOT_NOW else refused + 1
@@ -89,8 +96,9 @@ def _narrowed(config: Config, wanted: IngestConfig) -> tuple[Config, dict[str, s
     return config.model_copy(update={"ingest": config.ingest.model_copy(update=scope)}), scope
 
 
-def _run(command: Sequence[str]) -> int:
-    """Run Snakemake to its end. Ctrl-C and SIGTERM let it cancel its jobs and settle its groups, then end the backlog too."""
+def _run(command: Sequence[str], stall: cluster.Stall, say: Callable[[str], None]) -> int:
+    """Run Snakemake to its end. Ctrl-C and SIGTERM let it cancel its jobs and settle its groups, then end the backlog too; one
+    that stalls is ended, and its groups go on in the next run."""
     asked = []
 
     def stop(*_) -> None:
@@ -100,8 +108,17 @@ def _run(command: Sequence[str]) -> int:
     # A session of its own: a terminal's Ctrl-C reaches the backlog alone.
     process = subprocess.Popen(command, start_new_session=True)
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stalled = 0
     try:
-        ended = process.wait()
+        while True:
+            try:
+                ended = process.wait(_LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                if stall.seen():
+                    stalled += 1
+                    say("the run waits for jobs that SLURM does not have: it is ended, the next one goes on")
+                    process.send_signal(signal.SIGINT if stalled == 1 else signal.SIGKILL)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

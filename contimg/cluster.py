@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from contimg.errors import LockError
 from contimg.paths import Paths
 
+_MIN_JOB_AGE_S = 300  # SLURM's default
 _WAIT_S = 120
 _TIMEOUT_S = 60
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
@@ -50,6 +52,36 @@ def left_jobs(paths: Paths) -> list[str]:
     found = _slurm("squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%A %T %j")
     rows = [line.split(maxsplit=2) for line in found.splitlines()]
     return [number for number, state, name in rows if name.startswith(f"{job_prefix(paths)}_") and state not in _ENDED]
+
+
+def warn_of_short_memory(say: Callable[[str], None]) -> None:
+    """A controller that forgets ended jobs before the plugin asks (every three minutes at least) leaves Snakemake waiting."""
+    found = re.search(r"MinJobAge\s*=\s*(\d+)", _slurm("scontrol", "show", "config"))
+    if found and int(found[1]) < _MIN_JOB_AGE_S:
+        say(f"slurm.conf has MinJobAge={found[1]}, less than {_MIN_JOB_AGE_S} s: a job whose end is forgotten before it was seen "
+            "counts as running for ever. Have it raised.")  # fmt: skip
+
+
+class Stall:
+    """Whether a run waits for jobs that are not there: SLURM forgot them, or did not answer when the plugin asked."""
+
+    def __init__(self, paths: Paths, last_move: Callable[[], int], limit_s: float):
+        self._paths, self._last_move, self._limit_s = paths, last_move, limit_s
+        self._mark, self._since = -1, time.monotonic()
+
+    def seen(self) -> bool:
+        """To be asked now and then: nothing is in SLURM and nothing moved in the queue for the limit. Then counts anew."""
+        try:
+            idle = self._paths.cluster_mark.exists() and not left_jobs(self._paths)
+        except LockError:
+            idle = False
+        mark, now = self._last_move(), time.monotonic()
+        if not idle or mark != self._mark:
+            self._mark, self._since = mark, now
+        stalled = now - self._since > self._limit_s
+        if stalled:
+            self._since = now
+        return stalled
 
 
 def cancel_left_jobs(paths: Paths, say: Callable[[str], None]) -> None:

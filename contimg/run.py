@@ -96,6 +96,7 @@ class Run:
         _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
         if self._on_cluster and shutil.which("squeue"):  # before a group is claimed: from then on there may be jobs
             write_json(self.paths.cluster_mark, {"run": self.id})
+            cluster.warn_of_short_memory(self._say)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             ingest.note_calibration(session, self.plans)
             try:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import sys
@@ -177,7 +178,7 @@ def stage(smk) -> Iterator[Stage]:
             yield running
             seconds = round(time.perf_counter() - begin, 3)
             running.result |= {"stage": name, "group": group, "seconds": seconds, "finished_at": db.now(),
-                               "run": os.environ.get(RUN_ID), "host": platform.node(), "config": config.digest(),
+                               "run": os.environ.get(RUN_ID), "host": platform.node(), **_used(), "config": config.digest(),
                                "versions": {p: version(p) for p in _VERSIONS}}  # fmt: skip
             write_json(output, running.result)
             log.info("%s: done in %.1f s", name, seconds)
@@ -190,6 +191,12 @@ def stage(smk) -> Iterator[Stage]:
         write_json(paths.error(group), values)
         os.write(terminal, f"group {group}, {name}: {message}\n".encode())
         sys.exit(1)
+
+
+def _used() -> dict[str, float]:
+    """Processor seconds of this process and those that it waited for, and the largest memory (GB) of one of them."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {"cpu_s": round(sum(u.ru_utime + u.ru_stime for u in used), 2), "memory_gb": max(u.ru_maxrss for u in used) / 1e6}
 
 
 def _output_to(logfile: Path) -> int:

@@ -1,0 +1,49 @@
+"""What is asked of SLURM, without one; tests/slurm has the real one."""
+
+import pytest
+
+from contimg import cluster
+from contimg.errors import LockError
+from contimg.paths import Paths
+
+
+@pytest.fixture
+def paths(tmp_path):
+    (tmp_path / "state").mkdir()
+    found = Paths(tmp_path / "incoming", tmp_path / "products", tmp_path / "state")
+    found.cluster_mark.touch()
+    return found
+
+
+def test_a_run_stalls_when_nothing_moves_and_slurm_has_no_job_of_it(paths, monkeypatch):
+    clock, moves, jobs = [0.0], [7], [["12"]]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(cluster, "left_jobs", lambda _: jobs[0])
+    stall = cluster.Stall(paths, lambda: moves[0], 600)
+
+    def after(seconds):
+        clock[0] += seconds
+        return stall.seen()
+
+    assert not after(5000)  # a job waits in SLURM's queue
+    jobs[0] = []
+    assert not after(30)
+    assert not after(500)
+    moves[0] = 8  # something was indexed here
+    assert not after(30)
+    assert [after(300), after(300), after(30)] == [False, False, True]
+    assert not after(30)  # counted anew: time for the run to end
+    monkeypatch.setattr(cluster, "left_jobs", lambda _: (_ for _ in ()).throw(LockError("no answer")))
+    assert not after(5000)
+    monkeypatch.setattr(cluster, "left_jobs", lambda _: [])
+    paths.cluster_mark.unlink()  # not on a cluster at all
+    assert not after(5000)
+
+
+@pytest.mark.parametrize(("age_s", "said"), [(120, 1), (300, 0), (3600, 0)])
+def test_a_controller_that_forgets_jobs_too_early_is_told(monkeypatch, age_s, said):
+    answer = f"MaxTasksPerNode = 512\nMinJobAge               = {age_s} sec\n"
+    monkeypatch.setattr(cluster, "_slurm", lambda *command: answer if command == ("scontrol", "show", "config") else "")
+    words = []
+    cluster.warn_of_short_memory(words.append)
+    assert len(words) == said
