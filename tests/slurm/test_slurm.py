@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -180,7 +181,9 @@ def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp
     folder.mkdir()
 
     def arrive(group: str) -> None:
-        for path in incoming.glob(f"{group}*"):
+        end = (datetime.fromisoformat(group) + timedelta(seconds=120)).isoformat()
+        files = [path for path in incoming.iterdir() if group <= path.name[:19] < end and path.suffix == ".hdf5"]
+        for path in files:
             (folder / path.name).symlink_to(path)
 
     for group in (CALIBRATOR_START, max(FIRST_DAY)):
