@@ -199,12 +199,14 @@ def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp
         try:
             arrive(TARGET_START)  # its calibrator is being solved on the cluster
             arrive(live)
-            until(lambda: states(own).get(live) == "completed", "the live group is imaged", 300)
-            until(lambda: states(own).get(TARGET_START) == "completed", "the late target is imaged", 300)
+            until(lambda: states(own).get(live) == "completed", "the live group is imaged")
+            until(lambda: states(own).get(TARGET_START) == "completed", "the late target is imaged")
             assert backlog.wait(300) == 0, (tmp_path / "backlog.log").read_text()
         finally:
+            backlog.terminate()
             watch.terminate()
-            assert watch.wait(300) == 0
+            stopped = watch.wait(300)
+    assert stopped == 0
     history = {group: json.loads(own.contimg("why", group, "--json").stdout)["history"] for group in states(own)}
     begun = {group: [move for move in moves if move["state_to"] == "processing_fresh"] for group, moves in history.items()}
     assert {group: len(moves) for group, moves in begun.items()} == dict.fromkeys(begun, 1)  # none was done twice
