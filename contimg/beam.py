@@ -4,9 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
-from scipy.interpolate import RectBivariateSpline
-from scipy.ndimage import map_coordinates
 from scipy.special import j1
 
 from contimg.errors import ConfigError
@@ -46,6 +43,9 @@ def read_beam(path: Path) -> Callable[[np.ndarray, np.ndarray], Response]:
 
     It is scaled to other frequencies as a diffraction pattern is, is 1 on the axis, and 0 where it was not measured.
     """
+    from astropy.io import fits  # with what only images need, half a second at the start of each Snakemake
+    from scipy.ndimage import map_coordinates
+
     try:
         with fits.open(path) as hdus:
             power, header = np.nan_to_num(hdus[0].data.squeeze().astype(float)), hdus[0].header
@@ -88,6 +88,8 @@ def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_b
     Returns shape (nx, ny). The beam varies over degrees, so it is computed on a coarse grid and interpolated by a
     bicubic spline (error below 1e-6).
     """
+    from scipy.interpolate import RectBivariateSpline
+
     coarse_l = np.linspace(l.min(), l.max(), _COARSE_PIXELS)
     coarse_m = np.linspace(m.min(), m.max(), _COARSE_PIXELS)
     grid_l, grid_m = np.meshgrid(coarse_l, coarse_m, indexing="ij")

@@ -15,7 +15,8 @@ from contimg.config import CalibrationConfig, Config
 from contimg.errors import CalibrationError
 from contimg.geometry import meridian_vector, track
 from contimg.paths import Paths, set_name
-from contimg.skymodel import Source, as_sources, calibrator_model, predict, within
+from contimg.prediction import predict
+from contimg.skymodel import Source, as_sources, calibrator_model, within
 from contimg.solver import Gains, averaged, phase_channels, solve
 
 log = logging.getLogger(__name__)

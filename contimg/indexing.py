@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -140,6 +139,8 @@ def verified_bytes(path: Path) -> int:
 
     A FITS file has the checksums that it was written with; a CASA image can be opened and has values.
     """
+    from astropy.io import fits  # runs need this module too, and start every few minutes
+
     remedy = "Image it again: contimg reprocess GROUP --from image"
     try:
         if path.suffix == ".fits":

@@ -6,7 +6,7 @@ rule convert:
         files=raw_files,
         chosen=ancient(calibration_first),
     output:
-        subbands=temp(directory(list(map(str, names.staged(STAGING, "{group}", CONFIG))))),
+        subbands=temp(directory(str(STAGING / "{group}"))),  # a Measurement Set for each; as one output for quick dry-runs
         result=result("{group}", "convert"),
     log:
         logs("convert"),

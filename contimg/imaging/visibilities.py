@@ -17,7 +17,8 @@ from contimg import measurement_set as mset
 from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
 from contimg.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
-from contimg.skymodel import Source, apparent_fluxes, predict_integration
+from contimg.prediction import predict_integration
+from contimg.skymodel import Source, apparent_fluxes
 
 log = logging.getLogger(__name__)
 

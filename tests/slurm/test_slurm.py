@@ -5,6 +5,7 @@ Needs root and Debian's slurm packages (start-slurm.sh installs them); one clust
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -13,6 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -60,14 +62,20 @@ def incoming(tmp_path_factory, sky, compact_stations):
 
 
 @pytest.fixture
-def site(slurm, tmp_path, incoming):
-    """The six groups, the project's profile, and what this small node needs otherwise."""
+def profile(tmp_path):
+    """The project's profile, and what this small node needs otherwise."""
     profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
     profile["default-resources"] |= {"slurm_partition": "main", "runtime": 15}
     profile |= {"set-threads": {"convert": 2, "concat": 1, "image": 1, "prepare": 1, "solve": 1, "apply": 1}, "latency-wait": 10}
     profile |= {"slurm-init-seconds-before-status-checks": 3}
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump(profile))
+    return tmp_path / "profile"
+
+
+@pytest.fixture
+def site(slurm, tmp_path, incoming, profile):
+    """The six groups."""
     small = {"imsize": 1024, "cell_arcsec": 12.0}
     site = make_site(tmp_path / "site", incoming, imaging=SMALL_IMAGES | small, ingest={"retry_backoff_s": 1, "max_retries": 1})
     return site
@@ -120,6 +128,20 @@ def content(site: Site, groups: tuple[str, ...]) -> dict[tuple, dict]:
                         values |= {k: v.replace(str(site.configfile.parent), "") for k, v in values.items() if isinstance(v, str)}
                         found[table, group, *(str(values.get(k)) for k in ("path", "state_from", "state_to"))] = values
     return found
+
+
+def arrive(incoming: Path, folder: Path, group: str) -> list[Path]:
+    """The files of a group in a folder of one's own."""
+    end = (datetime.fromisoformat(group) + timedelta(seconds=120)).isoformat()
+    files = [path for path in incoming.iterdir() if group <= path.name[:19] < end and path.suffix == ".hdf5"]
+    return [shutil.copy(path, folder) for path in files]
+
+
+def small_site(folder: Path, **ingest_options) -> tuple[Site, Path]:
+    """A site with an incoming folder of its own."""
+    (folder / "arriving").mkdir(parents=True)
+    small = SMALL_IMAGES | {"imsize": 1024, "cell_arcsec": 12.0}
+    return make_site(folder / "own", folder / "arriving", imaging=small, ingest=ingest_options), folder / "arriving"
 
 
 def end_jobs(site: Site, how: list[str], state: str) -> str:
@@ -177,19 +199,9 @@ def test_two_days_are_imaged_as_they_would_be_here(site, tmp_path, incoming, fig
 def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp_path, incoming):
     """The watcher images a group that arrives in the meantime; a target of a calibrator that the cluster solves waits for it."""
     live = min(NEXT_DAY)
-    folder = tmp_path / "arriving"
-    folder.mkdir()
-
-    def arrive(group: str) -> None:
-        end = (datetime.fromisoformat(group) + timedelta(seconds=120)).isoformat()
-        files = [path for path in incoming.iterdir() if group <= path.name[:19] < end and path.suffix == ".hdf5"]
-        for path in files:
-            (folder / path.name).symlink_to(path)
-
+    own, folder = small_site(tmp_path / "live", poll_s=1, settle_s=0.5)
     for group in (CALIBRATOR_START, max(FIRST_DAY)):
-        arrive(group)
-    own = make_site(tmp_path / "live", folder, imaging=SMALL_IMAGES | {"imsize": 1024, "cell_arcsec": 12.0},
-                    ingest={"poll_s": 1, "settle_s": 0.5, "collecting_timeout_s": 5})  # fmt: skip
+        arrive(incoming, folder, group)
     there = [word.replace(str(site.configfile), str(own.configfile)) for word in command(site)]
     watcher = [str(BIN / "contimg"), "watch", "--configfile", str(own.configfile)]
     with (tmp_path / "backlog.log").open("w") as log, (tmp_path / "watch.log").open("w") as watch_log:
@@ -197,8 +209,9 @@ def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp
         until(lambda: running(own), "a job runs")
         watch = subprocess.Popen(watcher, cwd=ROOT, stdout=watch_log, stderr=watch_log)
         try:
-            arrive(TARGET_START)  # its calibrator is being solved on the cluster
-            arrive(live)
+            until(own.paths.watcher.exists, "the watcher watches")
+            arrive(incoming, folder, TARGET_START)  # its calibrator is being solved on the cluster
+            arrive(incoming, folder, live)
             until(lambda: states(own).get(live) == "completed", "the live group is imaged")
             until(lambda: states(own).get(TARGET_START) == "completed", "the late target is imaged")
             assert backlog.wait(300) == 0, (tmp_path / "backlog.log").read_text()
@@ -219,14 +232,20 @@ def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp
     assert own.contimg("verify").returncode == 0
 
 
-def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_nothing_twice(site, tmp_path):
-    """A running job is cancelled, another one is over its time, a third loses its node; then kill -9 of everything on the
-    submitting host while jobs run; then once more."""
-    site.configfile.write_text(site.configfile.read_text().replace("max_retries: 1", "max_retries: 4"))
+def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_nothing_twice(slurm, tmp_path, incoming, profile):
+    """A job fails, a running one is cancelled, another one loses its node; then kill -9 of everything on the submitting host
+    while jobs run; then once more."""
+    site, folder = small_site(tmp_path / "ends", retry_backoff_s=1, max_retries=4)
+    for group in FIRST_DAY:
+        arrive(incoming, folder, group)
+    for path in arrive(incoming, folder, min(NEXT_DAY)):  # the correlator wrote no data
+        with h5py.File(path, "r+") as file:
+            file["Data/visdata"][...] = 0
+    command = [str(BIN / "contimg"), "backlog", "2026-03-02", "2026-03-04", "--profile", str(profile)]
+    command += ["--configfile", str(site.configfile)]
     with (tmp_path / "first.log").open("w") as log:
-        subprocess.Popen(command(site), cwd=ROOT, stdout=log, stderr=log)
+        subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     cancelled = end_jobs(site, ["scancel", "{job}"], "CANCELLED")
-    end_jobs(site, ["scontrol", "update", "JobId={job}", "EndTime=now"], "TIMEOUT")
     end_jobs(site, ["scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test"], "NODE_FAIL")
     subprocess.run(["scontrol", "update", "NodeName=node1", "State=RESUME"], check=True)
     until(lambda: len(cluster.left_jobs(site.paths)) >= 1 and list(site.paths.products.glob("results/*.apply.json")), "more jobs")
@@ -234,10 +253,13 @@ def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_not
     left = cluster.left_jobs(site.paths)
     assert left
     assert {"processing_fresh", "resuming"} & set(states(site).values())
-    second = backlog(site)
-    assert second.returncode == 0, second.stdout + second.stderr
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert second.returncode == 1, second.stdout + second.stderr
+    assert second.stdout.strip().splitlines()[-1] in ("3 completed, 1 failed", "1 failed, 3 completed")
+    why = json.loads(site.contimg("why", min(NEXT_DAY), "--json").stdout)
+    assert (why["state"], why["retry_count"]) == ("failed", 1)  # another attempt could not help
+    assert "every visibility is zero" in why["error"]
     assert "left of a run that died: cancelled" in second.stdout + second.stderr
-    assert set(states(site).values()) == {"completed"}
     ended = jobs(site)
     assert {job["JobState"] for job in ended if job["JobId"] in {cancelled, *left}} == {"CANCELLED"}
     # The left jobs ended before the second submitter's began.

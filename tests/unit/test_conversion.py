@@ -10,8 +10,9 @@ from contimg.conversion import concat_subbands, convert_group
 from contimg.errors import InputError, SubbandError
 from contimg.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
 from contimg.paths import staged
+from contimg.prediction import predict
 from contimg.preparation import validate
-from contimg.skymodel import Source, predict
+from contimg.skymodel import Source
 from tests.conftest import DEC_DEG, STATIONS
 
 UNIT = {"noise_jy": 0.0, "scale": 1.0}  # no noise; gains are divided out below

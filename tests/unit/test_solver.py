@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contimg import caltables, casa, registry, skymodel
+from contimg import caltables, casa, prediction, registry, skymodel
 from contimg import measurement_set as mset
 from contimg.calibration import apply_set, solve_group
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig, from_mapping
@@ -433,7 +433,7 @@ def test_the_model_is_that_of_casas_ft(solved, tmp_path, monkeypatch, figure):
     mset.write_columns(ms, MODEL_DATA=before)
     monkeypatch.setattr(skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))))
     axes = track(ra, dec, rows.time_mjd).axes
-    ours = skymodel.predict(
+    ours = prediction.predict(
         sources, rows.time_mjd, axes, meridian_vector(np.radians(DEC_DEG)), observation.positions_m, rows.ant_1, rows.ant_2,
         observation.freq_hz,
     )  # fmt: skip

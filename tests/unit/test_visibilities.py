@@ -22,8 +22,9 @@ from contimg.imaging.visibilities import (
     smearing,
     subtract,
 )  # fmt: skip
+from contimg.prediction import predict
 from contimg.simulate import station_positions
-from contimg.skymodel import Source, predict
+from contimg.skymodel import Source
 from tests.conftest import DEC_DEG, STATIONS
 
 NOISE_JY = 0.5
