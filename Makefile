@@ -41,6 +41,9 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/calibration.py field
 	PYTHONPATH=. .venv/bin/python bench/imaging.py
 	PYTHONPATH=. .venv/bin/python bench/api.py
+	PYTHONPATH=. .venv/bin/python bench/scaling.py
+	PYTHONPATH=. .venv/bin/python bench/scaling.py running
+	PYTHONPATH=. .venv/bin/python bench/capacity.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -95,6 +95,7 @@ class Status(BaseModel):
     imaged_last_hour: int = 0
     running: list[dict]
     watcher: dict | None
+    backlog: str | None  # the process that works one off
     groups: list[dict]
     calibration: list[Validity]
     disk: dict

@@ -43,9 +43,7 @@ def work_off(
             return ingest.last_move(session)
 
     command = [*snakemake_command(profile, configfiles, snakefile), "--config", f"ingest={json.dumps(scope)}"]
-    with lock(
-        paths.state / "locks" / "backlog.lock", wait=False, what="another backlog is being worked off in this state folder"
-    ):
+    with lock(paths.backlog_lock, wait=False, what="another backlog is being worked off in this state folder"):
         while True:
             known = ingest.known_groups(paths.ingest_db, span=config.ingest.span())
             groups = arrivals.look(config, known, time.time())

@@ -147,6 +147,8 @@ def _show_status(found: dict) -> None:
     console.print(f"{text}; {pace}; observed until {found['observed_until']}, imaged until {found['imaged_until'] or '-'}")
     watcher = found["watcher"]
     console.print("no watcher" if watcher is None else f"watcher: process {watcher['pid']}, looked at {watcher['at']}")
+    if found["backlog"]:
+        console.print(f"a backlog is worked off by process {found['backlog']}")
     if watcher and watcher["problem"]:
         console.print(f"[bold red]{escape(watcher['problem'])}[/bold red]")
     for job in found["running"]:

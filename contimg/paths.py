@@ -106,6 +106,16 @@ class Paths:
         return self.state / "locks" / "watch.lock"
 
     @property
+    def backlog_lock(self) -> Path:
+        """Held by `contimg backlog` for as long as it lives."""
+        return self.state / "locks" / "backlog.lock"
+
+    @property
+    def retention_lock(self) -> Path:
+        """Held while products are deleted."""
+        return self.state / "locks" / "retention.lock"
+
+    @property
     def watcher(self) -> Path:
         """What the watcher does now (JSON)."""
         return self.state / "watcher.json"

@@ -40,10 +40,11 @@ def status(config: Config, everything: bool = False) -> dict:
             running = [
                 {"group": row.group_id, "stage": row.running_stage, "since": row.running_since, "run": row.owner,
                  "attempt": row.retry_count + 1, "alive": ingest.is_alive(row, config.ingest, now_s)}
-                for row in session.scalars(select(Group).where(Group.state.in_(RUNNING)).order_by(Group.group_id))
+                for row in session.scalars(select(Group).where(Group.state.in_(RUNNING[1:])).order_by(Group.group_id))
             ]  # fmt: skip
             pace = _pace(session, now_s)
-    return {"counts": dict(counts), "running": running, **pace, "watcher": _watcher(paths), "groups": groups}
+    return {"counts": dict(counts), "running": running, **pace, "watcher": _watcher(paths), "backlog": holder_of(paths.backlog_lock),
+            "groups": groups}  # fmt: skip
 
 
 def _pace(session, now_s: float) -> dict:

@@ -68,7 +68,7 @@ def prune(config: Config, now: datetime | None = None) -> tuple[dict[str, list[s
     on it; its Measurement Set stays unless every image is as it was when it was indexed.
     """
     paths = Paths.of(config)
-    with lock(paths.state / "locks" / "retention.lock", wait=True, what="retention"):  # two runs may end at once
+    with lock(paths.retention_lock, wait=True, what="retention"):  # two runs may end at once
         return _prune(config, paths, now)
 
 

@@ -247,7 +247,7 @@ def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_not
         subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     cancelled = end_jobs(site, ["scancel", "{job}"], "CANCELLED")
     end_jobs(site, ["scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test"], "NODE_FAIL")
-    subprocess.run(["scontrol", "update", "NodeName=node1", "State=RESUME"], check=True)
+    subprocess.run(["scontrol", "update", "NodeName=node1", "State=RESUME"], check=False)  # it may be back by itself
     until(lambda: len(cluster.left_jobs(site.paths)) >= 1 and list(site.paths.products.glob("results/*.apply.json")), "more jobs")
     subprocess.run(["pkill", "-KILL", "-f", str(tmp_path / "profile")], check=True)  # backlog and Snakemake, not its jobs
     left = cluster.left_jobs(site.paths)
