@@ -157,7 +157,7 @@ def _show_status(found: dict) -> None:
         elif job["stage"]:
             console.print(f"now: {job['group']} [bold]{job['stage']}[/bold] since {job['since']}, attempt {job['attempt']}")
     if between := sum(job["alive"] and not job["stage"] for job in found["running"]):
-        console.print(f"{between} more groups of the run wait for their turn, or are between two stages")
+        console.print(f"{between} more groups are between two stages, or on the cluster")
     console.print(_status_table(found["groups"]))
     if len(found["groups"]) < total:
         console.print(f"{len(found['groups'])} of {total} groups shown; --all shows every one")

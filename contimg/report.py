@@ -43,8 +43,8 @@ def status(config: Config, everything: bool = False) -> dict:
                 for row in session.scalars(select(Group).where(Group.state.in_(RUNNING[1:])).order_by(Group.group_id))
             ]  # fmt: skip
             pace = _pace(session, now_s)
-    return {"counts": dict(counts), "running": running, **pace, "watcher": _watcher(paths), "backlog": holder_of(paths.backlog_lock),
-            "groups": groups}  # fmt: skip
+    watcher, backlog = _watcher(paths), holder_of(paths.backlog_lock)
+    return {"counts": dict(counts), "running": running, **pace, "watcher": watcher, "backlog": backlog, "groups": groups}
 
 
 def _pace(session, now_s: float) -> dict:
