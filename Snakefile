@@ -33,7 +33,7 @@ for TARGET, GROUPS in TARGETS.items():
         name:
             TARGET
         input:
-            imaged(GROUPS),
+            [result(g, "index") for g in GROUPS] if TARGET.startswith("group/") else imaged(GROUPS),
             [str(PATHS.day(TARGET[4:]))] if TARGET.startswith("day/") else [],
         localrule: True
         message:

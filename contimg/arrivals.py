@@ -32,7 +32,7 @@ def look(
     first, last = options.span(also)
     known = {group: status for group, status in known.items() if first <= group <= last}
     files = _files(config, known, first, last)
-    groups = _clustered(files, known, options, also)
+    groups = _clustered(files, known, options)
     if wait:
         complete = [f for g in groups if not g.missing(options.expected_subbands) for f in g.members.values()]
         rest_s = options.settle_s - (now_s - max((f.changed_s for f in complete if not f.checked), default=0.0))
@@ -41,7 +41,8 @@ def look(
             return look(config, known, time.time(), seconds, also=also)
     deadline = time.monotonic() + seconds
     looked = {f.path: _check(files[f.path]) for f in new_files(config, known, groups, now_s) if time.monotonic() < deadline}
-    return _clustered(files | looked, known, options, also) if looked else groups
+    groups = _clustered(files | looked, known, options) if looked else groups
+    return [group for group in groups if options.takes(group.id) or group.id in also]
 
 
 def new_files(config: Config, known: Mapping[str, GroupStatus], groups: list[FileGroup], now_s: float) -> list[RawFile]:
@@ -108,9 +109,7 @@ def _remember(file: RawFile, recorded: RawFile) -> RawFile:
     return replace(file, checked=True, outline=recorded.outline, reason=None if recorded.outline else recorded.reason)
 
 
-def _clustered(
-    files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig, also: Collection[str]
-) -> list[FileGroup]:
+def _clustered(files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig) -> list[FileGroup]:
     fixed = {
         group: [files[f.path] for f in status.files if f.reason is None and f.path in files
                 and files[f.path].reason is None]
@@ -118,11 +117,10 @@ def _clustered(
     }  # fmt: skip
     taken = {f.path for members in fixed.values() for f in members}
     window_s = options.chunk_minutes * 60
-    groups = cluster(
+    return cluster(
         [f for path, f in files.items() if path not in taken],
         min(options.tolerance_s, window_s), window_s, options.expected_subbands, fixed,
     )  # fmt: skip
-    return [group for group in groups if options.takes(group.id) or group.id in also]
 
 
 def _check(file: RawFile) -> RawFile:

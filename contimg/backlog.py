@@ -14,7 +14,7 @@ from contimg.config import Config, IngestConfig
 from contimg.errors import LockError
 from contimg.paths import Paths
 from contimg.planning import make_plans
-from contimg.run import NOT_NOW, refresh, snakemake_command
+from contimg.run import NOT_NOW, refresh, settle_cluster, snakemake_command
 from contimg.stage import holder_of, lock
 from contimg.watch import choose
 
@@ -45,12 +45,13 @@ def work_off(
     command = [*snakemake_command(profile, configfiles, snakefile), "--config", f"ingest={json.dumps(scope)}"]
     with lock(paths.backlog_lock, wait=False, what="another backlog is being worked off in this state folder"):
         while True:
+            settle_cluster(config, say)
             known = ingest.known_groups(paths.ingest_db, span=config.ingest.span())
             groups = arrivals.look(config, known, time.time())
             refresh(config, known, groups)
             plans = make_plans(config, time.time(), lane="cluster")
             names = {g for g in plans if wanted.takes(g)}
-            plans = {g: plans[g] for g in sorted(names | {plans[g].depends_on for g in names} - {None})}
+            plans = {g: plans[g] for g in sorted(names | {plans[g].depends_on for g in names} - {None}) if g in plans}
             with db.writing(paths.ingest_db, ingest.Base) as session:
                 ingest.note_calibration(session, plans)
             now = db.now()
@@ -72,12 +73,14 @@ def work_off(
             targets = [str(paths.result(group, "index")) for group in batch]
             ended = _run([*command, "--", *targets], cluster.Stall(paths, last_move, _STALLED_S), say)
             with db.reading(paths.ingest_db) as session:
-                begun = ingest.moved_since(session, mark, batch)
+                begun = ingest.begun_since(session, mark, batch)
             refused = 0 if begun or ended == NOT_NOW else refused + 1
             if refused > _REFUSALS:
                 raise LockError(f"{refused} runs in a row ended before they began, the last one with status {ended}: see above")
             if not begun:
                 time.sleep(_WAIT_S)
+                while ended == NOT_NOW and holder_of(paths.run_lock("cluster")):  # the run of a backlog that was killed
+                    time.sleep(_WAIT_S)
             elif holder_of(paths.watch_lock):  # with a local profile live groups go between two slices
                 time.sleep(2 * config.ingest.poll_s)
 

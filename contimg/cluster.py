@@ -1,7 +1,6 @@
 """A SLURM cluster: whose jobs are ours, and those that a dead run left."""
 
 import functools
-import os
 import re
 import subprocess
 import time
@@ -49,14 +48,17 @@ def prepare(paths: Paths, executor) -> None:
 
 def left_jobs(paths: Paths) -> list[str]:
     """Ids of the jobs of this state folder that have not ended. Raises LockError if that cannot be known."""
-    found = _slurm("squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%A %T %j")
+    found = _slurm("squeue", "--noheader", "--states=all", "--format=%A %T %j")
     rows = [line.split(maxsplit=2) for line in found.splitlines()]
     return [number for number, state, name in rows if name.startswith(f"{job_prefix(paths)}_") and state not in _ENDED]
 
 
 def warn_of_short_memory(say: Callable[[str], None]) -> None:
     """A controller that forgets ended jobs before the plugin asks (every three minutes at least) leaves Snakemake waiting."""
-    found = re.search(r"MinJobAge\s*=\s*(\d+)", _slurm("scontrol", "show", "config"))
+    try:
+        found = re.search(r"MinJobAge\s*=\s*(\d+)", _slurm("scontrol", "show", "config"))
+    except LockError:
+        return
     if found and int(found[1]) < _MIN_JOB_AGE_S:
         say(f"slurm.conf has MinJobAge={found[1]}, less than {_MIN_JOB_AGE_S} s: a job whose end is forgotten before it was seen "
             "counts as running for ever. Have it raised.")  # fmt: skip
@@ -84,7 +86,7 @@ class Stall:
         return stalled
 
 
-def cancel_left_jobs(paths: Paths, say: Callable[[str], None]) -> None:
+def cancel_left_jobs(paths: Paths, say: Callable[[str], None], wait_s: float = _WAIT_S) -> None:
     """End the jobs of a run that died: this one does their work, and never beside them. Raises LockError if they do not end."""
     if not paths.cluster_mark.exists():
         return
@@ -93,7 +95,7 @@ def cancel_left_jobs(paths: Paths, say: Callable[[str], None]) -> None:
         return
     say(f"SLURM jobs {', '.join(left)} are left of a run that died: cancelled")
     _slurm("scancel", *left)
-    end = time.monotonic() + _WAIT_S
+    end = time.monotonic() + wait_s
     while left_jobs(paths):
         if time.monotonic() > end:
             raise LockError(f"SLURM jobs {', '.join(left)} do not end: cancel them, and run it again")

@@ -54,8 +54,14 @@ def uv_limits(text: str) -> tuple[float, float, bool]:
     return low, high, match[5] == "lambda"
 
 
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace(":60", ":59"))  # file names may have a leap second
+
+
 def _as_iso(value: Any) -> Any:
     """YAML reads an unquoted 2026-01-25T22:26:05 as a date; the user meant the text."""
+    if isinstance(value, str) and value.endswith(":60"):
+        return value
     value = datetime.fromisoformat(value) if isinstance(value, str) else value
     if isinstance(value, datetime) and value.tzinfo:
         value = value.astimezone(UTC).replace(tzinfo=None)
@@ -123,8 +129,8 @@ class IngestConfig(_Section):
         last = max(min(self.end or "9", max(self.groups, default="9")), *also, "")
         margin = timedelta(minutes=2 * self.chunk_minutes)  # groups at the edges are seen whole, to be told from those beyond
         return (
-            (datetime.fromisoformat(first) - margin).isoformat(timespec="seconds") if first else "",
-            (datetime.fromisoformat(last) + margin).isoformat(timespec="seconds") if last != "9" else last,
+            (_moment(first) - margin).isoformat(timespec="seconds") if first else "",
+            (_moment(last) + margin).isoformat(timespec="seconds") if last != "9" else last,
         )
 
 

@@ -46,7 +46,7 @@ def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.n
 def _times(mjd: float | np.ndarray) -> Time:
     """Refuses times that the Earth's orientation is not known for: astropy would do without UT1, 15 arcsec off."""
     last_mjd = iers.earth_orientation_table.get()["MJD"][-1].to_value(u.d)
-    if np.max(mjd) > last_mjd:
+    if np.max(mjd, initial=0) > last_mjd:
         raise ContimgError(f"no UT1 after MJD {last_mjd:.0f}, observed at {np.max(mjd):.0f}: pip install -U astropy-iers-data")
     return Time(np.asarray(mjd, float), format="mjd", scale="utc")
 

@@ -323,9 +323,10 @@ def last_move(session: Session) -> int:
     return session.scalar(select(func.max(History.id))) or 0
 
 
-def moved_since(session: Session, mark: int, groups: Collection[str]) -> set[str]:
-    """Which of the groups changed state after `last_move` was `mark`."""
-    query = select(History.group_id).where(History.id > mark, History.group_id.in_(groups))
+def begun_since(session: Session, mark: int, groups: Collection[str]) -> set[str]:
+    """Which of the groups were worked on after `last_move` was `mark`; to be claimed by a run, and given back, is not enough."""
+    worked_on = History.state_to.not_in(("in_progress", "pending", "collecting"))
+    query = select(History.group_id).where(History.id > mark, History.group_id.in_(groups), worked_on)
     return set(session.scalars(query))
 
 

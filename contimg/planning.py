@@ -80,7 +80,7 @@ def make_plans(
             plans[group.id] = Plan(action="failed", reason="its raw files are gone", **common)
         elif status.state == "failed" and not has_news(group, status):
             plans[group.id] = Plan(action="failed", reason=status.error or "failed", **common)
-        elif status.state in RUNNING and status.retry_count >= options.max_retries:
+        elif status.state in RUNNING and lane_of(status.owner) == "local" and status.retry_count >= options.max_retries:
             reason = "its last attempt runs now, or died; attempts are spent"
             plans[group.id] = Plan(action="failed", reason=reason, **common)
         elif outcome != "ready":

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from contimg import db, ingest, registry
 from contimg.checksums import altered
 from contimg.config import Config
-from contimg.errors import ContimgError, ValidationError
+from contimg.errors import ContimgError, LockError, ValidationError
 from contimg.indexing import bytes_on_disk
 from contimg.paths import CASA_IMAGES, FAST_SUFFIX, FITS_IMAGES, Paths
 from contimg.products import Base, Image, MeasurementSet
@@ -68,8 +68,11 @@ def prune(config: Config, now: datetime | None = None) -> tuple[dict[str, list[s
     on it; its Measurement Set stays unless every image is as it was when it was indexed.
     """
     paths = Paths.of(config)
-    with lock(paths.retention_lock, wait=True, what="retention"):  # two runs may end at once
-        return _prune(config, paths, now)
+    try:
+        with lock(paths.retention_lock, wait=False, what="retention is at work"):  # two runs may end at once
+            return _prune(config, paths, now)
+    except LockError as error:
+        return {}, [str(error)]
 
 
 def _prune(config: Config, paths: Paths, now: datetime | None) -> tuple[dict[str, list[str]], list[str]]:

@@ -50,19 +50,21 @@ def _one_at_a_time(method):
 class Run:
     """The one run of this process.
 
-    plans    of all groups; `groups` are those that have jobs in it, and `asked` those asked for by name
+    plans    of all groups
+    jobs     stages that have jobs in it, by group
+    asked    groups asked for by name
     cluster  its jobs, and their staging, are elsewhere
     """
 
     def __init__(
-        self, config: Config, plans: Mapping[str, Plan], staging: Path, groups: Collection[str] = (),
+        self, config: Config, plans: Mapping[str, Plan], staging: Path, jobs: Mapping[str, Collection[str]],
         asked: Collection[str] = (), say: Callable[[str], None] = print, cores: int = 1, cluster: bool = False,
     ):  # fmt: skip
         self.config, self.plans, self.paths = config, plans, Paths.of(config)
         self.lane, self._on_cluster = LANES[cluster], cluster
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}" + ("-cluster" if cluster else "")
-        needed = {plans[group].depends_on for group in groups} - {None}
-        self._groups = sorted(needed.union(groups))
+        needed = {plans[group].depends_on for group in jobs} - {None}
+        self._jobs, self._groups = jobs, sorted(needed.union(jobs))
         self._since = db.now()
         self._held = ExitStack()
         self._claimed: set[str] = set()
@@ -83,7 +85,7 @@ class Run:
         if self._on_cluster:
             cluster.cancel_left_jobs(self.paths, self._say)
         else:
-            self._settle_cluster()
+            settle_cluster(self.config, self._say)
         mine = {g for g, plan in self.plans.items() if plan.action == "run"}
         staging.clean(self.paths, self._staging, mine, self._on_cluster)
         if not self._on_cluster:
@@ -92,12 +94,21 @@ class Run:
         now = make_plans(self.config, time.time(), self.asked, self.lane, alone=True)
         if any(_gist(now.get(g)) != _gist(self.plans[g]) for g in self._groups):
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
+        if again := [g for g in self.asked if "solve" in self._jobs.get(g, ()) and self.paths.result(g, "register").exists()]:
+            raise InputError(
+                f"{', '.join(sorted(again))}: the set that others were calibrated with would be solved again beside them; "
+                "--forcerun is for apply and later stages. Use contimg reprocess GROUP --from solve."
+            )
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
         _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
         if self._on_cluster and shutil.which("squeue"):  # before a group is claimed: from then on there may be jobs
             write_json(self.paths.cluster_mark, {"run": self.id})
             cluster.warn_of_short_memory(self._say)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            for group in self._groups:
+                row = session.get(ingest.Group, group)
+                if row is not None and row.state in ("completed", "failed", "collecting") and group in self.asked:
+                    ingest.move(session, group, "pending", error=None, retry_count=0)
             ingest.note_calibration(session, self.plans)
             try:
                 for group in self._groups:
@@ -105,7 +116,9 @@ class Run:
             except StateError as error:
                 self._claimed.clear()
                 raise LockError(f"{error}: another run has it, or had it a moment ago: run it again") from None
-        for group in self._groups:
+        for group in self._groups:  # what is to be done again is not done, should this run not come to it
+            stages = [_RESULT_OF.get(rule, rule) for rule in self._jobs.get(group, ())]
+            ingest.remove_results(self.paths, group, [stage for stage in STAGES if stage in stages])
             if self.plans[group].redo:
                 ingest.remove_results(self.paths, group, self.plans[group].redo)
                 renewed.append(group)
@@ -129,19 +142,6 @@ class Run:
         write_json(self.paths.run_snapshot(self.id), about)
         keep_newest(self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]"), _SNAPSHOTS_KEPT)
         threading.Thread(target=self._beat, daemon=True).start()
-
-    def _settle_cluster(self) -> None:
-        """What a dead run left on a cluster: its jobs are ended, and its groups free again; a run here can do without that."""
-        try:
-            with lock(self.paths.run_lock("cluster"), wait=False, what="a run on the cluster goes on"):
-                if self.paths.cluster_mark.exists():
-                    cluster.cancel_left_jobs(self.paths, self._say)
-                with db.writing(self.paths.ingest_db, ingest.Base) as session:
-                    ingest.recover(session, lambda g: self.paths.result(g, "index").exists(), self.config.ingest, time.time(),
-                                   "cluster", ())  # fmt: skip
-        except LockError as error:
-            if self.paths.cluster_mark.exists() and holder_of(self.paths.run_lock("cluster")) is None:
-                self._say(f"the groups of a cluster's run that died stay with it: {error}")
 
     def _beat(self) -> None:
         """Signs of life, until the run ends."""
@@ -169,9 +169,6 @@ class Run:
 
     def _claim(self, session, group: str) -> None:
         """Hold a group from the run's begin on, so that no other run takes it; raises StateError if one has it."""
-        row = session.get(ingest.Group, group)
-        if row is not None and row.state in ("completed", "failed", "collecting") and group in self.asked:
-            ingest.move(session, group, "pending", error=None, retry_count=0)
         ingest.claim(session, group, self.id)
         self._claimed.add(group)
 
@@ -305,6 +302,30 @@ def refresh(
             if state == "completed":
                 ingest.record_performance(session, group, indexing.results_of(paths, group))
     return moved, renewed
+
+
+def settle_cluster(config: Config, say: Callable[[str], None]) -> None:
+    """What a dead run left on a cluster: its jobs are cancelled, and once they have ended its groups are free.
+
+    Does not wait for that: who comes next finds them ended. Runs here go on with other groups in the meantime.
+    """
+    paths = Paths.of(config)
+    known = ingest.known_groups(paths.ingest_db, files=False).values()
+    if not paths.cluster_mark.exists() and not any(ingest.lane_of(s.owner) == "cluster" for s in known):
+        return
+    try:
+        with lock(paths.run_lock("cluster"), wait=False, what="a run on the cluster goes on"):
+            try:
+                cluster.cancel_left_jobs(paths, say, wait_s=0)
+            except LockError as error:
+                say(f"the groups of a cluster's run that died stay with it for now: {error}")
+                return
+            with db.writing(paths.ingest_db, ingest.Base) as session:
+                ingest.recover(
+                    session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), "cluster", ()
+                )
+    except LockError:
+        return  # it lives
 
 
 def _is_older_than_results(group: FileGroup, paths: Paths) -> bool:

@@ -40,7 +40,8 @@ def choose(config: Config, plans: Mapping[str, Plan], cores: int, keep: bool = F
     """
     roots = Paths.of(config).staging_roots()
     if cluster:
-        shared = roots["disk"] if config.conversion.staging == "disk" else roots["tmpfs"]
+        on_disk = config.conversion.staging == "disk" and config.paths.staging == "auto"
+        shared = roots["disk"] if on_disk else roots["tmpfs"]  # the latter has the project's tag in its name
         root = shared.parent if config.paths.staging == "auto" else Path(config.paths.staging)
         return root / f"{shared.name}-node"
     if config.paths.staging != "auto":  # a folder of our own in it: it may hold other things, and other projects

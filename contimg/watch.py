@@ -28,7 +28,7 @@ from contimg.config import Config
 from contimg.errors import ContimgError
 from contimg.paths import Paths
 from contimg.planning import WATCHED, Plan, make_plans
-from contimg.run import NOT_NOW, keep_newest, refresh, snakemake_command
+from contimg.run import NOT_NOW, keep_newest, refresh, settle_cluster, snakemake_command
 from contimg.stage import holder_of, lock, write_json
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Watcher:
         self._batch: list[str] = []  # its groups
         self._mark = 0  # the queue's last move before it was started
         self._refusals = Refusals()
-        self._not_before_s = 0.0
+        self._not_before_s = self._settle_at_s = 0.0
         self._stops = 0  # signals that asked to stop
         self._waits_for: str | None = None
         self._idle_for: set[str] = set()  # pending groups of which none could go
@@ -178,6 +178,9 @@ class Watcher:
         more = time.monotonic() - begin > _LOOK_S and bool(arrivals.new_files(self.config, known, groups, time.time()))
         for group, state in refresh(self.config, known, groups)[0].items():
             log.info("%s: its run died; now %s", group, state)
+        if time.time() >= self._settle_at_s:
+            settle_cluster(self.config, log.info)
+            self._settle_at_s = time.time() + _IDLE_S
         now_known = ingest.known_groups(self.paths.ingest_db, files=False)
         _say_news(known, now_known)
         if self._child is None and not self._stops and time.time() >= self._not_before_s:
@@ -228,7 +231,7 @@ class Watcher:
         code, self._child = self._child.returncode, None
         options, now_s = self.config.ingest, time.time()
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
-            begun = ingest.moved_since(session, self._mark, self._batch)
+            begun = ingest.begun_since(session, self._mark, self._batch)
             rows = [session.get(ingest.Group, group) for group in sorted(begun)]
             counts = Counter(row.state for row in rows)
             for row in rows:
@@ -236,7 +239,8 @@ class Watcher:
                     log.error("%s: %s after attempt %d: %s", row.group_id, row.state, row.retry_count, row.error)
             not_now = self._stops or code == NOT_NOW
             blamed = None if begun or not_now else self._refusals.refused(self._batch, killed=code < 0)
-            if blamed:
+            row = session.get(ingest.Group, blamed) if blamed else None
+            if row is not None and row.state == "pending":
                 error = f"no run begins with this group; see {self.paths.run_log(self._stamp)}"
                 state = ingest.attempt_failed(session, blamed, error, options, now_s)
                 log.error("%s: %s: %s", blamed, state, error)
@@ -244,7 +248,9 @@ class Watcher:
         log.info("run %s ended with status %d: %s", self._stamp, code, words)
         if begun:
             self._refusals.begun(self._batch)
-        elif not not_now:
+        elif not_now:
+            self._not_before_s = now_s + self.config.ingest.poll_s
+        else:
             wait_s = min(options.retry_backoff_s * 2 ** (self._refusals.in_a_row - 1), _LONGEST_WAIT_S)
             self._not_before_s = now_s + wait_s
             log.error("the run ended before it began; see %s. Next attempt in %g s, with one group",

@@ -21,11 +21,13 @@ try:
     CONFIG = from_mapping(config)
     PATHS = names.Paths.of(CONFIG)
     SNAPSHOT = None if workflow.is_main_process else contimg_run.snapshot_of_run(PATHS)
-    ELSEWHERE = workflow.resource_settings.cores is None  # a cluster's profile has `jobs`: no executor is known yet
+    # A cluster's profile has `jobs` and no `cores` (but in a dry-run); no executor is known yet.
+    ELSEWHERE = workflow.resource_settings.cores is None or workflow.resource_settings.nodes is not None
     LANE = names.LANES[ELSEWHERE]
-    ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(sys.argv[1:])))  # groups named on the command line
+    WORDS = [word for word in sys.argv[1:] if "=" not in word]
+    ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(WORDS)))  # groups named on the command line
     PLANS = SNAPSHOT[0] if SNAPSHOT else make_plans(CONFIG, time.time(), ASKED, LANE)
-    TARGETS = {} if SNAPSHOT else targets(sys.argv[1:], PLANS)  # and all those of a day or a calibrator named there
+    TARGETS = {} if SNAPSHOT else targets(WORDS, PLANS)  # and all those of a day or a calibrator named there
     if more := set(chain(*TARGETS.values())) - ASKED:
         ASKED |= more
         PLANS = make_plans(CONFIG, time.time(), ASKED, LANE)
@@ -140,10 +142,13 @@ if workflow.is_main_process:
 onstart:
     if workflow.local_exec == ELSEWHERE:
         logger.error("--cores (and no --jobs) is for one machine, --jobs (and no --cores) for a cluster: nothing was begun")
-        sys.exit(contimg_run.NOT_NOW)
+        sys.exit(1)
     if ELSEWHERE:
         cluster.prepare(PATHS, workflow.scheduler._executor)
-    todo = {job.wildcards_dict["group"] for job in workflow.dag.needrun_jobs() if "group" in job.wildcards_dict}
+    todo = {}
+    for job in workflow.dag.needrun_jobs():
+        if "group" in job.wildcards_dict:
+            todo.setdefault(job.wildcards_dict["group"], []).append(job.rule.name)
     contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, todo, ASKED, logger.info, CORES, ELSEWHERE)
     try:
         contimg_run.current.begin()

@@ -43,11 +43,11 @@ def plans(config, only=()):
     return make_plans(config, time.time(), only)
 
 
-def new_run(config, only=(), cluster=False):
+def new_run(config, only=(), cluster=False, again=None):
     """With all that can go, as Snakemake's DAG has it."""
     planned = make_plans(config, time.time(), only, LANES[cluster])
-    groups = [g for g, plan in planned.items() if plan.action == "run" and (g in only or not only)]
-    return Run(config, planned, config.paths.state / "staging", groups, only, cluster=cluster)
+    jobs = {g: () for g, plan in planned.items() if plan.action == "run" and (g in only or not only)}
+    return Run(config, planned, config.paths.state / "staging", jobs | (again or {}), only, cluster=cluster)
 
 
 @contextmanager
@@ -367,6 +367,7 @@ def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monke
     for start in (CALIBRATOR_START, TARGET_START, NEXT_EPOCH):
         observe(start)
     paths = Paths.of(config)
+    monkeypatch.setattr(cluster, "_slurm", lambda *_: "")
     there, late = new_run(config, [CALIBRATOR_START], cluster=True), new_run(config, [NEXT_EPOCH, CALIBRATOR_START])
     there.begin()
     assert {g: state(config, g)[0] for g in (CALIBRATOR_START, TARGET_START)} == {
@@ -390,7 +391,6 @@ def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monke
         assert there.id in {s.owner for s in ingest.known_groups(paths.ingest_db).values()}
     there.job_started(CALIBRATOR_START, "convert")
     assert state(config, CALIBRATOR_START)[0] == "processing_fresh"
-    monkeypatch.setattr(cluster, "_slurm", lambda *_: "")
     there.end()
     assert state(config, CALIBRATOR_START) == ("pending", 0)
 
@@ -398,13 +398,7 @@ def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monke
 def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(config, observe, monkeypatch):
     observe(CALIBRATOR_START)
     observe(NEXT_EPOCH)
-    paths, answers = Paths.of(config), []
-    there = new_run(config, [CALIBRATOR_START], cluster=True)
-    there.begin()
-    write_json(paths.cluster_mark, {"run": there.id})  # it had submitted jobs
-    there._held.close()  # kill -9
-    assert plans(config)[CALIBRATOR_START].action == "running"
-    assert make_plans(config, time.time(), lane="cluster")[CALIBRATOR_START].action == "run"  # its successor takes it
+    paths, answers = Paths.of(config), [""]
 
     def slurm(*command):
         if not answers:
@@ -412,6 +406,14 @@ def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(con
         return answers.pop(0)
 
     monkeypatch.setattr(cluster, "_slurm", slurm)
+    there = new_run(config, [CALIBRATOR_START], cluster=True)
+    there.begin()
+    write_json(paths.cluster_mark, {"run": there.id})  # it had submitted jobs
+    there._held.close()  # kill -9
+    assert plans(config)[CALIBRATOR_START].action == "running"
+    assert make_plans(config, time.time(), lane="cluster")[CALIBRATOR_START].action == "run"  # its successor takes it
+
+    answers.clear()
     with running(config):  # nobody knows whether its jobs run: the other group goes on
         assert {g: state(config, g)[0] for g in (CALIBRATOR_START, NEXT_EPOCH)} == {
             CALIBRATOR_START: "in_progress", NEXT_EPOCH: "in_progress",
@@ -424,3 +426,23 @@ def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(con
         assert state(config, CALIBRATOR_START)[0] == "pending"  # planned before it was free
     assert not paths.cluster_mark.exists()
     assert plans(config)[CALIBRATOR_START].action == "run"
+
+
+def test_a_group_that_is_done_again_is_not_done_until_it_is(config, observe):
+    """--forcerun image on a finished group: when that run dies, the old result must not make it count as finished."""
+    observe(CALIBRATOR_START)
+    with running(config) as run:
+        run.job_started(CALIBRATOR_START, "image")
+        for stage in ("register", "image", "qa", "index"):
+            write_json(run.paths.result(CALIBRATOR_START, stage), {"stage": stage})
+    assert state(config, CALIBRATOR_START)[0] == "completed"
+    with pytest.raises(InputError, match="contimg reprocess GROUP --from solve"):
+        new_run(config, [CALIBRATOR_START], again={CALIBRATOR_START: ["solve", "register"]}).begin()
+    run = new_run(config, [CALIBRATOR_START], again={CALIBRATOR_START: ["index", "image", "qa"]})
+    run.begin()
+    run.job_started(CALIBRATOR_START, "image")
+    run._held.close()  # kill -9
+    assert run.paths.result(CALIBRATOR_START, "register").exists()
+    with running(config, [CALIBRATOR_START]):
+        assert state(config, CALIBRATOR_START)[0] == "in_progress"
+    assert plans(config)[CALIBRATOR_START].action != "done"

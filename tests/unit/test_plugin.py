@@ -22,7 +22,7 @@ def current(tmp_path, make_group, monkeypatch):
     make_group(folder="incoming", start=CALIBRATOR_START, antennas=4, channels=1, integrations=2)
     paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
     config = Config(paths=paths, ingest=IngestConfig(settle_s=0))
-    begun = run.Run(config, make_plans(config, time.time()), tmp_path / "staging", [CALIBRATOR_START], say=lambda text: None)
+    begun = run.Run(config, make_plans(config, time.time()), tmp_path / "staging", {CALIBRATOR_START: []}, say=lambda text: None)
     begun.begin()
     monkeypatch.setattr(run, "current", begun)
     yield begun
