@@ -106,13 +106,14 @@ def _remember(file: RawFile, recorded: RawFile) -> RawFile:
     """What an earlier look found; only what the file itself is guilty of, not that it was a duplicate."""
     if not recorded.checked or not recorded.same_content(file):
         return file
+    if recorded.outline and recorded.reason is None:
+        return recorded
     return replace(file, checked=True, outline=recorded.outline, reason=None if recorded.outline else recorded.reason)
 
 
 def _clustered(files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], options: IngestConfig) -> list[FileGroup]:
     fixed = {
-        group: [files[f.path] for f in status.files if f.reason is None and f.path in files
-                and files[f.path].reason is None]
+        group: [now for f in status.files if f.reason is None and (now := files.get(f.path)) and now.reason is None]
         for group, status in known.items() if status.state != "collecting"
     }  # fmt: skip
     taken = {f.path for members in fixed.values() for f in members}

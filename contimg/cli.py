@@ -111,12 +111,12 @@ def plan(configfile: ConfigFiles = None, as_json: AsJson = False):
         print(json.dumps(rows, indent=1))
         return
     console = _console()
-    if not plans:
-        console.print(f"no subband files in {config.paths.incoming}")
+    lines = [] if plans else [f"no subband files in {config.paths.incoming}"]
     for group, one in plans.items():
         role = "calibrator" if one.calibrators else "target"
         text = describe(one) + (", with another configuration" if made_otherwise(config, group, one) else "")
-        console.print(f"[bold]{group}[/bold]  {role if one.action in ('run', 'waiting') else '-'}  {escape(text)}")
+        lines.append(f"[bold]{group}[/bold]  {role if one.action in ('run', 'waiting') else '-'}  {escape(text)}")
+    console.print("\n".join(lines))
 
 
 @_command

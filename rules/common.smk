@@ -21,8 +21,9 @@ try:
     CONFIG = from_mapping(config)
     PATHS = names.Paths.of(CONFIG)
     SNAPSHOT = None if workflow.is_main_process else contimg_run.snapshot_of_run(PATHS)
-    # A cluster's profile has `jobs` and no `cores` (but in a dry-run); no executor is known yet.
-    ELSEWHERE = workflow.resource_settings.cores is None or workflow.resource_settings.nodes is not None
+    # A cluster's profile has `jobs` and no `cores`, for which a dry-run has 1; no executor is known yet.
+    SIZE = workflow.resource_settings
+    ELSEWHERE = SIZE.cores is None or (SIZE.cores == 1 and SIZE.nodes is not None)
     LANE = names.LANES[ELSEWHERE]
     WORDS = [word for word in sys.argv[1:] if "=" not in word]
     ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(WORDS)))  # groups named on the command line
@@ -35,7 +36,7 @@ except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
 announce_run()
-CORES = workflow.resource_settings.cores or 1  # none on a cluster
+CORES = workflow.resource_settings.cores or 1
 if workflow.remote_exec:
     os.environ[CLUSTER_NODE] = "1"
     if not SNAPSHOT:

@@ -129,6 +129,10 @@ def test_a_stage_is_done_again_for_a_day_or_a_calibrator(first_run):
         jobs = dict(line.split() for line in asked.stdout.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
         assert (jobs["image"], jobs["index"]) == (str(groups), str(groups)), asked.stdout + asked.stderr
         assert not {"convert", "solve", "apply"} & jobs.keys()
+    done = site.snakemake("--forcerun", "qa", "--", f"group/{TARGET_START}")
+    assert done.returncode == 0, done.stderr
+    why = json.loads(site.contimg("why", TARGET_START, "--json").stdout)
+    assert [move["state_to"] for move in why["history"]][-4:] == ["pending", "in_progress", "resuming", "completed"]
     nothing = site.snakemake("--dry-run", "--", "day/2026-12-24")
     assert "day/2026-12-24: there is no such group here" in nothing.stderr
 
