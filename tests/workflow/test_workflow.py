@@ -295,7 +295,11 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
         if stage == "prepare":
             beside = site.snakemake()
             assert beside.returncode != 0
-            assert "another run is working on this state folder" in beside.stdout + beside.stderr
+            assert "another run (local) is working on this state folder" in beside.stdout + beside.stderr
+            assert f"not in this run: {group} running: run " in beside.stdout + beside.stderr
+            by_name = site.snakemake("--", f"group/{group}")
+            assert by_name.returncode != 0
+            assert f"group {group} cannot be imaged now: run " in by_name.stdout + by_name.stderr
         while not jobs_of(running.pid):  # into the next stage
             time.sleep(0.05)
         time.sleep(1.0)
