@@ -125,8 +125,9 @@ def test_a_stage_is_done_again_for_a_day_or_a_calibrator(first_run):
     """All groups of the day, finished ones too, and nothing else; the other stages stay."""
     site, _ = first_run
     for name, groups in {f"day/{TARGET_START[:10]}": 2, "calibrator/3C454.3": 1, f"group/{TARGET_START}": 1}.items():
-        asked = site.snakemake("--dry-run", "--quiet", "--forcerun", "image", "--", name)
-        jobs = dict(line.split() for line in asked.stdout.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+        asked = site.snakemake("--dry-run", "--quiet", "rules", "--forcerun", "image", "--", name)
+        words = (line.split() for line in (asked.stdout + asked.stderr).splitlines())
+        jobs = {line[0]: line[1] for line in words if len(line) == 2 and line[1].isdigit()}
         assert (jobs["image"], jobs["index"]) == (str(groups), str(groups)), asked.stdout + asked.stderr
         assert not {"convert", "solve", "apply"} & jobs.keys()
     done = site.snakemake("--forcerun", "qa", "--", f"group/{TARGET_START}")
@@ -134,7 +135,7 @@ def test_a_stage_is_done_again_for_a_day_or_a_calibrator(first_run):
     why = json.loads(site.contimg("why", TARGET_START, "--json").stdout)
     assert [move["state_to"] for move in why["history"]][-4:] == ["pending", "in_progress", "resuming", "completed"]
     nothing = site.snakemake("--dry-run", "--", "day/2026-12-24")
-    assert "day/2026-12-24: there is no such group here" in nothing.stderr
+    assert "day/2026-12-24: there is no such group here" in nothing.stdout + nothing.stderr
 
 
 @pytest.fixture(scope="module")
@@ -384,13 +385,16 @@ def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):
         field.send_keys(key)
         form.find_element(By.TAG_NAME, "button").click()
         until(lambda words=words: words in said.text, f"the page says: {words}")
-    state = until(lambda: "pending" in browser.find_element(By.CSS_SELECTOR, "#state .state").text, "the state is fresh")
-    assert state
+
+    def state() -> str:  # in one step: the page replaces it
+        return browser.execute_script("return document.querySelector('#state .state').textContent")
+
+    until(lambda: "pending" in state(), "the state is fresh")
     assert not site.paths.result(TARGET_START, "qa").exists()
     assert api.get(f"/api/groups/{TARGET_START}").json()["state"] == "pending"
     outcome = site.snakemake()
     assert outcome.returncode == 0, outcome.stderr
     assert api.get(f"/api/groups/{TARGET_START}").json()["state"] == "completed"
-    until(lambda: "completed" in browser.find_element(By.CSS_SELECTOR, "#state .state").text, "the page is live", seconds=60)
+    until(lambda: "completed" in state(), "the page is live", seconds=60)
     assert read_json(site.paths.result(TARGET_START, "index"))["images"] == 4
     assert site.contimg("verify").returncode == 0
