@@ -378,6 +378,13 @@ def lane_of(owner: str | None) -> str:
     return "cluster" if owner and owner.endswith("-cluster") else "local"
 
 
+def owners(path: Path) -> set[str]:
+    """Runs that have groups. Read-only."""
+    with db.reading(path) as session:
+        query = select(Group.owner).where(Group.owner.is_not(None)).distinct()
+        return set() if session is None else set(session.scalars(query))
+
+
 def is_alive(row: Group, options: IngestConfig, now_s: float) -> bool:
     """Whether the run that holds a group lives: its process, where that can be seen, and its sign of life."""
     if row.heartbeat is None or row.heartbeat < db.utc(now_s - options.lease_s):

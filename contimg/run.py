@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from contimg import cluster, db, indexing, ingest, products, retention, staging
 from contimg.config import DEFAULT_CONFIG, Config
@@ -102,7 +103,7 @@ class Run:
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
         _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
         if self._on_cluster and shutil.which("squeue"):  # before a group is claimed: from then on there may be jobs
-            write_json(self.paths.cluster_mark, {"run": self.id})
+            self.paths.cluster_mark.touch()
             cluster.warn_of_short_memory(self._say)
         with db.writing(self.paths.ingest_db, ingest.Base) as session:
             for group in self._groups:
@@ -297,11 +298,18 @@ def refresh(
             own = chosen.exists() and read_json(chosen)["set_name"] in (group, set_name(group, True))
             ingest.remove_results(paths, group, [stage for stage in STAGES if own or stage != "caltables"])
         free = {"local"} if holder_of(paths.run_lock("local")) is None else ()  # a cluster's groups: when its jobs have ended
-        moved = ingest.recover(session, lambda g: paths.result(g, "index").exists(), config.ingest, time.time(), held, free)
-        for group, state in moved.items():
-            if state == "completed":
-                ingest.record_performance(session, group, indexing.results_of(paths, group))
+        moved = _recover(session, config, held, free)
     return moved, renewed
+
+
+def _recover(session: Session, config: Config, held: str | None, free: Collection[str]) -> dict[str, str]:
+    """`ingest.recover` by the results on disk; groups that turn out to be completed get their seconds."""
+    paths = Paths.of(config)
+    moved = ingest.recover(session, lambda g: paths.result(g, "index").exists(), config.ingest, time.time(), held, free)
+    for group, state in moved.items():
+        if state == "completed":
+            ingest.record_performance(session, group, indexing.results_of(paths, group))
+    return moved
 
 
 def settle_cluster(config: Config, say: Callable[[str], None]) -> None:
@@ -310,8 +318,8 @@ def settle_cluster(config: Config, say: Callable[[str], None]) -> None:
     Does not wait for that: who comes next finds them ended. Runs here go on with other groups in the meantime.
     """
     paths = Paths.of(config)
-    known = ingest.known_groups(paths.ingest_db, files=False).values()
-    if not paths.cluster_mark.exists() and not any(ingest.lane_of(s.owner) == "cluster" for s in known):
+    owners = ingest.owners(paths.ingest_db)
+    if not paths.cluster_mark.exists() and "cluster" not in map(ingest.lane_of, owners):
         return
     try:
         with lock(paths.run_lock("cluster"), wait=False, what="a run on the cluster goes on"):
@@ -321,9 +329,7 @@ def settle_cluster(config: Config, say: Callable[[str], None]) -> None:
                 say(f"the groups of a cluster's run that died stay with it for now: {error}")
                 return
             with db.writing(paths.ingest_db, ingest.Base) as session:
-                ingest.recover(
-                    session, lambda group: paths.result(group, "index").exists(), config.ingest, time.time(), "cluster", ()
-                )
+                _recover(session, config, "cluster", ())
     except LockError:
         return  # it lives
 

@@ -36,7 +36,7 @@ except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
 announce_run()
-CORES = workflow.resource_settings.cores or 1
+CORES = SIZE.cores or 1
 if workflow.remote_exec:
     os.environ[CLUSTER_NODE] = "1"
     if not SNAPSHOT:
