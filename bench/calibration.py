@@ -111,14 +111,14 @@ def main() -> None:
             solve(folder, ms, dec_deg, flux_jy, "fast")  # compiled, MODEL_DATA there, in the page cache
             fast, fast_s = solve(folder, ms, dec_deg, flux_jy, "fast")
             reference, casa_s = solve(folder, ms, dec_deg, flux_jy, "casa")
-            tables = fast["tables"]
+            tables, nant = fast["tables"], len(mset.read_observation(ms).antenna_names)
             solve(folder, ms, dec_deg, flux_jy, fast=True)
             _, quick_s = solve(folder, ms, dec_deg, flux_jy, fast=True)
             caltables.apply_casa(ms, tables, Path(os.devnull))
-            weigh(ms, *caltables.apply(ms, tables, None))
+            weigh(ms, *caltables.apply(ms, tables, None), nant)
             begin = time.perf_counter()
             data, flags, rows = caltables.apply(ms, tables, None)
-            weigh(ms, data, flags, rows)
+            weigh(ms, data, flags, rows, nant)
             apply_s = time.perf_counter() - begin
             begin = time.perf_counter()
             caltables.apply_casa(ms, tables, Path(os.devnull))

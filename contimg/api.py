@@ -5,6 +5,7 @@ are under the products' folder.
 """
 
 import json
+import math
 import os
 import re
 import secrets
@@ -22,16 +23,18 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel, Field, create_model
 from sqlalchemy import Select, func, select
 
-from contimg import db, ingest, products, registry, report
+from contimg import db, ingest, products, publishing, registry, report
 from contimg.config import Config
 from contimg.errors import ContimgError, InputError, StateError
+from contimg.findings import LEVELS
 from contimg.pages import add_pages
-from contimg.paths import GROUP_PATTERN, STAGES, Paths
+from contimg.paths import GROUP_PATTERN, STAGES, Paths, lasting_files
 from contimg.retention import room
 
 API_KEY = "CONTIMG_API_KEY"
 _MOST_ROWS, _MOST_PIXELS = 500, 1_500_000
 _LOG_BYTES = 4000
+_LOOK_EVERY_S = 3.0
 _IMAGE_TYPES = tuple(quick + kind for quick in ("", "quick_") for kind in ("image", "pbcor", "pb", "residual"))
 _STATES = tuple(ingest.MOVES)
 
@@ -43,7 +46,11 @@ def _model(table: type, **more: Any) -> type[BaseModel]:
 
 
 Row = TypeVar("Row")
-ImageRow = _model(products.Image, thumbnail=(int | None, Field(None, description="id of a plot: /api/qa/{id}")))
+ImageRow = _model(
+    products.Image,
+    thumbnail=(int | None, Field(None, description="id of a plot: /api/qa/{id}")),
+    publishable=(bool, Field(description="whether `unpublishable` has no reason against it")),
+)
 MsRow, QaRow, CalRow = _model(products.MeasurementSet), _model(products.QaArtifact), _model(registry.CalTable)
 
 
@@ -93,6 +100,7 @@ class Status(BaseModel):
     imaged_until: str | None = None
     arrived_last_hour: int = 0
     imaged_last_hour: int = 0
+    must_not_be_used: int = Field(0, description="full images that failed, or whose calibration set was retired or altered")
     running: list[dict]
     watcher: dict | None
     backlog: str | None  # the process that works one off
@@ -125,9 +133,24 @@ class Reader:
 
     def __init__(self, config: Config):
         self.config, self.paths = config, Paths.of(config)
+        self._seen: tuple = ()
+        self._looked_s = -math.inf
+
+    def look_at_sets(self) -> None:
+        """Images of a set whose tables are not what they were are marked; looks at the files' times, every few seconds."""
+        if time.monotonic() - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = time.monotonic()
+        tables = [Path(t.path) for t in registry.all_tables(self.paths.registry_db) if t.status == "active"]
+        files = [file for table in tables for file in lasting_files(table)]
+        seen = tuple((str(f), s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files if f.exists()))
+        if seen != self._seen:
+            publishing.check(self.config)
+            self._seen = seen
 
     def status(self) -> dict:
         """Counts, pace, running jobs, the latest groups, calibration sets and disk."""
+        self.look_at_sets()
         return report.status(self.config) | {"calibration": self.validity(), "disk": room(self.config)}
 
     def validity(self) -> list[dict]:
@@ -147,6 +170,7 @@ class Reader:
 
     def images(self, query: Select, order: Sequence, limit: int, offset: int = 0) -> dict:
         """A page of images, each with its thumbnail."""
+        self.look_at_sets()
         found = self.rows(self.paths.products_db, query, order, limit, offset)
         groups = [one["group_id"] for one in found["items"]]
         with db.reading(self.paths.products_db) as session:
@@ -155,6 +179,7 @@ class Reader:
             thumbnails = dict(session.execute(query).all()) if session is not None else {}
         for one in found["items"]:
             one["thumbnail"] = thumbnails.get(one["group_id"])
+            one["publishable"] = one["unpublishable"] is None
         return found
 
     def row(self, table: type, number: int) -> dict:
@@ -167,6 +192,7 @@ class Reader:
 
     def group(self, group: str) -> dict:
         """Everything about a group: queue, files, attempts, seconds, images, plots, ends of the logs; 404 if it is unknown."""
+        self.look_at_sets()
         known = report.story(self.config, group)
         if known is None:
             raise HTTPException(404, f"group {group} is not in the queue")
@@ -221,6 +247,7 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         if path.exists():
             with db.writing(path, base):  # a schema of an earlier contimg is brought up to date
                 pass
+    publishing.mark(config)
     about = "Continuum imaging of DSA-110 drift scans: state and products."
     no_docs = {"docs_url": None, "redoc_url": None}  # they load scripts from elsewhere: pages.py has a page of ours
     app = FastAPI(title="contimg", description=about, version="1", redirect_slashes=False, **no_docs)
@@ -252,6 +279,7 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
             "running": (sum(job["alive"] for job in found["running"]), "Groups being worked on"),
             "imaged_last_hour": (found.get("imaged_last_hour", 0), "Groups imaged in the last hour"),
             "arrived_last_hour": (found.get("arrived_last_hour", 0), "Groups that came in the last hour"),
+            "must_not_be_used": (found.get("must_not_be_used", 0), "Full images that must not be used"),
             "watcher_up": (found["watcher"] is not None, "Whether a watcher is at work"),
             "disk_free_bytes": (found["disk"]["free_bytes"], "Left for products"),
             "calibration_valid_seconds": (max([0.0, *((e - now_mjd) * 86400 for e in ends)]), "Until the last set ends"),
@@ -302,7 +330,8 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         dec: Annotated[float | None, Query(ge=-90, le=90)] = None,
         radius: Annotated[float, Query(gt=0, le=180, description="from the cone's centre to the image's, deg")] = 1.0,
         max_noise_jy: Annotated[float | None, Query(gt=0)] = None,
-        verdict: Literal["good", "warn", "fail"] | None = None,
+        verdict: Literal[LEVELS] | None = None,
+        publishable: Annotated[bool | None, Query(description="whether nothing is against its publication")] = None,
         type: Literal[_IMAGE_TYPES] | None = None,
         group_id: GroupFilter = None,
         sort: Literal["start_mjd", "-start_mjd", "noise_jy", "-noise_jy", "flux_ratio", "-flux_ratio"] = "-start_mjd",
@@ -311,6 +340,8 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         """Images that fit all the filters given."""
         image, exact = products.Image, {"verdict": verdict, "type": type, "group_id": group_id}
         query = select(image).where(*(getattr(image, name) == value for name, value in exact.items() if value is not None))
+        if publishable is not None:
+            query = query.where(image.unpublishable.is_(None) if publishable else image.unpublishable.is_not(None))
         query = query.where(image.start_mjd >= _mjd(start)) if start else query
         query = query.where(image.start_mjd < _mjd(end)) if end else query
         query = query.where(image.noise_jy <= max_noise_jy) if max_noise_jy else query
@@ -330,7 +361,8 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
     @app.get("/api/images/{image_id}")
     def image(image_id: RowId) -> ImageRow:
         """One image."""
-        return read.row(products.Image, image_id)
+        found = read.row(products.Image, image_id)
+        return found | {"publishable": found["unpublishable"] is None}
 
     @app.get("/api/images/{image_id}/fits", response_class=FileResponse)
     def fits_file(request: Request, image_id: RowId) -> Response:

@@ -1,11 +1,12 @@
 """Indexes as tables that an archive, or TOPCAT, can read."""
 
+import os
 from pathlib import Path
 
 from astropy.table import MaskedColumn, Table
 from sqlalchemy import text
 
-from contimg import db
+from contimg import db, publishing
 from contimg.config import Config
 from contimg.errors import InputError
 from contimg.paths import Paths
@@ -48,6 +49,7 @@ def export(config: Config, what: str, output: Path) -> int:
     of_database = {**dict.fromkeys([*Base.metadata.tables, *Base.views], paths.products_db), "caltables": paths.registry_db}
     if what not in of_database or form is None:
         raise InputError(f"{what} to {output.name}: choose one of {', '.join(of_database)}, and one of {', '.join(_FORMATS)}")
+    publishing.check(config)
     with db.reading(of_database[what]) as session:
         found = None if session is None else session.execute(text(f"SELECT * FROM {what}"))
         names, rows = ([], []) if found is None else (list(found.keys()), [list(row) for row in found])
@@ -63,5 +65,7 @@ def export(config: Config, what: str, output: Path) -> int:
         table[name].unit = unit or None
         if what == "obscore":
             table[name].meta |= {"ucd": ucd, "utype": f"obscore:{utype}"}
-    table.write(output, format=form, overwrite=True)
+    partial = output.with_name(f".{output.name}.partial")
+    table.write(partial, format=form, overwrite=True)
+    os.replace(partial, output)
     return len(rows)

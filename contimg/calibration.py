@@ -6,23 +6,27 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numba import njit, prange
 
-from contimg import caltables, flagging, preparation, qa, skymodel
+from contimg import caltables, flagging, gates, preparation, qa, skymodel
 from contimg import measurement_set as mset
 from contimg.calibrators import find_candidates, mean_beam, read_calibrators, read_sky
 from contimg.checksums import altered
 from contimg.config import CalibrationConfig, Config
 from contimg.errors import CalibrationError
+from contimg.findings import Finding, judged, of_level, unknown
 from contimg.geometry import meridian_vector, track
 from contimg.paths import Paths, set_name
 from contimg.prediction import predict
-from contimg.skymodel import Source, as_sources, calibrator_model, within
+from contimg.skymodel import Source, as_sources, calibrator_model
 from contimg.solver import Gains, averaged, phase_channels, solve
 
 log = logging.getLogger(__name__)
 
 _FIELD_RADIUS_DEG = 2.0
 _FIT_EVERY = 6  # integrations: enough for a fit of the catalogue to calibrated data
+_FIT_SOURCES = 150  # the apparently brightest: what is left of the whole NVSS is a few per cent of the power
+_FIT_ERROR = 0.05  # of an antenna, to be named when its data do not fit
 
 
 def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfile: Path | None) -> dict:
@@ -39,8 +43,8 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
         )
     calibrator = found[0]
     sources = calibrator_model(calibrator.source, catalogue, options.sky_radius_deg, options.sky_min_mjy / 1e3)
-    notes = []
-    if not len(within(catalogue, *observation.phase_centre_deg, _FIELD_RADIUS_DEG)):
+    notes = list(catalogue.problems)
+    if not len(catalogue.within(*observation.phase_centre_deg, _FIELD_RADIUS_DEG)):
         notes.append(f"no catalogue source within {_FIELD_RADIUS_DEG:g} deg of the pointing: does catalogues.sky cover it?")
         log.warning("%s: %s", group, notes[0])
     paths, names = Paths.of(config), observation.antenna_names
@@ -52,18 +56,19 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
     seen = _Seen(observation, rows, app_dec_deg, sources)
     if options.fast:
         solver = "fast mode"
-        amplitude, quality = _solve_averaged(ms, seen, flags, refants, outputs, options)
+        amplitude, quality, solved_on = _solve_averaged(ms, seen, flags, refants, outputs, options)
     else:
         model = seen.model()
         amplitude = preparation.write_model(ms, model)
         channels = phase_channels(flags.mean(axis=(0, 1, 3)))
         solver = "casa" if options.do_k else options.solver  # delays are CASA's
+        used = flags | mset.outside(options.uvrange, rows.uvw_m, observation.freq_hz)[:, :, None, None]
+        data, weights = mset.read_grid(ms, "DATA", rows.shape[0]), preparation.shares(ms, rows)
+        solved_on = _SolvedOn(data, model, used, weights, rows.time_mjd)
         if solver == "casa":
             caltables.restore_flags(ms, caltables.PREPARED_FLAGS)
             quality = caltables.solve_casa(ms, outputs, [names[a] for a in refants], options, logfile, channels)
         else:
-            used = flags | mset.outside(options.uvrange, rows.uvw_m, observation.freq_hz)[:, :, None, None]
-            data, weights = mset.read_grid(ms, "DATA", rows.shape[0]), preparation.shares(ms, rows)
             span_s = rows.integration_s * len(data)
             intervals = max(1, round(span_s / options.gain_interval_s)) if options.gain_interval_s else 1
             intervals = min(intervals, len(data))
@@ -74,7 +79,8 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
             mjd = np.array([part.mean() for part in np.array_split(rows.time_mjd, intervals)])
             quality = caltables.write_solutions(ms, mjd, outputs, dict(zip("BG", solutions, strict=True)), refants[0])
     modelled = _modelled(sources, calibrator.source, catalogue, observation.phase_centre_deg)
-    wrong = caltables.problems(quality, options)
+    gated = _gates(seen, solved_on, outputs, config)
+    wrong = [*caltables.problems(quality, options), *of_level(gated["findings"], "fail")]
     if modelled < options.min_modelled:
         wrong.append(
             f"the model has {modelled:.0%} of the catalogued flux in the beam, expected at least {options.min_modelled:.0%} "
@@ -99,12 +105,47 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
         "app_dec_deg": app_dec_deg,
         "tables": {kind: str(path) for kind, path in outputs.items()},
         "quality": quality,
+        "gates": gated,
     }
     page = paths.qa(group, "calibration")
     page.parent.mkdir(parents=True, exist_ok=True)
     spectra = _spectra(ms, seen, flags, refants[0], outputs)
-    qa.plot_set(page, solved, observation, *spectra, caltables.read(outputs["G"]))
+    gains = caltables.read(outputs["G"])
+    solved["plot_failed"] = qa.save_plot(lambda: qa.plot_set(solved, observation, *spectra, gains), page)
     return solved
+
+
+@dataclass(frozen=True)
+class _SolvedOn:
+    """Data (not calibrated) that a set was solved on, as gates.after_solve wants them; averages in fast mode."""
+
+    data: np.ndarray
+    model: np.ndarray
+    flags: np.ndarray
+    shares: np.ndarray
+    time_mjd: np.ndarray
+    times: int = 1  # integrations in one
+    channels: int = 1  # channels in one
+
+
+def _gates(seen: "_Seen", solved_on: _SolvedOn, tables: Mapping[str, Path], config: Config) -> dict:
+    """Numbers and findings of a new set; its data are calibrated in place."""
+    observation, rows, one = seen.observation, seen.rows, solved_on
+    inverse = caltables.per_antenna(tables, observation, one.time_mjd)
+    if inverse is None:
+        why = "delays, or a bandpass of other channels: the gates of `apply` decide"
+        return {"findings": [unknown(name="gates", why=why).as_json()]}
+    nant, freq_hz = len(observation.antenna_names), observation.freq_hz
+    caltables.correct_all(one.data, one.flags, rows.ant_1, rows.ant_2, *(x[:, :, :: one.channels] for x in inverse))
+    noise, by_antenna = preparation.antenna_noise(one.data, one.flags, rows.ant_1, rows.ant_2, nant)
+    return gates.after_solve(
+        data=one.data, model=one.model, flags=one.flags, shares=one.shares / (one.times * one.channels), noise=noise,
+        antenna_noise=by_antenna, ant_1=rows.ant_1, ant_2=rows.ant_2, snr=caltables.snr_by_antenna(tables["G"], nant),
+        uvw_m=np.stack([rows.uvw_m[k : k + one.times].mean(axis=0) for k in range(0, len(rows.uvw_m), one.times)]),
+        names=observation.antenna_names, freq_hz=float(freq_hz.mean()),
+        channel_width_hz=observation.channel_width_hz * one.channels, integration_s=rows.integration_s * one.times,
+        one_gain=len(inverse[0]) == 1, options=config.gates,
+    )  # fmt: skip
 
 
 def _spectra(ms: Path, seen: "_Seen", flags, refant: int, tables: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -150,8 +191,8 @@ class _Seen:
         return predict(self.sources, mjd, axes, pointing, *places, freq_hz)
 
 
-def _solve_averaged(ms: Path, seen: _Seen, flags, refants, outputs, options: CalibrationConfig) -> tuple[float, dict]:
-    """Fast mode: data averaged, the model at the middle of each average. Median model amplitude, quality by kind."""
+def _solve_averaged(ms: Path, seen: _Seen, flags, refants, outputs, options: CalibrationConfig) -> tuple[float, dict, _SolvedOn]:
+    """Fast mode: data averaged, the model at the middle of each average. Median model amplitude, quality by kind, averages."""
     rows, freq_hz = seen.rows, seen.observation.freq_hz
     nchan, chanbin = len(freq_hz), options.chanbin
     if nchan % chanbin:
@@ -171,48 +212,107 @@ def _solve_averaged(ms: Path, seen: _Seen, flags, refants, outputs, options: Cal
     )  # fmt: skip
     bandpass = Gains(*(np.repeat(values, chanbin, axis=1) for values in astuple(bandpass)))
     quality = caltables.write_solutions(ms, [rows.time_mjd.mean()], outputs, {"B": bandpass, "G": gain}, refants[0], chanbin)
-    return amplitude, quality
+    return amplitude, quality, _SolvedOn(data, model, flags, weights, mjd, timebin, chanbin)
 
 
-def apply_set(ms: Path, chosen: Mapping, app_dec_deg: float, config: Config, logfile: Path | None) -> dict:
+def apply_set(
+    ms: Path, chosen: Mapping, app_dec_deg: float, config: Config, logfile: Path | None, solved: Mapping | None = None
+) -> dict:
     """CORRECTED_DATA in Jy and weights in Jy^-2 with the set that `{group}.caltables.json` names; the result for
-    `{group}.apply.json`. Raises CalibrationError when its tables are not those that were chosen, or when the result is
-    far from the catalogue."""
+    `{group}.apply.json`, with what the gates found: one that fails is no science, and is imaged nevertheless.
+
+    solved  result of the set's own `solve`, where there is one: its receivers are compared with these
+
+    Raises CalibrationError when the set's tables are not those that were chosen.
+    """
     tables = {kind: Path(path) for kind, path in chosen["tables"].items()}
     if wrong := altered(zip(tables.values(), chosen["checksums"], strict=True)):
         raise CalibrationError(f"{ms}: {'; '.join(wrong)}. Choose again: contimg reprocess GROUP --from caltables")
     data, flags, rows = caltables.apply(ms, tables, logfile)
-    found = {"set_name": chosen["set_name"], "science": chosen["science"], **preparation.weigh(ms, data, flags, rows)}
-    observation, catalogue = mset.read_observation(ms), read_sky(config)
-    near = as_sources(within(catalogue, *observation.phase_centre_deg, 2 * _FIELD_RADIUS_DEG))
-    if near:
-        every = slice(min(_FIT_EVERY, len(data)) // 2, None, _FIT_EVERY)
-        model = _Seen(observation, rows, app_dec_deg, near).model(rows.time_mjd[every])
-        fit, error = model_fit(data[every], flags[every], model, rows.ant_1 != rows.ant_2)
-        limit = config.calibration.max_model_misfit
-        if np.isfinite(error):
-            found |= {"model_fit": fit, "model_fit_error": error}
-        if error < limit / 10 and abs(fit - 1) > limit:
-            raise CalibrationError(
-                f"{ms}: calibrated with {chosen['set_name']} the catalogue's sources have {fit:.2f} of their amplitude, expected "
-                f"1 within {limit:g} (calibration.max_model_misfit). Retire the set, or mend the catalogue."
-            )
+    observation = mset.read_observation(ms)
+    weighed, noise = preparation.weigh(ms, data, flags, rows, len(observation.antenna_names))
+    numbers, findings = gates.after_apply(
+        antenna_noise=noise, channel_width_hz=observation.channel_width_hz, integration_s=rows.integration_s,
+        names=observation.antenna_names, of_set=((solved or {}).get("gates") or {}).get("sefd_jy_by_antenna", {}),
+        options=config.gates,
+    )  # fmt: skip
+    of_set = of_level(((solved or {}).get("gates") or {}).get("findings", []), "warn")
+    findings += [Finding("of_the_set", "warn", f"its calibration set: {words}") for words in of_set]
+    found = {"set_name": chosen["set_name"], "science": chosen["science"], **weighed}
+    fitted, of_fit = _fit_catalogue(data, flags, observation, rows, app_dec_deg, config)
+    findings += of_fit
+    for one in findings:
+        if one.level != "good":
+            log.warning("%s: %s", one.level, one.words)
+    return found | fitted | {"gates": numbers | {"findings": [one.as_json() for one in findings]}}
+
+
+def _fit_catalogue(data, flags, observation, rows, app_dec_deg: float, config: Config) -> tuple[dict, list[Finding]]:
+    """Amplitude of the catalogue's sources in calibrated data, of all and of each antenna; an integration in six."""
+    near = read_sky(config).within(*observation.phase_centre_deg, 2 * _FIELD_RADIUS_DEG)
+    if not len(near):
+        why = f"the sky catalogue has no source within {2 * _FIELD_RADIUS_DEG:g} deg: amplitudes not compared with it"
+        return {}, [unknown(name="model_fit", why=why)]
+    apparent_jy = near.flux_jy.values * mean_beam(near.ra_deg.values, near.dec_deg.values, *observation.phase_centre_deg)
+    brightest = as_sources(near.iloc[np.argsort(-apparent_jy)[:_FIT_SOURCES]])
+    every = slice(min(_FIT_EVERY, len(data)) // 2, None, _FIT_EVERY)
+    model = _Seen(observation, rows, app_dec_deg, brightest).model(rows.time_mjd[every])
+    fit, error, by_antenna = model_fit(data[every], flags[every], model, rows.ant_1, rows.ant_2)
+    warn, limit = config.gates.warn_model_misfit, config.calibration.max_model_misfit
+    if not error < limit / 10:
+        why = f"the catalogue's sources in the field are too faint for a comparison of amplitudes (error {error:.2f})"
+        return {}, [unknown(name="model_fit", why=why)]
+    names = observation.antenna_names
+    odd = [names[a] for a, (one, of_one) in sorted(by_antenna.items()) if of_one < _FIT_ERROR and one < fit / 2]
+    findings = [
+        judged(
+            name="model_fit", value=abs(fit - 1), warn=warn, fail=limit, percent=True,
+            words=f"calibrated data have {fit:.0%} of the amplitude that the catalogue's sources should have",
+            cause="Probably gains that changed since the calibrator, or a wrong flux of it, or a catalogue of another sky: "
+            "compare other groups with this set; contimg registry retire SET, or mend the catalogue",
+        )
+    ]  # fmt: skip
+    if odd:
+        words = (
+            f"the data of {len(odd)} antennas have less than half of the sky: {', '.join(odd)}. Cables exchanged, or phases moved"
+        )
+        findings.append(Finding("model_fit_by_antenna", "warn", words, float(len(odd))))
+    return {"model_fit": fit, "model_fit_error": error, "antennas_not_fitting": odd}, findings
+
+
+@njit(parallel=True, cache=True)
+def _fit_sums(data, flags, model, cross):
+    """For each baseline: sums of |M|^2, of Re(D conj(M)), of |D|^2, and the number of real values; (nbaseline, 4)."""
+    ntime, nbaseline, nchan, npol = data.shape
+    found = np.zeros((nbaseline, 4))
+    for b in prange(nbaseline):
+        if cross[b]:
+            for t in range(ntime):
+                for c in range(nchan):
+                    m = model[t, b, c]
+                    for p in range(npol):
+                        if not flags[t, b, c, p]:
+                            v = data[t, b, c, p]
+                            found[b, 0] += m.real**2 + m.imag**2
+                            found[b, 1] += v.real * m.real + v.imag * m.imag
+                            found[b, 2] += v.real**2 + v.imag**2
+                            found[b, 3] += 2
     return found
 
 
-def model_fit(data, flags, model, cross) -> tuple[float, float]:
-    """Amplitude of the model (ntime, nbaseline, nchan) in the data, and its error; a least-squares fit; no fit is (0, inf)."""
-    power = up = scatter = values = 0.0
-    for seen, bad, expected in zip(data, flags, model, strict=True):
-        good = ~bad & cross[:, None, None]
-        power += float(((np.abs(expected) ** 2)[..., None] * good).sum(dtype=float))
-        up += float(np.where(good, (seen * np.conj(expected)[..., None]).real, 0).sum(dtype=float))
-        scatter += float(np.where(good, np.abs(seen) ** 2, 0).sum(dtype=float))
-        values += 2 * np.count_nonzero(good)
-    if not power > 0:
-        return 0.0, np.inf
-    fit = up / power
-    return fit, float(np.sqrt(max(scatter - fit**2 * power, 0) / values / power))
+def model_fit(data, flags, model, ant_1, ant_2) -> tuple[float, float, dict[int, tuple[float, float]]]:
+    """Amplitude of the model (ntime, nbaseline, nchan) in the data, and its error; a least-squares fit; no fit is (0, inf). And
+    the same of each antenna's baselines."""
+
+    def fitted(power: float, up: float, scatter: float, values: float) -> tuple[float, float]:
+        if not (power > 0 and values > 0):
+            return 0.0, np.inf
+        fit = up / power
+        return float(fit), float(np.sqrt(max(scatter - fit**2 * power, 0) / values / power))
+
+    found = _fit_sums(data, flags, model, ant_1 != ant_2)
+    antennas = np.unique(np.concatenate([ant_1, ant_2]))
+    return *fitted(*found.sum(axis=0)), {int(a): fitted(*found[(ant_1 == a) ^ (ant_2 == a)].sum(axis=0)) for a in antennas}
 
 
 def _modelled(sources, calibrator, catalogue, centre_deg) -> float:

@@ -5,7 +5,7 @@ catalogue's entry within 10 arcsec, the calibrator list's own 20 cm flux. A sour
 Position: the calibrator list's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import erfa
@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 
 from contimg.beam import airy_power
+from contimg.catalogues import CATALOGUE_HZ, DEFAULT_ALPHA, Sky
+from contimg.catalogues import read_sky as read_catalogue
 from contimg.config import CalibrationConfig, Config
 from contimg.errors import ConfigError
 from contimg.geometry import TEE_LONGITUDE_RAD, separation_deg
-from contimg.skymodel import CATALOGUE_HZ, DEFAULT_ALPHA, SAME_SOURCE_ARCSEC, Source, read_catalogue
+from contimg.skymodel import SAME_SOURCE_ARCSEC, Source
 
 # Perley & Butler 2017, ApJS 230, 7, table 6: log10 S[Jy] against log10 nu[GHz]; those that are points to this array.
 PERLEY_BUTLER_2017 = {
@@ -29,6 +31,7 @@ PERLEY_BUTLER_2017 = {
 }
 NEVER_POINTS = {"3C461", "3C405", "3C144", "3C274"}  # Cas A, Cyg A, Tau A, Vir A
 VARIABLE = {"3C454.3"}
+_PRECISE = "ABC"  # position codes of the VLA's list: better than 2 mas, 10 mas, 150 mas
 _DWARFED = 0.2  # of the strongest: a calibrator fainter than this beside it would be calibrated by the other
 _GROUP_S = 309.24
 _FAR_DEG = 4.0  # from the centre of the beam: nothing there calibrates
@@ -50,7 +53,7 @@ class Candidate:
     variable: bool
 
 
-def read_calibrators(path: Path, catalogue: pd.DataFrame, options: CalibrationConfig) -> pd.DataFrame:
+def read_calibrators(path: Path, sky: Sky, options: CalibrationConfig) -> pd.DataFrame:
     """The calibrator list with `flux_jy` at 1.4 GHz and `flux_origin`; sources without a flux have NaN."""
     try:
         table = pd.read_csv(path, dtype={"name": str, "alt_name": str, "quality_abcd": str})
@@ -63,12 +66,10 @@ def read_calibrators(path: Path, catalogue: pd.DataFrame, options: CalibrationCo
         raise ConfigError(f"calibration: {sorted(unknown)} are not in {path}")
     table["flux_jy"], table["alpha"] = table["flux_20cm_jy"], DEFAULT_ALPHA
     table["flux_origin"] = np.where(table["flux_jy"].notna(), "calibrator list", "")
-    if len(catalogue):
-        match, away = _nearest(table, catalogue)
-        near = away * 3600 <= SAME_SOURCE_ARCSEC
-        table.loc[near, "flux_jy"] = catalogue["flux_jy"].values[match[near]]
-        table.loc[near, "alpha"] = catalogue["alpha"].values[match[near]]
-        table.loc[near, "flux_origin"] = "sky catalogue"
+    found = sky.nearest(table["ra_deg"].values, table["dec_deg"].values)
+    near = found["flux_jy"].notna().values
+    table.loc[near, ["flux_jy", "alpha"]] = found.loc[near, ["flux_jy", "alpha"]].values
+    table.loc[near, "flux_origin"] = "sky catalogue"
     for name, coefficients in PERLEY_BUTLER_2017.items():
         rows = table["alt_name"] == name
         table.loc[rows, "flux_jy"] = float(_perley_butler(name, 0, 0, coefficients).flux_jy(CATALOGUE_HZ))
@@ -79,32 +80,20 @@ def read_calibrators(path: Path, catalogue: pd.DataFrame, options: CalibrationCo
     return table
 
 
-def read_sky(config: Config) -> pd.DataFrame:
-    """The sky catalogue, in which calibrators have the flux that is known better (flux_override, Perley-Butler)."""
-    catalogue = read_catalogue(config.catalogues.sky)
-    table = read_calibrators(config.catalogues.calibrators, catalogue, config.calibration)
-    better = table[table["flux_origin"].isin(["flux_override", "Perley-Butler 2017"])]
-    if len(better) and len(catalogue):
-        match, away = _nearest(better, catalogue)
-        near = away * 3600 <= SAME_SOURCE_ARCSEC
-        catalogue.loc[match[near], "flux_jy"] = better["flux_jy"].values[near]
-    return catalogue
+def read_sky(config: Config) -> Sky:
+    """The sky catalogue, in which calibrators have the flux that is known better (flux_override, Perley-Butler), and the place of
+    the calibrator list where that is precise (codes A to C: better than 0.15 arcsec)."""
+    sky = read_catalogue(config.catalogues.sky)
+    table = read_calibrators(config.catalogues.calibrators, sky, config.calibration)
+    better = table["flux_origin"].isin(["flux_override", "Perley-Butler 2017"])
+    corrections = table[["ra_deg", "dec_deg"]].assign(
+        flux_jy=table["flux_jy"].where(better), precise=table["position_code"].isin(list(_PRECISE))
+    )
+    return replace(sky, corrections=corrections[corrections.precise | better], same_arcsec=SAME_SOURCE_ARCSEC)
 
 
 def _perley_butler(name, ra_deg, dec_deg, coefficients) -> Source:
     return Source(name, ra_deg, dec_deg, tuple(coefficients), reference_hz=1e9)
-
-
-def _nearest(table: pd.DataFrame, catalogue: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Index of, and angle (deg) to, the catalogue entry nearest to each row."""
-    from scipy.spatial import cKDTree
-
-    def xyz(frame):
-        ra, dec = np.radians(frame["ra_deg"].values), np.radians(frame["dec_deg"].values)
-        return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
-
-    chord, index = cKDTree(xyz(catalogue)).query(xyz(table))
-    return index, np.degrees(2 * np.arcsin(np.clip(chord / 2, 0, 1)))
 
 
 def _as_source(row) -> Source:

@@ -1,5 +1,6 @@
 """Calibration tables: solve, look at, apply. The reference implementation: CASA gaincal, bandpass, applycal."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -276,11 +277,7 @@ def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[n
         return *(mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")), rows
     data = mset.read_grid(ms, "DATA", rows.shape[0])
     flags = prepared_flags(ms, rows.shape[0])
-    inverse, flagged = solutions
-    step = len(data) // len(inverse)
-    for k in range(len(inverse)):
-        part = slice(k * step, (k + 1) * step)
-        correct(data[part], flags[part], rows.ant_1, rows.ant_2, inverse[k], flagged[k])
+    correct_all(data, flags, rows.ant_1, rows.ant_2, *solutions)
     mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
     return data, flags, rows
 
@@ -308,6 +305,32 @@ def per_antenna(
     return inverse / np.where(lost, 1, gain), flagged | lost
 
 
+def middle_gains(tables: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """Bandpass times gains of each station, (npol,): median amplitude, phase in the middle of the band; NaN where flagged."""
+    bandpass, gains = read(tables["B"]), read(tables["G"])
+    with mset.open_table(f"{tables['B']}::ANTENNA") as antenna:
+        names = antenna.getcol("NAME")
+    mean = _gains_at(gains, len(names), np.array([np.inf]))[0]
+    values = np.where(bandpass.flags, np.nan, bandpass.gain)
+    nchan = values.shape[1]
+    middle = values[:, nchan // 2 - nchan // 32 : nchan // 2 + nchan // 32 + 1]
+    found = {}
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of antennas without any solution
+        for row, a in enumerate(bandpass.antenna):
+            turned = np.nanmean(middle[row], axis=0)
+            found[names[a]] = mean[a] * np.nanmedian(np.abs(values[row]), axis=0) * turned / np.abs(turned)
+    return found
+
+
+def snr_by_antenna(path: Path, nant: int) -> np.ndarray:
+    """Signal to noise of an antenna's gains, all intervals together, (nant, npol); 0 where there is none."""
+    gains = read(path)
+    total = np.zeros((nant, gains.gain.shape[2]))
+    np.add.at(total, gains.antenna, np.where(gains.flags, 0, gains.snr)[:, 0] ** 2)
+    return np.sqrt(total)
+
+
 def _gains_at(gains: Solutions, nant: int, time_mjd: np.ndarray) -> np.ndarray:
     """Gains (1 or ntime, nant, npol), NaN where there is none: linear in time inside their group, else their mean."""
     times = np.unique(gains.time_mjd)
@@ -326,6 +349,14 @@ def _gains_at(gains: Solutions, nant: int, time_mjd: np.ndarray) -> np.ndarray:
             else:
                 found[0, a, p] = np.abs(values).mean() * np.exp(1j * np.angle(values.mean()))
     return found
+
+
+def correct_all(data, flags, ant_1, ant_2, inverse: np.ndarray, flagged: np.ndarray) -> None:
+    """`correct` with solutions for all times, or for each: (1 or ntime, nant, nchan, npol)."""
+    step = len(data) // len(inverse)
+    for k in range(len(inverse)):
+        part = slice(k * step, (k + 1) * step)
+        correct(data[part], flags[part], ant_1, ant_2, np.ascontiguousarray(inverse[k]), np.ascontiguousarray(flagged[k]))
 
 
 @njit(parallel=True, cache=True)

@@ -103,6 +103,9 @@ def run(
 @_command
 def plan(configfile: ConfigFiles = None, as_json: AsJson = False):
     """What a run would do with every group, in plain words, and why not. Changes nothing."""
+    from contimg.catalogues import read_sky
+    from contimg.identity import science_digest
+
     config = configuration.load(configfile or ())
     plans = make_plans(config, time.time())
     if as_json:
@@ -112,9 +115,13 @@ def plan(configfile: ConfigFiles = None, as_json: AsJson = False):
         return
     console = _console()
     lines = [] if plans else [f"no subband files in {config.paths.incoming}"]
+    digest = science_digest(config)
+    lines += [
+        f"[bold red]{escape(f'{config.catalogues.sky}: {one}')}[/bold red]" for one in read_sky(config.catalogues.sky).problems
+    ]
     for group, one in plans.items():
         role = "calibrator" if one.calibrators else "target"
-        text = describe(one) + (", with another configuration" if made_otherwise(config, group, one) else "")
+        text = describe(one) + (", with another configuration" if made_otherwise(config, digest, group, one) else "")
         lines.append(f"[bold]{group}[/bold]  {role if one.action in ('run', 'waiting') else '-'}  {escape(text)}")
     console.print("\n".join(lines))
 
@@ -156,6 +163,10 @@ def _show_status(found: dict) -> None:
             console.print(f"[red]{job['group']}: its run is dead; the watcher or the next run takes it up[/red]")
         elif job["stage"]:
             console.print(f"now: {job['group']} [bold]{job['stage']}[/bold] since {job['since']}, attempt {job['attempt']}")
+    if bad := found.get("must_not_be_used"):
+        console.print(
+            f"[bold red]{bad} {'image' if bad == 1 else 'images'} must not be used[/bold red]; contimg why GROUP says why"
+        )
     if between := sum(job["alive"] and not job["stage"] for job in found["running"]):
         console.print(f"{between} more groups are between two stages, or on the cluster")
     console.print(_status_table(found["groups"]))
@@ -191,9 +202,15 @@ def _status_table(rows: list[dict]) -> Table:
             f"{row['rms_jy'] * 1e3:.2f}", f"{check['found']} of {check['expected']}",
             "-" if check["flux_ratio"] is None else f"{check['flux_ratio']:.3f}",
             "-" if check["offset_arcsec"] is None else f"{check['offset_arcsec']:.2f}\"",
-            "; ".join([row["verdict"], *row["verdict_reasons"]]), seconds,
+            escape("; ".join([row["verdict"], *_against(row), *row["verdict_reasons"]])), seconds,
         )  # fmt: skip
     return table
+
+
+def _against(row: dict) -> list[str]:
+    """What is against an image's use that its verdict does not say."""
+    status = row.get("calibration_set", "active")
+    return [] if status == "active" else [f"must not be used: its calibration set is {status}"]
 
 
 @_command
@@ -206,7 +223,10 @@ def why(group: Annotated[str, typer.Argument(help="Group id.")], configfile: Con
     console = _console()
     files, history, logs = known.pop("files", []), known.pop("history", []), known.pop("logs")
     for key, value in known.items():
-        if value not in (None, [], {}):
+        if isinstance(value, list) and len(value) and all(isinstance(one, str) for one in value):
+            for one in value:
+                console.print(f"[bold]{key.replace('_', ' ')}[/bold]  {escape(one)}", soft_wrap=True)
+        elif value not in (None, [], {}):
             console.print(f"[bold]{key.replace('_', ' ')}[/bold]  {escape(str(value))}", soft_wrap=True)
     for file in files:
         file["path"] = Path(file["path"]).name
@@ -333,6 +353,9 @@ def simulate(
     dead: Annotated[list[int] | None, typer.Option(help="Station that sees noise only; may be given again.")] = None,
     missing: Annotated[list[int] | None, typer.Option(help="Subband never written; may be given again.")] = None,
     truncated: Annotated[list[int] | None, typer.Option(help="Subband cut off; may be given again.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Source, by name, that is not there; may be given again.")] = None,
+    sefd_scatter: Annotated[float, typer.Option(help="Scatter of ln(noise) among the receivers.")] = 0.0,
+    far: Annotated[list[str] | None, typer.Option(help="Cas A or Cyg A in the sidelobes; may be given again.")] = None,
 ):
     """Write simulated subband files in the telescope's format, with their truth beside them."""
     from contimg.simulate import Simulation, read_sky, simulate_demo, simulate_group
@@ -353,7 +376,7 @@ def simulate(
             options = Simulation(
                 start=start, dec_deg=dec, antennas=antennas, channels=channels, integrations=integrations, seed=seed,
                 gain_seed=gain_seed, skew_s=skew, rfi=rfi, dead=tuple(dead or ()), missing=tuple(missing or ()),
-                truncated=tuple(truncated or ()),
+                truncated=tuple(truncated or ()), without=tuple(without or ()), sefd_scatter=sefd_scatter, far=tuple(far or ()),
             )  # fmt: skip
             written = simulate_group(folder, options, read_sky(lists.sky, lists.calibrators), lists.stations)
     except ValueError as error:
@@ -364,19 +387,30 @@ def simulate(
 
 @_command
 def catalog(
-    output: Annotated[Path, typer.Argument(help="CSV to write; name it in catalogues.sky.")],
+    output: Annotated[Path, typer.Argument(help="File to write, .csv or indexed .sqlite3; name it in catalogues.sky.")],
     configfile: ConfigFiles = None,
+    source: Annotated[Path | None, typer.Option("--from", help="A FITS, VOTable or CSV file instead of the NVSS.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(help="With --from: name=NVSS, ra_deg=RAJ2000, ... where the file has other names.")
+    ] = None,
+    flux_unit: Annotated[str | None, typer.Option(help="With --from: of its fluxes, where it does not say: Jy or mJy.")] = None,
     ra: Annotated[float | None, typer.Option(help="Centre of a cone, deg; without it, the whole NVSS.")] = None,
     dec: Annotated[float | None, typer.Option(help="Centre of a cone, deg.")] = None,
     radius: Annotated[float, typer.Option(help="Radius of the cone, deg.")] = 5.0,
     min_mjy: Annotated[float, typer.Option(help="Faintest source, mJy.")] = 2.5,
 ):
-    """Get the NVSS (VizieR VIII/65) and store it in the format that the workflow reads."""
-    from contimg.catalogues import download_nvss
+    """Get the NVSS (VizieR VIII/65), or take a catalogue that you have, checked, in the format that the workflow reads."""
+    from contimg.catalogues import download_nvss, read_table, write_catalogue
 
     configuration.load(configfile or ())
-    centre = None if ra is None or dec is None else (ra, dec)
-    print(f"{download_nvss(output, centre, radius, min_mjy)} sources in {output}; set catalogues.sky to it")
+    if source is None:
+        sky = download_nvss(output, None if ra is None or dec is None else (ra, dec), radius, min_mjy)
+    else:
+        named = [one.partition("=") for text in columns or () for one in text.replace(" ", "").split(",")]
+        sky = write_catalogue(output, read_table(source, {ours: theirs for ours, _, theirs in named}, flux_unit), str(source))
+    for problem in sky.problems:
+        print(problem)
+    print(f"{sky.number} sources in {output}; set catalogues.sky to it")
 
 
 @_command
@@ -407,11 +441,14 @@ def provenance(
 def verify(configfile: ConfigFiles = None):
     """Whether every product is in the databases, on disk, and as it was when it was recorded. Status 1 when not."""
     from contimg import provenance as chain
+    from contimg import publishing
 
     found = 0
-    for line in chain.verify(configuration.load(configfile or ())):
+    config = configuration.load(configfile or ())
+    for line in chain.verify(config):
         print(line, flush=True)
         found += 1
+    publishing.check(config)  # images of sets that were altered are marked
     print(f"{found} products are missing, altered or unknown" if found else "every product is in its place and unaltered")
     raise typer.Exit(1 if found else 0)
 
@@ -497,23 +534,39 @@ def registry_retire(
     name: Annotated[str, typer.Argument(help="Name of the set.")],
     reason: Annotated[str, typer.Option(help="Why; it is shown wherever the set is refused.")],
     configfile: ConfigFiles = None,
+    reprocess: Annotated[bool, typer.Option("--reprocess", help="Do the groups that were made with it again.")] = False,
 ):
-    """Never choose a set again. What was calibrated with it stays; `contimg reprocess` does it again with another."""
+    """Never choose a set again. Images made with it are marked as not to be published, and listed."""
+    from contimg import ingest, publishing
     from contimg.registry import retire
 
-    retire(Paths.of(configuration.load(configfile or ())).registry_db, name, reason)
-    print(f"{name}: retired")
+    config = configuration.load(configfile or ())
+    paths = Paths.of(config)
+    retire(paths.registry_db, name, reason)
+    publishing.mark(config)
+    groups = publishing.images_of_set(config, name)
+    print(f"{name}: retired; {len(groups) or 'no'} {'image was' if len(groups) == 1 else 'images were'} made with it")
+    for group in groups:
+        print(f"  {group}: must not be published")
+    if groups and not reprocess:
+        print(f"to do them again with another set: contimg reprocess {' '.join(groups)} --from caltables")
+    for group in groups if reprocess else ():
+        with db.writing(paths.ingest_db, ingest.Base) as session:
+            first = ingest.reprocess(session, paths, group, "caltables", config.ingest.min_subbands)
+        print(f"{group}: pending again, from {first} on; the next run takes it")
 
 
 @registry_app.command("verify")
 @_reported
 def registry_verify(configfile: ConfigFiles = None):
-    """Whether every table of an active set is on disk, and is what it was when it was registered."""
-    from contimg.checksums import altered
+    """Whether every table of an active set is on disk, and is what it was when it was registered. A set of which one is not is
+    failed, and its images are marked as not to be published."""
+    from contimg import publishing
     from contimg.registry import all_tables
 
-    tables = all_tables(Paths.of(configuration.load(configfile or ())).registry_db)
-    wrong = altered((t.path, t.checksum) for t in tables if t.status == "active")
+    config = configuration.load(configfile or ())
+    tables = all_tables(Paths.of(config).registry_db)
+    wrong = publishing.check(config)
     for line in wrong:
         print(line)
     print(f"{sum(t.status == 'active' for t in tables)} tables of active sets, {len(wrong)} of them gone or altered")

@@ -4,7 +4,6 @@
 models (`python -m contimg.config`), and a test fails when the three drift apart.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -157,7 +156,10 @@ class FlaggingConfig(_Section):
     max_channel_fraction: float = Field(0.5, gt=0, le=1, description="mad: flag a channel with more than this flagged")
     max_time_fraction: float = Field(0.5, gt=0, le=1, description="mad: flag an integration with more than this flagged")
     dead_coherence: float = Field(
-        0.1, ge=0, lt=1, description="an antenna with less than this share of the array's median coherent power is dead"
+        0.1,
+        ge=0,
+        lt=1,
+        description="an antenna with less than this share of the median coherent power, and next to none, is dead",
     )
     odd_noise_factor: float = Field(5.0, gt=1, description="flag an antenna with this much more noise than most, or less")
 
@@ -189,7 +191,7 @@ class CalibrationConfig(_Section):
     fast_uvrange: UvRange = Field(">1klambda", description="fast: baselines to solve with")
     phase_only: bool = Field(True, description="fast: gains have phases only, after the bandpass")
     max_model_misfit: float = Field(
-        0.3, gt=0, description="apply fails when calibrated data and catalogue differ more than this in amplitude"
+        0.3, gt=0, description="calibrated data and catalogue differ more than this in amplitude: not for science"
     )
     min_antennas: int = Field(5, ge=5, description="a set with solutions for fewer antennas is not used")
     max_flagged: float = Field(0.5, gt=0, le=1, description="nor one with more of its solutions flagged")
@@ -199,6 +201,32 @@ class CalibrationConfig(_Section):
     min_modelled: float = Field(0.8, ge=0, le=1, description="nor one whose model lacks more of the flux in the beam")
     validity_h: float = Field(24, gt=0, description="a set is valid this long before and after its mid time")
     dec_tolerance_deg: float = Field(1.0, gt=0, description="a set is valid for pointings this close in declination")
+
+
+class GatesConfig(_Section):
+    """What calibrated data look like, whatever is in the field: beyond, a set or an image is passable (warn) or wrong (fail)."""
+
+    sefd_jy: float = Field(7000, gt=0, description="noise of a receiver: 6500 by design, 8016 as measured in 2026")
+    warn_sefd_factor: float = Field(2.0, gt=1, description="median receiver, so many times noisier or quieter than that")
+    fail_sefd_factor: float = Field(3.5, gt=1, description="the same")
+    warn_sefd_scatter: float = Field(0.6, gt=0, description="scatter of ln(noise) among receivers; 0.27 as measured")
+    fail_sefd_scatter: float = Field(1.2, gt=0, description="the same")
+    warn_snr_share: float = Field(0.5, gt=0, lt=1, description="signal to noise of the gains, of what the model promises")
+    fail_snr_share: float = Field(0.2, gt=0, lt=1, description="the same")
+    warn_explained: float = Field(0.8, gt=0, lt=1, description="share of the coherent power that the model explains")
+    fail_explained: float = Field(0.5, gt=0, lt=1, description="the same")
+    warn_offset_arcsec: float = Field(30.0, gt=0, description="place of the calibrator in the calibrated data")
+    fail_offset_arcsec: float = Field(120.0, gt=0, description="the same")
+    warn_gain_change: float = Field(1.3, gt=1, description="gains of all antennas, against the nearest other set: ratio")
+    fail_gain_change: float = Field(3.0, gt=1, description="the same")
+    antenna_gain_change: float = Field(1.5, gt=1, description="an antenna whose gain changed by more than the others' is named")
+    antenna_phase_change_deg: float = Field(60.0, gt=0, description="or by so much in phase")
+    warn_antennas_changed: float = Field(0.2, gt=0, le=1, description="share of the antennas that changed")
+    fail_antennas_changed: float = Field(0.6, gt=0, le=1, description="the same")
+    warn_sefd_change: float = Field(1.3, gt=1, description="noise of a calibrated group over that of its set's observation")
+    fail_sefd_change: float = Field(4.0, gt=1, description="the same")
+    antenna_sefd_change: float = Field(2.0, gt=1, description="an antenna whose noise changed so much is named")
+    warn_model_misfit: float = Field(0.1, gt=0, description="amplitude of the catalogue in calibrated data, off 1")
 
 
 class ImagingConfig(_Section):
@@ -235,7 +263,7 @@ class ImagingConfig(_Section):
 
 
 class ValidationConfig(_Section):
-    """When an image is only passable (warn), or must not be used (fail)."""
+    """When an image is only passable (warn), or must not be used (fail). What data must be like is in `gates`."""
 
     warn_rms: float = Field(1.5, gt=0, description="noise over the thermal expectation")
     fail_rms: float = Field(10.0, gt=0, description="the same")
@@ -245,7 +273,20 @@ class ValidationConfig(_Section):
     fail_offset_arcsec: float = Field(5.0, gt=0, description="the same")
     warn_lost: float = Field(0.1, ge=0, description="share of the catalogue's bright sources that were not found")
     fail_lost: float = Field(0.5, ge=0, description="the same")
-    min_compared: int = Field(4, ge=1, description="sources that a comparison takes")
+    min_compared: int = Field(4, ge=1, description="sources that a comparison takes; with fewer an image is unverified")
+    warn_data: float = Field(0.8, ge=0, le=1, description="share of the group's visibilities that is in the image")
+    fail_data: float = Field(0.1, ge=0, le=1, description="the same")
+    warn_antennas: float = Field(0.85, ge=0, le=1, description="share of the antennas that took part")
+    fail_antennas: float = Field(0.3, ge=0, le=1, description="the same")
+    warn_band: float = Field(0.8, ge=0, le=1, description="share of the channels")
+    fail_band: float = Field(0.2, ge=0, le=1, description="the same")
+    warn_time: float = Field(0.8, ge=0, le=1, description="share of the integrations")
+    fail_time: float = Field(0.2, ge=0, le=1, description="the same")
+    warn_beam: float = Field(0.2, gt=0, description="area of the beam against that of all antennas, larger or smaller by")
+    fail_beam: float = Field(2.0, gt=0, description="the same")
+    publish: tuple[Literal["good", "unverified", "warn", "fail"], ...] = Field(
+        ("good", "unverified", "warn"), description="verdicts with which an image may be published, if nothing else is against it"
+    )
 
 
 class RetentionConfig(_Section):
@@ -267,6 +308,7 @@ class Config(_Section):
     conversion: ConversionConfig = ConversionConfig()
     flagging: FlaggingConfig = FlaggingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    gates: GatesConfig = GatesConfig()
     imaging: ImagingConfig = ImagingConfig()
     validation: ValidationConfig = ValidationConfig()
     retention: RetentionConfig = RetentionConfig()
@@ -277,11 +319,6 @@ class Config(_Section):
         if self.conversion.writer != "auto":
             return self.conversion.writer
         return "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
-
-    def digest(self) -> str:
-        """Short hash of what decides the science: all but `paths`, `validation`, `retention` and the choice of groups."""
-        science = self.model_dump(mode="json", exclude={"paths", "ingest", "validation", "retention"})
-        return hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:

@@ -19,7 +19,13 @@ _RAYLEIGH_MEDIAN = 1.1774100225  # median of |x + iy| for unit rms of x and of y
 _SECOND_DIFFERENCE = np.sqrt(6.0)  # rms of v[k-1] - 2 v[k] + v[k+1] per rms of v
 _NOISE_SAMPLE = 8192  # visibilities of a baseline that are enough for its noise: 1.2 % each, and antennas average it
 _CHANNELS_AROUND = 11
-_COHERENCE_CELL = (2, 2e6)  # integrations, Hz: short enough for sources at the edge of the beam
+# Cells in which the sky of the beam is coherent: so long that sources in the far sidelobes, whose fringes turn faster, are not.
+_COHERENCE_CELL_S, _COHERENCE_CELL_HZ = 160.0, 4e6
+_BEAM_EDGE = 0.026  # direction cosine: the half-power point
+_MOST_TURNS = 0.3  # of a source there, in a cell
+_SKY_TURNS_RAD_S = 7.2921e-5
+_NO_COHERENCE = 0.01  # of the median antenna's: what is left of interference gives a dead antenna as much
+_COHERENCE_SIGMA = 4.0
 
 
 @dataclass
@@ -169,32 +175,57 @@ def _clip_samples(data, flags, noise, sigma):
 
 @njit(parallel=True, cache=True)
 def _coherent_power(data, flags, noise, times, channels):
-    """Per baseline: mean over cells of |mean of V / noise|^2 less what noise alone gives, and its standard error."""
+    """Per baseline: mean over cells of the power of their mean V / noise, and its standard error.
+
+    The power is the product of the means of a cell's even and odd samples: what is noise in one is another noise in the other, so
+    that none need be subtracted, nor known; fringes of a far source, which turn from sample to sample, count as noise.
+
+    times, channels  size of the cells of each baseline, (nbaseline,)
+    """
     ntime, nbaseline, nchan, npol = data.shape
     excess = np.full(nbaseline, np.nan)
     error = np.full(nbaseline, np.nan)
     for b in prange(nbaseline):
-        total, variance, cells = 0.0, 0.0, 0
+        total, squares, cells = 0.0, 0.0, 0
         for p in range(npol):
             if not noise[b, p] > 0:
                 continue
-            for t0 in range(0, ntime, times):
-                for c0 in range(0, nchan, channels):
-                    mean, n = 0j, 0
-                    for t in range(t0, min(t0 + times, ntime)):
-                        for c in range(c0, min(c0 + channels, nchan)):
+            for t0 in range(0, ntime, times[b]):
+                for c0 in range(0, nchan, channels[b]):
+                    even, odd, n_even, n_odd = 0j, 0j, 0, 0
+                    for t in range(t0, min(t0 + times[b], ntime)):
+                        for c in range(c0, min(c0 + channels[b], nchan)):
                             if not flags[t, b, c, p]:
-                                mean += data[t, b, c, p]
-                                n += 1
-                    if n:
-                        mean /= n * noise[b, p]
-                        total += mean.real**2 + mean.imag**2 - 2.0 / n
-                        variance += (2.0 / n) ** 2
+                                if (t + c) % 2:
+                                    odd += data[t, b, c, p]
+                                    n_odd += 1
+                                else:
+                                    even += data[t, b, c, p]
+                                    n_even += 1
+                    if n_even and n_odd:
+                        power = (even * np.conj(odd)).real / (n_even * n_odd * noise[b, p] ** 2)
+                        total += power
+                        squares += power**2
                         cells += 1
         if cells:
             excess[b] = total / cells
-            error[b] = np.sqrt(variance) / cells
+            error[b] = np.sqrt(squares) / cells
     return excess, error
+
+
+def coherence_cells(
+    length_m, wavelength_m: float, integration_s: float, channel_width_hz: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integrations and channels (nbaseline,) of cells in which a source at the edge of the beam turns by `_MOST_TURNS` at most.
+
+    A source in the far sidelobes turns fifty times as fast and is averaged away, on all but the shortest baselines. Gains are
+    not known here: delays of antennas (up to some 50 ns) bound the width.
+    """
+    edge_m = np.maximum(np.asarray(length_m, float), 1.0) * _BEAM_EDGE
+    longest_s = np.minimum(_MOST_TURNS * wavelength_m / (edge_m * _SKY_TURNS_RAD_S), _COHERENCE_CELL_S)
+    widest_hz = np.minimum(_MOST_TURNS * 299792458.0 / edge_m, _COHERENCE_CELL_HZ)
+    times, channels = np.floor(longest_s / integration_s), np.floor(widest_hz / channel_width_hz)
+    return np.maximum(times, 2).astype(np.int64), np.maximum(channels, 1).astype(np.int64)
 
 
 def _excess(values: np.ndarray, floor: np.ndarray | float) -> np.ndarray:
@@ -278,21 +309,22 @@ def _neighbours(values: np.ndarray) -> np.ndarray:
     return median_filter(padded, size=(1, _CHANNELS_AROUND), mode="nearest")[:, half:-half]
 
 
-def dead_antennas(data, flags, noise, ant_1, ant_2, channel_width_hz, threshold) -> tuple[list[int], dict[int, float], str]:
+def dead_antennas(data, flags, noise, ant_1, ant_2, times, channels, threshold) -> tuple[list[int], dict[int, float], str]:
     """Antennas that take part in noise but not in the sky: (numbers, relative coherence by antenna, note).
 
-    The power of visibilities averaged over small cells, less that of noise, does not depend on the phases of the
-    gains, so it needs no calibration; relative to the noise it does not depend on their amplitudes either.
+    The power of visibilities averaged over small cells (`coherence_cells`), less that of noise, does not depend on the phases of
+    the gains, so it needs no calibration; relative to the noise it does not depend on their amplitudes either. A dead antenna
+    has less than `threshold` of the median one's, and none beyond what noise and left interference give: one that sees less of
+    the sky than others do (their arm sees a bright source in the sidelobes) lives.
     """
-    times, width_hz = _COHERENCE_CELL
-    channels = max(1, int(width_hz / channel_width_hz))
     excess, error = _coherent_power(data, flags, noise, times, channels)
     antennas = np.unique(np.concatenate([ant_1, ant_2]))
-    per_antenna = {}
+    per_antenna, errors = {}, {}
     for antenna in antennas:
         mine = ((ant_1 == antenna) ^ (ant_2 == antenna)) & np.isfinite(excess)
         if mine.any():
             per_antenna[int(antenna)] = float(np.median(excess[mine]))
+            errors[int(antenna)] = float(np.median(error[mine])) * 1.2533 / np.sqrt(mine.sum())
     if not per_antenna:
         return [], {}, "no unflagged cross-correlation: dead antennas unknown"
     typical = float(np.median(list(per_antenna.values())))
@@ -300,7 +332,11 @@ def dead_antennas(data, flags, noise, ant_1, ant_2, channel_width_hz, threshold)
     relative = {a: value / typical for a, value in per_antenna.items()} if typical > 0 else {}
     if typical < 10 * scatter:
         return [], relative, f"sky too faint ({typical / scatter:.1f} sigma per antenna) to tell a dead antenna"
-    return [a for a, r in relative.items() if r < threshold], relative, ""
+    none = {a: max(_COHERENCE_SIGMA * errors[a], _NO_COHERENCE * typical) for a in per_antenna}
+    dead = [a for a, r in relative.items() if r < threshold and per_antenna[a] < none[a]]
+    weak = sum(r < threshold for r in relative.values()) - len(dead)
+    note = f"{weak} antennas have less than {threshold:.0%} of the median coherent power, and are not dead" if weak else ""
+    return dead, relative, note
 
 
 def odd_antennas(noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, factor: float) -> list[int]:
@@ -328,14 +364,14 @@ def _flag_times_channels(flags, bad):
 
 
 def flag(
-    data, flags, ant_1, ant_2, channel_width_hz: float, options: FlaggingConfig,
+    data, flags, ant_1, ant_2, cells: tuple[np.ndarray, np.ndarray], options: FlaggingConfig,
     shadow: np.ndarray | None = None, find_rfi: Callable[[np.ndarray], None] | None = None,
 ) -> Flagging:  # fmt: skip
     """All flags of a group.
 
     data, flags       (ntime, nbaseline, nchan, npol); `flags` marks what conversion found to be no data, and is changed
     ant_1, ant_2      (nbaseline,) antenna indices
-    channel_width_hz  for the size of the cells in which the sky is coherent
+    cells             in which the sky is coherent: `coherence_cells`
     shadow            rows (ntime, nbaseline) of shadowed antennas
     find_rfi          adds the flags of another strategy than `mad` in place (contimg.rfi)
 
@@ -370,7 +406,7 @@ def flag(
         find_rfi(flags)
         note("rfi")
     noise = baseline_noise(data, flags)
-    dead, coherence, remark = dead_antennas(data, flags, noise, ant_1, ant_2, channel_width_hz, options.dead_coherence)
+    dead, coherence, remark = dead_antennas(data, flags, noise, ant_1, ant_2, *cells, options.dead_coherence)
     result.dead_antennas, result.coherence = dead, coherence
     result.odd_antennas = odd_antennas(noise, ant_1, ant_2, options.odd_noise_factor)
     if remark:

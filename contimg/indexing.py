@@ -12,7 +12,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import db, ingest
+from contimg import db, ingest, publishing
 from contimg.checksums import checksum
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
@@ -69,12 +69,19 @@ def index_group(group: str, config: Config, known: Mapping[str, str] | None = No
     common = _image_columns(imaged) | {
         "group_id": group, "ms_path": ms.path, "created_at": db.now(), "subbands": len(converted["subbands"]),
         "cal_set": results["caltables"]["set_name"], "flux_scale": results["caltables"]["flux_scale"],
-        "config": imaged["config"], "software": json.dumps(imaged["versions"]),
+        "config": imaged["config"], "software": json.dumps(imaged["versions"]), "commit_id": imaged.get("commit"),
+        "catalogues": json.dumps(imaged.get("catalogues")), "cal_checksums": " ".join(results["caltables"].get("checksums", [])),
+        "antennas_lost": ", ".join(imaged.get("used", {}).get("antennas_lost", [])),
+        "data_share": imaged.get("used", {}).get("data_share"), "deleted_at": None,
     }  # fmt: skip
-    images = [
-        Image(path=path, type=quick + kind, pbcor=kind == "pbcor", checksum=sums[path], bytes=sizes[path], **common)
-        for path, kind in ((imaged["images"][suffix], kind) for suffix, kind in types.items())
-    ]
+    common["set_status"] = publishing.set_status(common["cal_set"], common["cal_checksums"], publishing.known_sets(paths))
+    images = []
+    for path, kind in ((imaged["images"][suffix], kind) for suffix, kind in types.items()):
+        why = publishing.unpublishable(common | {"type": quick + kind}, config.validation)
+        images.append(
+            Image(path=path, type=quick + kind, pbcor=kind == "pbcor", checksum=sums[path], bytes=sizes[path],
+                  unpublishable="; ".join(why) or None, **common)
+        )  # fmt: skip
     artifacts = [
         QaArtifact(group_id=group, name=name, path=path, created_at=db.now(), checksum=sums[path]) for name, path in plots.items()
     ]

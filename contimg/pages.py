@@ -90,11 +90,13 @@ def headline(status: Mapping) -> tuple[str, str]:
     if behind_s > 3600:
         return "fail", f"Behind by {duration(behind_s)}"
     lost = f"; {failed} {'group' if failed == 1 else 'groups'} failed" if failed else ""
+    if bad := status.get("must_not_be_used", 0):
+        lost += f"; {bad} {'image' if bad == 1 else 'images'} must not be used"
     if not status["counts"]:
         return "warn", "The queue is empty: nothing came yet"
     if behind_s > 600:
         return "warn", f"Behind by {duration(behind_s)}{lost}"
-    return ("warn" if failed else "good"), f"Keeping up{lost}"
+    return ("warn" if lost else "good"), f"Keeping up{lost}"
 
 
 def duration(seconds: float) -> str:
@@ -105,21 +107,34 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
+def _ra_reach(image: Mapping) -> float:
+    """Half of an image's extent in right ascension, deg."""
+    return image["diameter_deg"] / 2 / max(math.cos(math.radians(image["centre_dec_deg"])), 1e-3)
+
+
 def footprints(images: Sequence[Mapping]) -> dict:
     """Circles of images on a chart of right ascension (24 h to 0 h) and declination, 1440 wide, and its ticks."""
     shown = [i for i in images if i["centre_ra_deg"] is not None and i["diameter_deg"] is not None]
     if not shown:
-        return {"circles": [], "height": 0, "dec": []}
+        return {"circles": [], "images": 0, "height": 0, "dec": []}
     low = math.floor(min(i["centre_dec_deg"] - i["diameter_deg"] / 2 for i in shown) / 5) * 5
     high = math.ceil(max(i["centre_dec_deg"] + i["diameter_deg"] / 2 for i in shown) / 5) * 5
     low, high = min(low, high - 20), high
-    scale = 4.0  # units a degree
+    scale, whole = 4.0, 360.0  # units a degree
     circles = [
-        {"x": (360 - i["centre_ra_deg"]) * scale, "y": (high - i["centre_dec_deg"]) * scale, "ry": i["diameter_deg"] / 2 * scale,
+        {"x": (whole - i["centre_ra_deg"] + turn) * scale, "y": (high - i["centre_dec_deg"]) * scale,
+         "ry": i["diameter_deg"] / 2 * scale,
          "rx": i["diameter_deg"] / 2 * scale / math.cos(math.radians(i["centre_dec_deg"])), **i}
         for i in shown
+        for turn in (-whole, 0.0, whole)  # a field across 0 h has a part at either end
+        if -_ra_reach(i) < whole - i["centre_ra_deg"] + turn < whole + _ra_reach(i)
     ]  # fmt: skip
-    return {"circles": circles, "height": (high - low) * scale, "dec": [((high - d) * scale, d) for d in range(low, high + 1, 5)]}
+    return {
+        "circles": circles,
+        "images": len(shown),
+        "height": (high - low) * scale,
+        "dec": [((high - d) * scale, d) for d in range(low, high + 1, 5)],
+    }
 
 
 def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:

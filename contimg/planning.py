@@ -101,10 +101,10 @@ def _plan_pending(
     if not pending:
         return {}
     from contimg.calibrators import find_candidates, read_calibrators  # astropy: only when there is work
-    from contimg.skymodel import read_catalogue
+    from contimg.catalogues import read_sky
 
     options = config.calibration
-    table = read_calibrators(config.catalogues.calibrators, read_catalogue(config.catalogues.sky), options)
+    table = read_calibrators(config.catalogues.calibrators, read_sky(config.catalogues.sky), options)
     outlines = [group.outline for group, _ in pending]
     found = find_candidates(table, [o.mid_mjd for o in outlines], [o.app_dec_deg for o in outlines], options)
     candidates = [tuple(c.name for c in names) for names in found]
@@ -258,7 +258,8 @@ def describe(plan: Plan) -> str:
     return text
 
 
-def made_otherwise(config: Config, group: str, plan: Plan) -> bool:
-    """Whether a finished group was imaged with another configuration than this; a configuration's change reruns nothing."""
+def made_otherwise(config: Config, digest: str, group: str, plan: Plan) -> bool:
+    """Whether a finished group was imaged with another configuration or catalogue than those of this digest
+    (`identity.science_digest`); such a change reruns nothing."""
     result = Paths.of(config).result(group, "index")
-    return plan.action == "done" and result.exists() and json.loads(result.read_text()).get("config") != config.digest()
+    return plan.action == "done" and result.exists() and json.loads(result.read_text()).get("config") != digest

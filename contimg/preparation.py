@@ -10,7 +10,7 @@ from contimg import measurement_set as mset
 from contimg.catalogues import read_stations
 from contimg.config import FlaggingConfig
 from contimg.errors import ValidationError
-from contimg.geometry import meridian_frame_m, track
+from contimg.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, track
 
 _UVW_TOLERANCE_M = 1e-3
 _CHANGING = "WEIGHTS_CHANGING"
@@ -116,7 +116,11 @@ def prepare(ms: Path, options: FlaggingConfig, stations: Path, logfile: Path | N
     ant_1, ant_2 = rows.ant_1, rows.ant_2
     shadow = flagging.shadowed(rows.uvw_m, ant_1, ant_2, observation.diameters_m)
     find_rfi = rfi.finder(options.strategy, ms, data, logfile)
-    found = flagging.flag(data, flags, ant_1, ant_2, observation.channel_width_hz, options, shadow, find_rfi)
+    cells = flagging.coherence_cells(
+        np.linalg.norm(rows.uvw_m[ntime // 2], axis=1), SPEED_OF_LIGHT_M_S / observation.freq_hz.mean(), rows.integration_s,
+        observation.channel_width_hz,
+    )  # fmt: skip
+    found = flagging.flag(data, flags, ant_1, ant_2, cells, options, shadow, find_rfi)
     checks["flagged"] = float(found.by_row[:, cross].mean())
     if checks["flagged"] == 1:
         raise ValidationError(f"{ms}: every visibility is flagged ({found.fractions}). Nothing to image.")
@@ -185,14 +189,13 @@ def _scaled(ms: Path, rows: mset.Rows, row_weight: np.ndarray) -> tuple[np.ndarr
     return weights, _reweigh(weights, sigma, row_weight)
 
 
-def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows) -> dict:
+def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows, nant: int) -> tuple[dict, np.ndarray]:
     """Check calibrated data and write WEIGHT and WEIGHT_SPECTRUM in Jy^-2, from the scatter of the data themselves.
 
     data, flags  CORRECTED_DATA and its flags, (ntime, nbaseline, nchan, npol)
 
-    The noise of a baseline and polarisation comes from second differences along the channels; as products of
-    antennas' noises are what a correlator has, a least-squares fit of ln(noise) per antenna steadies it. Short
-    integrations keep their smaller share. Returns what was found; raises ValidationError when nothing is usable.
+    Short integrations keep their smaller share. Returns what was found, and the antennas' noises (`antenna_noise`); raises
+    ValidationError when nothing is usable.
     """
     cross = rows.ant_1 != rows.ant_2
     flagged, amplitude, odd = _survey(data, flags, cross)
@@ -202,7 +205,7 @@ def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows) -> dic
         raise ValidationError(f"{ms}: CORRECTED_DATA has {odd} unflagged values that are not finite.")
     if not amplitude > 0:
         raise ValidationError(f"{ms}: CORRECTED_DATA is zero. The calibration was not applied.")
-    noise = _antenna_noise(flagging.baseline_noise(data, flags), rows.ant_1, rows.ant_2, cross)
+    noise, by_antenna = antenna_noise(data, flags, rows.ant_1, rows.ant_2, nant)
     if not (noise[cross] > 0).any():
         raise ValidationError(f"{ms}: the noise cannot be measured: that takes 3 channels side by side, unflagged.")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -217,7 +220,7 @@ def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows) -> dic
         "mean_amplitude_jy": float(amplitude),
         "median_noise_jy": float(np.median(noise[cross][noise[cross] > 0])),
         "flagged": float(flagged),
-    }
+    }, by_antenna
 
 
 @njit(parallel=True, cache=True)
@@ -241,9 +244,14 @@ def _survey(data, flags, cross):
     return 1 - good.sum() / every, total.sum() / max(1, good.sum()), odd.sum()
 
 
-def _antenna_noise(noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, cross: np.ndarray) -> np.ndarray:
-    """Noise (nbaseline, npol) as products of antennas' noises, fitted to the cross-correlations; 0 where there is none."""
-    fitted = np.zeros_like(noise)
+def antenna_noise(data, flags, ant_1: np.ndarray, ant_2: np.ndarray, nant: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rms of one component of every baseline (nbaseline, npol), 0 where there is none, as products of antennas' noises, and
+    these (nant, npol), NaN where unknown.
+
+    From second differences along the channels; a least-squares fit of ln(noise) of each antenna steadies it.
+    """
+    noise, cross = flagging.baseline_noise(data, flags), ant_1 != ant_2
+    fitted, by_antenna = np.zeros_like(noise), np.full((nant, noise.shape[1]), np.nan)
     for p in range(noise.shape[1]):
         rows = np.flatnonzero(cross & (noise[:, p] > 0))
         antennas, index = np.unique(np.concatenate([ant_1[rows], ant_2[rows]]), return_inverse=True)
@@ -254,5 +262,5 @@ def _antenna_noise(noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, cros
             fitted[rows, p] = noise[rows, p]
             continue
         solution, *_ = np.linalg.lstsq(design, np.log(noise[rows, p]), rcond=None)
-        fitted[rows, p] = np.exp(design @ solution)
-    return fitted
+        fitted[rows, p], by_antenna[antennas, p] = np.exp(design @ solution), np.exp(solution)
+    return fitted, by_antenna

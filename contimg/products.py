@@ -20,8 +20,9 @@ _OBSCORE = """
     i.exposure_s AS t_exptime, i.exposure_s AS t_resolution, 299792458.0 / (i.freq_hz + i.bandwidth_hz / 2) AS em_min,
     299792458.0 / (i.freq_hz - i.bandwidth_hz / 2) AS em_max, i.freq_hz / i.bandwidth_hz AS em_res_power,
     'phot.flux.density;em.radio.750-1500MHz' AS o_ucd, '/I/' AS pol_states, i.imsize AS s_xel1, i.imsize AS s_xel2,
-    1 AS t_xel, 1 AS em_xel, 1 AS pol_xel, 'OVRO' AS facility_name, 'DSA-110' AS instrument_name
-    FROM images i WHERE i.type IN ('image', 'pbcor') AND i.deleted_at IS NULL AND i.science
+    1 AS t_xel, 1 AS em_xel, 1 AS pol_xel, 'OVRO' AS facility_name, 'DSA-110' AS instrument_name,
+    i.verdict AS verdict, i.cal_set AS calibration_set, i.set_status AS calibration_set_status
+    FROM images i WHERE i.unpublishable IS NULL
     AND i.centre_ra_deg IS NOT NULL AND i.diameter_deg IS NOT NULL"""
 _NEW_IN_2 = {
     "ms_index": "group_id TEXT DEFAULT '' NOT NULL, reason TEXT, bytes INTEGER",
@@ -31,6 +32,12 @@ _NEW_IN_2 = {
     "offset_north_arcsec FLOAT, config TEXT, software TEXT, checksum TEXT, bytes INTEGER, deleted_at TEXT",
     "qa_artifacts": "checksum TEXT",
 }  # fmt: skip
+
+# Until `publishing.mark` has looked at them, at the begin of the next run or server, they are not published.
+_NEW_IN_3 = (
+    "set_status TEXT DEFAULT 'not looked at' NOT NULL", "unpublishable TEXT DEFAULT 'not looked at'", "cal_checksums TEXT",
+    "antennas_lost TEXT", "data_share FLOAT", "catalogues TEXT", "commit_id TEXT",
+)  # fmt: skip
 
 
 class Base(DeclarativeBase):
@@ -47,6 +54,7 @@ class Base(DeclarativeBase):
             "CREATE INDEX ix_images_group_id ON images (group_id)",
             "CREATE INDEX ix_images_start_mjd ON images (start_mjd)",
         ),
+        tuple(f"ALTER TABLE images ADD COLUMN {c}" for c in _NEW_IN_3),
     )
 
 
@@ -89,7 +97,7 @@ class Image(Base):
     noise_jy: Mapped[float]
     thermal_jy: Mapped[float]
     dynamic_range: Mapped[float]
-    verdict: Mapped[str]  # good, warn, fail
+    verdict: Mapped[str]  # good, unverified, warn, fail
     verdict_reasons: Mapped[str]
     science: Mapped[bool]
     flux_ratio: Mapped[float | None]  # median, to the catalogue
@@ -114,6 +122,13 @@ class Image(Base):
     subbands: Mapped[int | None]
     cal_set: Mapped[str | None]
     flux_scale: Mapped[str | None]
+    set_status: Mapped[str] = mapped_column(default="active")  # of cal_set now: active, or why it must not be used
+    cal_checksums: Mapped[str | None]  # of its tables when they were applied
+    unpublishable: Mapped[str | None]  # why it must not be published; null: it may (contimg.publishing)
+    antennas_lost: Mapped[str | None]  # names of those that took part and are not in it
+    data_share: Mapped[float | None]  # of the group's visibilities
+    catalogues: Mapped[str | None]  # checksums, JSON
+    commit_id: Mapped[str | None]  # of the software
     config: Mapped[str | None]  # digest
     software: Mapped[str | None]  # versions, JSON
     checksum: Mapped[str | None]  # SHA-256

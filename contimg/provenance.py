@@ -15,7 +15,7 @@ from contimg.paths import CASA_IMAGES, FAST_SUFFIX, STAGES, Paths
 from contimg.products import Image, MeasurementSet, QaArtifact, columns_of
 from contimg.stage import read_json
 
-_OF_STAGE = ("seconds", "finished_at", "host", "run", "config", "versions")
+_OF_STAGE = ("seconds", "finished_at", "host", "run", "config", "catalogues", "commit", "versions")
 
 
 def provenance(config: Config, name: str) -> dict:
@@ -42,7 +42,8 @@ def provenance(config: Config, name: str) -> dict:
         "warning": "the group was imaged again in another mode since: stages, set and commands are of that" if other else None,
         "raw_files": _raw_files(results),
         "calibration": {
-            "set": chosen.get("set_name"), "why": chosen.get("reason"), "flux_scale": chosen.get("flux_scale"),
+            "set": chosen.get("set_name"), "status": rows[0]["set_status"],
+            "why": chosen.get("reason"), "flux_scale": chosen.get("flux_scale"),
             "tables": [
                 {"kind": kind, "path": path, "sha256": sha}
                 for (kind, path), sha in zip(chosen.get("tables", {}).items(), sums, strict=False)
@@ -50,6 +51,8 @@ def provenance(config: Config, name: str) -> dict:
             "raw_files": _raw_files(results_of(paths, calibrator)) if calibrator not in ("", group) else "those above",
         },
         "stages": [{"stage": s} | {key: results[s].get(key) for key in _OF_STAGE} for s in STAGES if s in results],
+        "catalogues": results.get("image", {}).get("catalogues"),
+        "commit": results.get("image", {}).get("commit"),
         "commands": results.get("index", {}).get("runs", {}),
         "configuration": _configuration(paths, rows[0]["config"]),
     }  # fmt: skip

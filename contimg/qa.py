@@ -1,7 +1,10 @@
 """Plots of one group."""
 
+import functools
+import logging
+import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from contimg import caltables, db
@@ -18,42 +22,83 @@ from contimg.config import Config
 from contimg.geometry import SPEED_OF_LIGHT_M_S
 from contimg.paths import GROUP_PLOTS, Paths
 
+log = logging.getLogger(__name__)
+
 # Okabe & Ito (2008): told apart with any colour vision.
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 _COARSE_PIXELS = 900
+_DPI = 110
 _UV_INTEGRATIONS = 4  # a sixth of the data, from all over the observation
 _UV_BLOCKS = 16  # channels are averaged to so many
 
 
-def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, prepared: Mapping) -> dict[str, str]:
-    """Draw every plot of a group; returns their paths by name."""
-    paths = Paths.of(config)
+def plot_group(group: str, config: Config, imaged: Mapping, chosen: Mapping, prepared: Mapping) -> tuple[dict, dict[str, str]]:
+    """Draw every plot of a group; returns their paths by name, and why those are not drawn that could not be."""
+    paths, failed = Paths.of(config), {}
     artifacts = {name: paths.qa(group, name) for name in GROUP_PLOTS}
     artifacts["image"].parent.mkdir(parents=True, exist_ok=True)
-    picture = _coarse_image(Path(imaged["images"]["image.pbcor"]))
+    ms, tables = paths.ms(group), chosen["tables"]
     title = f"{group}  ·  {imaged['freq_hz'] / 1e9:.3f} GHz  ·  calibrated by {chosen['cal_field']} ({chosen['set_name']})"
-    _save(_draw_image(picture, imaged, title), artifacts["image"])
-    _save(_draw_thumbnail(picture, imaged), artifacts["thumbnail"], dpi=40)
-    _save(_draw_catalogue(imaged, group), artifacts["catalogue"])
-    residual, beam = (_coarse_image(Path(imaged["images"][suffix])) for suffix in ("residual", "pb"))
-    _save(_draw_residual(residual, imaged, group), artifacts["residual"])
-    _save(_draw_beam(beam, imaged, group), artifacts["beam"])
-    observation, rows = mset.read_observation(paths.ms(group)), mset.read_rows(paths.ms(group))
-    _save(_draw_uv(paths.ms(group), observation, rows, group), artifacts["uv"])
-    _save(_draw_spectra(paths.ms(group), observation, rows, group), artifacts["spectra"])
-    names = dict(enumerate(observation.antenna_names))
-    bandpass = caltables.read(Path(chosen["tables"]["B"]))
-    _save(_draw_bandpass(bandpass, observation.freq_hz / 1e6, names, chosen), artifacts["bandpass"])
-    _save(_draw_gains(caltables.read(Path(chosen["tables"]["G"])), names, chosen), artifacts["gains"])
-    _save(_draw_flags(prepared, observation.freq_hz / 1e6, group), artifacts["flags"])
+    picture = functools.cache(lambda: _coarse_image(Path(imaged["images"]["image.pbcor"])))
+    seen = functools.cache(lambda: (mset.read_observation(ms), mset.read_rows(ms)))
+
+    def names() -> dict[int, str]:
+        return dict(enumerate(seen()[0].antenna_names))
+
+    def freq_mhz() -> np.ndarray:
+        return seen()[0].freq_hz / 1e6
+
+    drawn = {
+        "image": lambda: _draw_image(picture(), imaged, title),
+        "thumbnail": lambda: _draw_thumbnail(picture(), imaged),
+        "catalogue": lambda: _draw_catalogue(imaged, group),
+        "residual": lambda: _draw_residual(_coarse_image(Path(imaged["images"]["residual"])), imaged, group),
+        "beam": lambda: _draw_beam(_coarse_image(Path(imaged["images"]["pb"])), imaged, group),
+        "uv": lambda: _draw_uv(ms, *seen(), group),
+        "spectra": lambda: _draw_spectra(ms, *seen(), group),
+        "bandpass": lambda: _draw_bandpass(caltables.read(Path(tables["B"])), freq_mhz(), names(), chosen),
+        "gains": lambda: _draw_gains(caltables.read(Path(tables["G"])), names(), chosen),
+        "flags": lambda: _draw_flags(prepared, freq_mhz(), group),
+    }
+    for name, draw in drawn.items():
+        if why := save_plot(draw, artifacts[name], dpi=40 if name == "thumbnail" else _DPI):
+            failed[name] = why
     if paths.qa(group, "calibration").exists():  # drawn when its own set was solved
         artifacts["calibration"] = paths.qa(group, "calibration")
-    return {name: str(path) for name, path in artifacts.items()}
+    return {name: str(path) for name, path in artifacts.items()}, failed
+
+
+def save_plot(draw: Callable[[], Figure], path: Path, dpi: int = _DPI) -> str | None:
+    """Draw and write a plot; one that cannot be drawn is replaced by a picture that says why, and fails nothing.
+
+    Returns why it could not be drawn.
+    """
+    why = None
+    try:
+        figure = draw()
+        with mset.replacing(path) as partial:
+            figure.savefig(partial, dpi=dpi, format="png")
+    except OSError:  # no room, say: not the plot's fault
+        raise
+    except Exception as error:  # matplotlib raises what it likes
+        log.exception("the plot %s could not be drawn", path.name)
+        why = f"{type(error).__name__}: {error}"
+        plt.close("all")
+        figure = plt.figure(figsize=(8, 4))
+        figure.text(0.5, 0.6, f"The plot “{path.stem}” could not be drawn.", ha="center", fontsize=14)
+        figure.text(
+            0.5, 0.35, textwrap.fill(why.replace("$", r"\$")[:600], 80), ha="center", va="center", family="monospace", fontsize=9
+        )
+        with mset.replacing(path) as partial:
+            figure.savefig(partial, dpi=dpi, format="png")
+    finally:
+        plt.close("all")
+    return why
 
 
 def plot_set(
-    page: Path, solved: Mapping, observation: mset.Observation, before: np.ndarray, after: np.ndarray, gains: caltables.Solutions
-) -> None:  # fmt: skip
+    solved: Mapping, observation: mset.Observation, before: np.ndarray, after: np.ndarray, gains: caltables.Solutions
+) -> Figure:  # fmt: skip
     """One page for a calibration set: its numbers, its gains, and data over model with the reference antenna.
 
     before, after  data / model, (nant, nchan, npol), averaged over time
@@ -73,7 +118,8 @@ def plot_set(
         f"model: {solved['flux_jy']:.2f} Jy ({solved['flux_scale']})",
         f"at a mean beam of {solved['mean_beam']:.2f}, and {solved['field_sources']} field sources:",
         f"{solved['modelled_share']:.0%} of the catalogued flux in the beam",
-        *(f"NOT USED: {problem}" for problem in solved["problems"]),
+        *_gate_lines(solved.get("gates", {})),
+        *(textwrap.fill(f"NOT USED: {problem}", 88) for problem in solved["problems"]),
     ]
     grid[0, 1].text(0, 1, "\n".join(lines), family="monospace", fontsize=9, va="top", wrap=True)
     freq_mhz, colours = observation.freq_hz / 1e6, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(before)))
@@ -88,10 +134,26 @@ def plot_set(
         lower.set(ylim=(-185, 185), yticks=range(-180, 181, 60), xlabel="Frequency (MHz)", ylabel="Phase (deg)")
     mark = "" if solved["science"] else "  ·  NON_SCIENCE"
     figure.suptitle(f"Calibration set {solved['set_name']} on {solved['calibrator']}{mark}", fontsize=13)
-    _save(figure, page)
+    return figure
 
 
-def plot_day(date: str, images: Sequence[Mapping], page: Path) -> None:
+def _gate_lines(gates: Mapping) -> list[str]:
+    """What the gates measured, in two lines."""
+    if gates.get("sefd_jy") is None:
+        return []
+    place = ""
+    if gates.get("offset_error_arcsec") is not None:
+        away = np.hypot(gates["offset_east_arcsec"], gates["offset_north_arcsec"])
+        place = f'; place {away:.1f}" +- {gates["offset_error_arcsec"]:.1f}"'
+    explained = "-" if gates["explained"] is None else f"{gates['explained']:.1%}"
+    return [
+        f"receivers {gates['sefd_jy']:.0f} Jy, scatter {gates['sefd_scatter']:.2f}; signal to noise {gates['snr'] or 0:.0f} of "
+        f"{gates['promised_snr'] or 0:.0f}",
+        f"explained {explained}{place}",
+    ]
+
+
+def plot_day(date: str, images: Sequence[Mapping]) -> Figure:
     """Noise, flags, fluxes and positions of a day's images (rows of `images`, pbcor, in order of time) against time."""
     figure, grid = plt.subplots(4, 1, figsize=(11, 10), sharex=True, layout="constrained")
     images = [one for one in images if one["start_mjd"] is not None]
@@ -119,14 +181,7 @@ def plot_day(date: str, images: Sequence[Mapping], page: Path) -> None:
     verdicts = Counter(one["verdict"] for one in images)
     counts = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
     figure.suptitle(f"{date}  ·  {len(images)} images: {counts or 'none'}", fontsize=12)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    _save(figure, page)
-
-
-def _save(figure, path: Path, dpi: int = 110) -> None:
-    with mset.replacing(path) as partial:
-        figure.savefig(partial, dpi=dpi, format="png")
-    plt.close(figure)
+    return figure
 
 
 def _coarse_image(path: Path, pixels: int = _COARSE_PIXELS) -> np.ndarray:
@@ -294,9 +349,11 @@ def _draw_catalogue(imaged: Mapping, group: str):
         right.errorbar([s["east_arcsec"] for s in some], [s["north_arcsec"] for s in some], xerr=blur, yerr=blur, **style)
     check = imaged["catalogue"]
     left.axhline(1, color="0.6", lw=0.8)
-    left.set(xscale="log", xlabel="Catalogue flux density at the image's frequency (mJy)", ylabel="Measured / catalogue")
-    for formatted in (left.xaxis.set_major_formatter, left.xaxis.set_minor_formatter):
-        formatted("{x:g}")
+    left.set(xlabel="Catalogue flux density at the image's frequency (mJy)", ylabel="Measured / catalogue")
+    if sources:  # a logarithmic axis without a point has no limits
+        left.set_xscale("log")
+        for formatted in (left.xaxis.set_major_formatter, left.xaxis.set_minor_formatter):
+            formatted("{x:g}")
     left.tick_params(axis="x", which="minor", labelsize=7)
     left.legend(frameon=False, fontsize=9)
     right.axhline(0, color="0.6", lw=0.8)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 from sqlalchemy import CheckConstraint, UniqueConstraint, delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from contimg import db
 from contimg.checksums import altered, checksum
-from contimg.config import CalibrationConfig
+from contimg.config import CalibrationConfig, GatesConfig
 from contimg.errors import CalibrationError, NoCalibrationError
+from contimg.findings import Finding, of_level, unknown
 from contimg.paths import FAST_SUFFIX
 
 GONE = "its time is over: tables deleted by retention"
@@ -166,24 +168,46 @@ def register(
         )  # fmt: skip
 
 
-def register_solved(path: Path, solved: Mapping, options: CalibrationConfig) -> dict:
+def register_solved(path: Path, solved: Mapping, options: CalibrationConfig, gates_options: GatesConfig | None = None) -> dict:
     """Register what `{group}.solve.json` describes, as failed when its quality is not good enough; returns the result for
-    `{group}.register.json`."""
+    `{group}.register.json`, with its gains against those of the nearest other set."""
     start, end = validity(solved["mid_mjd"], options)
     calset = CalSet(
         solved["set_name"], solved["mid_mjd"], solved["app_dec_deg"], solved["calibrator"], solved["flux_scale"],
         solved["quality"]["G"]["median_snr"], start, end, tuple(solved["tables"].items()),
         science=solved["science"],
     )  # fmt: skip
-    status, notes = ("failed", "; ".join(solved["problems"])) if solved["problems"] else ("active", "")
+    numbers, findings = _against_others(path, calset, options, gates_options or GatesConfig())
+    wrong = [*solved["problems"], *of_level(findings, "fail")]
+    status, notes = ("failed", "; ".join(wrong)) if wrong else ("active", "")
     refused = refused_sets(path).get(calset.name, "")
     if refused.startswith("retired") and not refused.endswith(GONE):  # an operator's word is not undone by solving again
         status, notes = "retired", refused.removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
     return {
         "set_name": calset.name, "science": calset.science, "valid_start_mjd": start, "valid_end_mjd": end,
-        "status": status, "notes": notes,
+        "status": status, "notes": notes, "gates": numbers | {"findings": [one.as_json() for one in findings]},
     }  # fmt: skip
+
+
+def _against_others(path: Path, calset: CalSet, options: CalibrationConfig, limits: GatesConfig) -> tuple[dict, list[Finding]]:
+    """Gains of a new set against those of the active set nearest to it in time, whose tables are there."""
+    others = [s for s in active_sets(path) if s.name != calset.name and s.science == calset.science and "B" in dict(s.tables)]
+    others = [s for s in others if abs(s.app_dec_deg - calset.app_dec_deg) <= options.dec_tolerance_deg]
+    others = [s for s in others if all(Path(table).is_dir() for _, table in s.tables)]
+    if not others:
+        return {}, [unknown(name="gains_change", why="no other set of this declination: gains not compared")]
+    nearest = min(others, key=lambda s: abs(s.mid_mjd - calset.mid_mjd))
+    from contimg import caltables, gates  # python-casacore and numba: not in the processes that only choose
+
+    mine, theirs = (caltables.middle_gains({k: Path(t) for k, t in one.tables}) for one in (calset, nearest))
+    names = [name for name in mine if name in theirs]
+    if not names:
+        return {}, [unknown(name="gains_change", why=f"set {nearest.name} is of other stations: gains not compared")]
+    return gates.against_other_set(
+        gain=np.array([mine[n] for n in names]), other=np.array([theirs[n] for n in names]), names=names,
+        other_name=nearest.name, hours=(nearest.mid_mjd - calset.mid_mjd) * 24, options=limits,
+    )  # fmt: skip
 
 
 def refused_sets(path: Path) -> dict[str, str]:
@@ -220,6 +244,17 @@ def _condemn(path: Path, name: str, why: str) -> None:
     with db.writing(path, Base) as session:
         for row in session.scalars(select(CalTable).where(CalTable.set_name == name)):
             row.status, row.notes = "failed", why
+
+
+def condemn_altered(path: Path) -> list[str]:
+    """Fail every active set whose tables are gone or altered; returns what is wrong with them, in words."""
+    found = []
+    for one in active_sets(path):
+        wrong = altered(zip((table for _, table in one.tables), one.checksums, strict=True))
+        if wrong:
+            _condemn(path, one.name, "; ".join(wrong))
+            found += wrong
+    return found
 
 
 def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: CalibrationConfig) -> dict:

@@ -13,6 +13,7 @@ from contimg.indexing import results_of
 from contimg.ingest import RUNNING, WAITING, Group, GroupStatus, History, SubbandFile
 from contimg.paths import Paths
 from contimg.planning import describe, make_plans
+from contimg.products import Image
 from contimg.stage import holder_of, read_json
 
 RECENT = 10  # groups of each kind in a status
@@ -44,7 +45,31 @@ def status(config: Config, everything: bool = False) -> dict:
             ]  # fmt: skip
             pace = _pace(session, now_s)
     watcher, backlog = _watcher(paths), holder_of(paths.backlog_lock)
-    return {"counts": dict(counts), "running": running, **pace, "watcher": watcher, "backlog": backlog, "groups": groups}
+    for group in groups:
+        group |= _publication(paths, group["group"])
+    return {"counts": dict(counts), "running": running, **pace, "must_not_be_used": _not_to_be_used(paths), "watcher": watcher,
+            "backlog": backlog, "groups": groups}  # fmt: skip
+
+
+def _not_to_be_used(paths: Paths) -> int:
+    """Number of groups whose full image failed, or has a calibration set that must not be used any more."""
+    with db.reading(paths.products_db) as session:
+        if session is None:
+            return 0
+        full = (Image.type == "pbcor", Image.deleted_at.is_(None), Image.unpublishable.is_not(None))
+        return session.scalar(select(func.count(Image.group_id.distinct())).where(*full))
+
+
+def _publication(paths: Paths, group: str) -> dict:
+    """Whether a group's image may be published, and the status of its calibration set; nothing before there is one."""
+    with db.reading(paths.products_db) as session:
+        query = select(Image.set_status, Image.unpublishable).where(
+            Image.group_id == group, Image.type.in_(("pbcor", "quick_pbcor")), Image.deleted_at.is_(None)
+        )  # fmt: skip
+        row = None if session is None else session.execute(query.order_by(Image.type)).first()
+    if row is None:
+        return {}
+    return {"calibration_set": row.set_status, "publishable": "yes" if row.unpublishable is None else f"no: {row.unpublishable}"}
 
 
 def _pace(session, now_s: float) -> dict:
@@ -88,6 +113,8 @@ def _group(row: Group, paths: Paths) -> dict:
     if image := results.get("image"):
         keys = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "rms_jy", "catalogue", "verdict", "verdict_reasons")
         found |= {key: image[key] for key in keys}
+        if used := image.get("used"):
+            found |= {"data_share": round(used["data_share"], 3), "antennas_lost": used["antennas_lost"]}
         found["image"] = image["images"].get("pbcor.fits") or image["images"]["image.pbcor"]
     return found
 
@@ -110,7 +137,12 @@ def story(config: Config, group: str) -> dict | None:
             return None
         keys = ("received_at", "last_update", "running_stage", "running_since", "owner", "host", "pid", "heartbeat",
                 "mid_mjd", "app_dec_deg", "calibrators", "checkpoint_path")  # fmt: skip
-        known = _group(row, paths) | _mend(session, row, config) | {key: getattr(row, key) for key in keys}
+        known = (
+            _group(row, paths)
+            | _publication(paths, group)
+            | _mend(session, row, config)
+            | {key: getattr(row, key) for key in keys}
+        )
         moves = select(History).where(History.group_id == group).order_by(History.id)
         columns = ("at", "state_from", "state_to", "stage", "owner", "error")
         known["history"] = [{c: getattr(move, c) for c in columns} for move in session.scalars(moves)]

@@ -107,7 +107,7 @@ def _prune_images(paths: Paths, group: str) -> None:
     files = [paths.image(group, suffix, quick) for suffix in (*CASA_IMAGES, *FITS_IMAGES) for quick in (False, True)]
     with _completed(paths, group), _leaving(files), db.writing(paths.products_db, Base) as session:
         for image in session.scalars(select(Image).where(Image.group_id == group)):
-            image.deleted_at = db.now()
+            image.deleted_at, image.unpublishable = db.now(), "it was deleted by retention"
 
 
 @contextmanager

@@ -19,10 +19,11 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from contimg import cluster, db, indexing, ingest, products, retention, staging
+from contimg import cluster, db, indexing, ingest, products, publishing, retention, staging
 from contimg.config import DEFAULT_CONFIG, Config
 from contimg.errors import ContimgError, InputError, LockError, StateError
 from contimg.groups import FileGroup
+from contimg.identity import COMMIT, science_digest, software_commit
 from contimg.paths import LANES, STAGES, Paths, set_name
 from contimg.planning import Plan, as_json, from_json, make_plans
 from contimg.registry import Base as RegistryBase
@@ -83,6 +84,7 @@ class Run:
         what = f"another run ({self.lane}) is working on this state folder"
         self._held.enter_context(lock(self.paths.run_lock(self.lane), wait=False, what=what))
         os.environ[RUN_ID] = self.id
+        os.environ[COMMIT] = software_commit()
         if self._on_cluster:
             cluster.cancel_left_jobs(self.paths, self._say)
         else:
@@ -134,11 +136,14 @@ class Run:
             with db.writing(path, base):
                 pass
         indexing.reconcile(self.config, self._say)
+        if changed := publishing.mark(self.config):
+            self._say(f"the calibration sets of {', '.join(changed)} are not what they were: see contimg registry list")
         needed_by_jobs = {g: as_json(self.plans[g]) for g in self._groups}
-        digest, command = self.config.digest(), shlex.join(sys.argv)
+        digest, command = science_digest(self.config), shlex.join(sys.argv)
         if not self.paths.config(digest).exists():
             write_json(self.paths.config(digest), self.config.model_dump(mode="json"))
-        about = {"run": self.id, "command": command, "config": digest, "staging": str(self._staging),
+        about = {"run": self.id, "command": command, "config": digest, "commit": os.environ[COMMIT],
+                 "staging": str(self._staging),
                  "groups": needed_by_jobs}  # fmt: skip
         write_json(self.paths.run_snapshot(self.id), about)
         keep_newest(self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]"), _SNAPSHOTS_KEPT)
@@ -360,6 +365,7 @@ def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path] | None:
     if not path.exists():
         return None
     snapshot = read_json(path)
+    os.environ.setdefault(COMMIT, snapshot.get("commit", "unknown"))
     return {group: from_json(values) for group, values in snapshot["groups"].items()}, Path(snapshot["staging"])
 
 

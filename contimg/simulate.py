@@ -32,6 +32,8 @@ INTEGRATION_S = 12.884902
 FINE_CHANNEL_HZ = 244140.625
 NOISE_JY = 2.59  # rms of real and of imaginary part: one polarisation, baseline, fine channel and integration
 REFERENCE_HZ = 1.4e9
+# ICRS, and apparent flux in the sidelobes: as they were once seen.
+FAR_SOURCES = {"Cas A": (350.866, 58.815, 6.0), "Cyg A": (299.868, 40.734, 5.0)}
 OUT_OF_ORDER = (100, 114)  # antenna numbers (stations 101 and 115) that the correlator lists early
 
 
@@ -55,6 +57,9 @@ class Simulation:
     dead: tuple[int, ...] = ()  # station names of antennas that see noise only
     missing: tuple[int, ...] = ()  # subbands that were never written
     truncated: tuple[int, ...] = ()  # subbands cut off in the middle
+    without: tuple[str, ...] = ()  # sources, by name, that are not in the sky
+    sefd_scatter: float = 0.0  # of ln(noise) among the receivers
+    far: tuple[str, ...] = ()  # sources of FAR_SOURCES in the dishes' far sidelobes
 
 
 def tee() -> EarthLocation:
@@ -159,6 +164,26 @@ def _visibilities(sim, positions_m, numbers, times, freq_hz, sources):
         yield np.conj(fields).transpose(0, 2, 1) @ (fields * apparent.T[:, :, None].astype(np.float32))
 
 
+def _far_visibilities(sim, positions_m, numbers, time, freq_hz, width_hz):
+    """Visibilities (nchan, nant, nant) of sources in the far sidelobes, [c, i, j] = V_ij: their fringes turn while the
+    correlator, which tracks the meridian, averages over an integration and a channel."""
+    lon = TEE_LONGITUDE_RAD
+    turn = np.array([[np.cos(lon), np.sin(lon), 0], [-np.sin(lon), np.cos(lon), 0], [0, 0, 1]])
+    antennas_m = positions_m[numbers] @ turn.T
+    baselines_m = antennas_m[None] - antennas_m[:, None]  # [i, j] = r_j - r_i
+    tracked = _unit_vectors(np.zeros(1), np.radians(sim.dec_deg))[0]
+    total = np.zeros((len(freq_hz), len(numbers), len(numbers)), complex)
+    for name in sim.far:
+        ra, dec, flux_jy = FAR_SOURCES[name]
+        seen = SkyCoord(ra * u.deg, dec * u.deg, frame=ICRS()).transform_to(HADec(obstime=time, location=tee()))
+        away = _unit_vectors(np.array([seen.ha.rad]), np.array([seen.dec.rad]))[0] - tracked
+        pace = 7.2921159e-5 * np.array([away[1], -away[0], 0.0])  # the sky turns to the west: x to the meridian, y to the east
+        delay_s, rate = baselines_m @ away / SPEED_OF_LIGHT, baselines_m @ pace / SPEED_OF_LIGHT
+        smeared = np.sinc(delay_s * width_hz) * np.sinc(rate * freq_hz.mean() * INTEGRATION_S)
+        total += flux_jy * smeared * np.exp(2j * np.pi * freq_hz[:, None, None] * delay_s)
+    return total
+
+
 def _add_rfi(rng, raw, amplitude):
     """Narrow-band carriers, a broad-band burst and a weak intermittent carrier in (ntime, nbl, nchan, npol)."""
     ntime, nbaseline, nchan, npol = raw.shape
@@ -193,6 +218,7 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
     )
     where = SkyCoord([s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg)
     sources = [s for s, away in zip(sources, where.separation(centre).deg, strict=True) if away < 5.0]
+    sources = [s for s in sources if s["name"] not in sim.without]
     if not sources:
         raise ValueError(f"{sim.start}: no catalogue source within 5 deg of {centre.to_string('hmsdms')}")
 
@@ -205,10 +231,13 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
     alive = ~np.isin(numbers + 1, sim.dead)
     raw = np.empty((sim.integrations, len(order), nchan, 2), np.complex64)
     for t, visibilities in enumerate(_visibilities(sim, positions_m, numbers, times, freq_hz, sources)):
+        if sim.far:
+            visibilities = visibilities + _far_visibilities(sim, positions_m, numbers, times[t], freq_hz, width_hz)
         seen = visibilities[:, first, second].T * (alive[first] & alive[second])[:, None]
         raw[t] = seen[:, :, None]
     parts = rng.standard_normal((*raw.shape, 2), np.float32) * np.float32(noise_jy)
-    raw += parts.view(np.complex64)[..., 0]
+    receivers = np.exp(np.random.default_rng(sim.gain_seed + 1).normal(0, sim.sefd_scatter, len(numbers))).astype(np.float32)
+    raw += parts.view(np.complex64)[..., 0] * np.sqrt(receivers[first] * receivers[second])[:, None, None]
     raw[:, autos] = 60.0 + np.abs(raw[:, autos])  # total power: system and sky, real
     raw *= (sim.scale * np.conj(gains[first]) * gains[second]).astype(np.complex64)
     rfi = _add_rfi(rng, raw, sim.scale * noise_jy) if sim.rfi else None

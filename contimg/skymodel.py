@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from contimg.beam import beam_track
-from contimg.errors import ConfigError
+from contimg.catalogues import CATALOGUE_HZ, DEFAULT_ALPHA, Sky
 from contimg.geometry import apparent_vectors, separation_deg
 
-CATALOGUE_HZ = 1.4e9
-DEFAULT_ALPHA = -0.7
 SAME_SOURCE_ARCSEC = 10.0
 
 
@@ -37,31 +34,11 @@ class Source:
         return 10.0 ** sum(a * x**k for k, a in enumerate(self.log_flux))
 
 
-def read_catalogue(path: Path) -> pd.DataFrame:
-    """Sky catalogue: name, ra_deg, dec_deg (ICRS), flux_jy at 1.4 GHz, alpha (-0.7 where not given)."""
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the sky catalogue cannot be read: {error}. See catalogues.sky.") from None
-    absent = {"name", "ra_deg", "dec_deg", "flux_jy"} - set(table.columns)
-    if absent:
-        raise ConfigError(f"{path}: the sky catalogue has no column {sorted(absent)}; found {list(table.columns)}")
-    if "alpha" not in table:
-        table["alpha"] = DEFAULT_ALPHA
-    return table.fillna({"alpha": DEFAULT_ALPHA})
-
-
-def within(table: pd.DataFrame, ra_deg: float, dec_deg: float, radius_deg: float) -> pd.DataFrame:
-    """Rows of a catalogue within `radius_deg` of an ICRS position."""
-    return table[separation_deg(table.ra_deg.values, table.dec_deg.values, ra_deg, dec_deg) <= radius_deg]
-
-
-def calibrator_model(calibrator: Source, catalogue: pd.DataFrame, radius_deg: float, min_flux_jy: float) -> list[Source]:
+def calibrator_model(calibrator: Source, sky: Sky, radius_deg: float, min_flux_jy: float) -> list[Source]:
     """The calibrator and the catalogue sources around it; its own catalogue entry is the same source, counted once."""
-    near = within(catalogue, calibrator.ra_deg, calibrator.dec_deg, radius_deg)
+    near = sky.within(calibrator.ra_deg, calibrator.dec_deg, radius_deg, min_flux_jy)
     away = separation_deg(near.ra_deg.values, near.dec_deg.values, calibrator.ra_deg, calibrator.dec_deg)
-    near = near[(away * 3600 > SAME_SOURCE_ARCSEC) & (near.flux_jy >= min_flux_jy)]
-    return [calibrator, *as_sources(near)]
+    return [calibrator, *as_sources(near[away * 3600 > SAME_SOURCE_ARCSEC])]
 
 
 def as_sources(table: pd.DataFrame) -> list[Source]:

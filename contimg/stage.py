@@ -178,7 +178,7 @@ def stage(smk) -> Iterator[Stage]:
             yield running
             seconds = round(time.perf_counter() - begin, 3)
             running.result |= {"stage": name, "group": group, "seconds": seconds, "finished_at": db.now(),
-                               "run": os.environ.get(RUN_ID), "host": platform.node(), **_used(), "config": config.digest(),
+                               "run": os.environ.get(RUN_ID), "host": platform.node(), **_used(), **_made_by(config),
                                "versions": {p: version(p) for p in _VERSIONS}}  # fmt: skip
             write_json(output, running.result)
             log.info("%s: done in %.1f s", name, seconds)
@@ -191,6 +191,12 @@ def stage(smk) -> Iterator[Stage]:
         write_json(paths.error(group), values)
         os.write(terminal, f"group {group}, {name}: {message}\n".encode())
         sys.exit(1)
+
+
+def _made_by(config: Config) -> dict:
+    from contimg.identity import made_by  # catalogues: not in the processes that only want the lock
+
+    return {key: value for key, value in made_by(config).items() if key != "version"}
 
 
 def _used() -> dict[str, float]:

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 from contimg.calibration import apply_set
+from contimg.paths import FAST_SUFFIX
 from contimg.stage import read_json, stage
 
 with stage(snakemake) as job:
     chosen, converted = read_json(snakemake.input.chosen), read_json(snakemake.input.converted)
-    job.result = apply_set(Path(snakemake.input.ms), chosen, converted["app_dec_deg"], job.config, job.logfile)
+    of_set = job.paths.result(chosen["set_name"].removesuffix(FAST_SUFFIX), "solve")
+    solved = read_json(of_set) if of_set.exists() else None
+    ms = Path(snakemake.input.ms)
+    job.result = apply_set(ms, chosen, converted["app_dec_deg"], job.config, job.logfile, solved)

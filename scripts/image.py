@@ -7,8 +7,8 @@ from contimg.imaging.group import image_group
 from contimg.stage import read_json, stage
 
 with stage(snakemake) as job:
-    converted, chosen = read_json(snakemake.input.converted), read_json(snakemake.input.chosen)
-    if read_json(snakemake.input.applied)["set_name"] != chosen["set_name"]:
+    converted, chosen, applied = (read_json(snakemake.input[name]) for name in ("converted", "chosen", "applied"))
+    if applied["set_name"] != chosen["set_name"]:
         raise ValidationError(f"group {job.group}: applied another set than {chosen['set_name']}. Remove its apply.json.")
     ms = Path(snakemake.input.ms)
-    job.result = image_group(ms, job.group, job.config, converted, chosen, snakemake.threads, job.logfile)
+    job.result = image_group(ms, job.group, job.config, converted, chosen, snakemake.threads, job.logfile, applied)

@@ -6,4 +6,5 @@ from contimg.stage import read_json, stage
 with stage(snakemake) as job:
     inputs = snakemake.input
     imaged, chosen, prepared = (read_json(f) for f in (inputs.imaged, inputs.chosen, inputs.prepared))
-    job.result = {"artifacts": plot_group(job.group, job.config, imaged, chosen, prepared)}
+    artifacts, failed = plot_group(job.group, job.config, imaged, chosen, prepared)
+    job.result = {"artifacts": artifacts, "not_drawn": failed}

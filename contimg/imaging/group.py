@@ -4,32 +4,38 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from contimg.calibrators import read_sky
+from contimg.calibrators import mean_beam, read_sky
+from contimg.catalogues import Sky
 from contimg.config import Config, ImagingConfig
 from contimg.errors import ImagingError
+from contimg.findings import of_level
+from contimg.identity import made_by
 from contimg.imaging import Deconvolved, Diverged, ImageRequest, backend, products, robust_rms
-from contimg.imaging.restoring import add_points, restore
-from contimg.imaging.validation import compare_catalogue, verdict
+from contimg.imaging.restoring import add_points, expected_beam, restore
+from contimg.imaging.validation import assess, compare_catalogue, used_of
 from contimg.imaging.visibilities import StokesI, Subtracted, bright_sources, expectations, read_stokes_i, subtract
 from contimg.paths import Paths
-from contimg.skymodel import as_sources, within
+from contimg.publishing import ACTIVE, unpublishable
+from contimg.skymodel import as_sources
 
 log = logging.getLogger(__name__)
 
 _BRIGHT_WITHIN_DEG = 6.0
+_MOST_AROUND = 150  # sources, the apparently brightest, that the fit of bright ones knows of
 
 
 def image_group(
-    ms: Path, group: str, config: Config, converted: Mapping, chosen: Mapping, threads: int, logfile: Path | None
-) -> dict:
+    ms: Path, group: str, config: Config, converted: Mapping, chosen: Mapping, threads: int, logfile: Path | None,
+    applied: Mapping | None = None,
+) -> dict:  # fmt: skip
     """Image `ms` with the configured backend and publish the products. Returns the result for `{group}.image.json`.
 
     converted, chosen  results of the convert and caltables stages: pointing, subbands, calibration set
+    applied            result of the apply stage: what its gates found
     """
     options, paths = effective_options(config.imaging), Paths.of(config)
     folder = paths.image(group, "image").parent
@@ -39,6 +45,9 @@ def image_group(
     stokes, catalogue = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange), read_sky(config)
     taken, absent = _subtract_bright(stokes, catalogue, options)
     grid, pb, summary = products.primary_beam(stokes, options)
+    used = used_of(stokes)
+    all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
+    gated = ((applied or {}).get("gates") or {}).get("findings", [])
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:
         expected = {} if options.backend == "wgridder" else expectations(stokes, options)  # wgridder says it itself
         inputs = backend(options.backend).prepare(stokes, options, Path(work))
@@ -52,14 +61,24 @@ def image_group(
         result.notes = expected | result.notes
         numbers["thermal_jy"] = result.notes.pop("thermal_jy")
         numbers["dynamic_range"] = numbers["peak_jy"] / numbers["rms_jy"]
-        check, table = compare_catalogue(image, result.beam, pb, grid, numbers["rms_jy"], catalogue, summary["freq_hz"], options)
-        judged, reasons = verdict(numbers, check, cleaned, config.validation)
+        diagonal_deg = grid.npix * grid.cell_deg * np.sqrt(0.5)
+        in_image = catalogue.within(*grid.centre_deg, diagonal_deg, numbers["rms_jy"])
+        check, table = compare_catalogue(image, result.beam, pb, grid, numbers["rms_jy"], in_image, summary["freq_hz"], options)
+        judged, findings = assess(numbers, check, cleaned, used, result.beam, all_antennas, gated, config.validation)
+        reasons = of_level(findings, "fail") + of_level(findings, "warn") + of_level(findings, "unverified")
+        science = chosen["science"] and options.mode == "full" and not of_level(gated, "fail")
+        as_row = {"type": "pbcor", "mode": options.mode, "science": science, "verdict": judged, "set_status": ACTIVE}
+        unfit = unpublishable(as_row | {"deleted_at": None}, config.validation)
+        origin = made_by(config)
         keywords = {
             "OBJECT": group, "RMS": numbers["rms_jy"], "THERMAL": numbers["thermal_jy"], "NSUBBAND": len(converted["subbands"]),
             "CALSET": chosen["set_name"], "CALMJD": chosen["set_mid_mjd"], "FLUXCAL": chosen["cal_field"],
             "FLUXSCAL": chosen["flux_scale"], "IMAGER": options.backend, "IMGMODE": options.mode,
-            "QUALITY": "SCIENCE" if chosen["science"] and options.mode == "full" else "NON_SCIENCE",
-            "VERDICT": judged, "CLEANED": cleaned, "CONFIG": config.digest(), "SOFTWARE": f"contimg {version('contimg')}",
+            "QUALITY": "SCIENCE" if science else "NON_SCIENCE", "VERDICT": judged, "PUBLISH": not unfit, "SETSTAT": ACTIVE,
+            "CLEANED": cleaned, "CONFIG": origin["config"], "SOFTWARE": f"contimg {origin['version']}",
+            "COMMIT": origin["commit"], "SKYCAT": origin["catalogues"]["sky"][:16],
+            "CALLIST": origin["catalogues"]["calibrators"][:16], "STATIONS": origin["catalogues"]["stations"][:16],
+            "ANTENNAS": len(used.antennas), "DATAFRAC": round(used.data, 4),
         }  # fmt: skip
         published = products.write_products(
             lambda suffix: paths.image(group, suffix, options.mode == "quick"), Path(work), grid, image, result, pb, summary,
@@ -70,7 +89,7 @@ def image_group(
     return {
         "backend": options.backend,
         "mode": options.mode,
-        "science": keywords["QUALITY"] == "SCIENCE",
+        "science": science,
         "cleaned": cleaned,
         "beam_major_arcsec": float(beam.major_arcsec),
         "beam_minor_arcsec": float(beam.minor_arcsec),
@@ -91,6 +110,11 @@ def image_group(
         "bright_not_found": absent,
         "verdict": judged,
         "verdict_reasons": reasons,
+        "findings": [one if isinstance(one, Mapping) else one.as_json() for one in findings],
+        "unpublishable": unfit,
+        "used": used.as_json(),
+        "expected_beam_arcsec": all_antennas and [all_antennas.major_arcsec, all_antennas.minor_arcsec],
+        "catalogue_problems": list(catalogue.problems),
         "catalogue": check,
         "sources": table.round(6).to_dict("records"),
         "images": {suffix: str(path) for suffix, path in published.items()},
@@ -109,12 +133,19 @@ def effective_options(options: ImagingConfig) -> ImagingConfig:
     )  # fmt: skip
 
 
-def _subtract_bright(stokes: StokesI, catalogue, options: ImagingConfig) -> tuple[list[Subtracted], list[str]]:
+def _subtract_bright(stokes: StokesI, sky: Sky, options: ImagingConfig) -> tuple[list[Subtracted], list[str]]:
     if options.subtract_above_jy is None:
         return [], []
-    near = as_sources(within(catalogue, *stokes.observation.phase_centre_deg, _BRIGHT_WITHIN_DEG))
+    centre = stokes.observation.phase_centre_deg
+    least_jy = min(options.subtract_above_jy, options.subtract_outside_above_jy)  # no beam makes a source brighter
+    near = as_sources(sky.within(*centre, _BRIGHT_WITHIN_DEG, least_jy))
     bright = bright_sources(near, stokes, options)
-    return subtract(bright, [one for one in near if one not in bright], stokes)
+    if not bright:
+        return [], []
+    around = sky.within(*centre, _BRIGHT_WITHIN_DEG)
+    apparent_jy = around.flux_jy.values * mean_beam(around.ra_deg.values, around.dec_deg.values, *centre)
+    rest = as_sources(around.iloc[np.argsort(-apparent_jy)[:_MOST_AROUND]])
+    return subtract(bright, [one for one in rest if one not in bright], stokes)
 
 
 def _clean(request: ImageRequest) -> tuple[Deconvolved, str]:

@@ -14,7 +14,7 @@ from casacore import images
 from contimg import measurement_set as mset
 from contimg.beam import airy_beam, drift_beam, read_beam
 from contimg.config import ImagingConfig
-from contimg.geometry import direction_cosines, meridian_icrs_deg, track
+from contimg.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
 from contimg.imaging import Beam, Deconvolved
 from contimg.imaging.visibilities import StokesI
 from contimg.paths import CASA_IMAGES, FITS_IMAGES
@@ -90,8 +90,9 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
     result.update({
         "DATE-OBS": Time(start, format="mjd").isot, "DATE-END": Time(end, format="mjd").isot,
         "DATE-AVG": Time(middle, format="mjd").isot, "MJD-OBS": start, "MJD-END": end, "MJD-AVG": middle, "TIMESYS": "UTC",
-        "EXPTIME": summary["exposure_s"], "TELESCOP": "DSA-110", "INSTRUME": "DSA-110",
-        "ORIGIN": "contimg", "FLAGFRAC": summary["flagged"],
+        "EXPTIME": summary["exposure_s"], "DURATION": (end - start) * mset.DAY_S, "TELESCOP": "DSA-110", "INSTRUME": "DSA-110",
+        "OBSERVER": "DSA-110", "ORIGIN": "contimg", "RESTFRQ": summary["freq_hz"], "EQUINOX": 2000.0,
+        "OBSGEO-X": TEE_ITRF_M[0], "OBSGEO-Y": TEE_ITRF_M[1], "OBSGEO-Z": TEE_ITRF_M[2], "FLAGFRAC": summary["flagged"],
     })  # fmt: skip
     result["OBJECT"] = keywords.get("OBJECT", "drift scan")
     for key, value in keywords.items():

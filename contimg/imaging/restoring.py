@@ -3,9 +3,14 @@
 import numpy as np
 from scipy import fft, ndimage, optimize
 
+from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
+from contimg.geometry import SPEED_OF_LIGHT_M_S
 from contimg.imaging import Beam
+from contimg.imaging.visibilities import image_weights
+from contimg.measurement_set import Rows, outside
 
+_BEAM_TIMES, _BEAM_CHANNELS, _BEAM_PIXELS = 8, 96, 256  # 1 % of the beam
 _MAIN_LOBE = 0.35  # the beam is fitted to the psf above this level
 
 
@@ -29,6 +34,30 @@ def fit_restoring_beam(psf: np.ndarray, cell_arcsec: float) -> Beam:
     major_axis = vectors[:, 0]
     pa = np.degrees(np.arctan2(major_axis[0], major_axis[1]))
     return Beam(2 * np.sqrt(ln2 / eigenvalues[0]), 2 * np.sqrt(ln2 / eigenvalues[1]), (pa + 90) % 180 - 90)
+
+
+def expected_beam(rows: Rows, freq_hz: np.ndarray, options: ImagingConfig) -> Beam | None:
+    """The restoring beam that all baselines would give, every one with the same weight, in all channels and integrations; from a
+    part of them. None where that is no Gaussian."""
+    import ducc0
+
+    cross = (rows.ant_1 != rows.ant_2) & ~outside(options.uvrange, rows.uvw_m, freq_hz)
+    times = np.unique(np.linspace(0, len(rows.uvw_m) - 1, _BEAM_TIMES).round().astype(int))
+    wavenumbers = np.linspace(freq_hz[0], freq_hz[-1], _BEAM_CHANNELS) / SPEED_OF_LIGHT_M_S
+    uvw = np.concatenate([(rows.uvw_m[t][cross[t]][:, None] * wavenumbers[:, None]).reshape(-1, 3) for t in times])
+    weights = image_weights(uvw, np.ones(len(uvw), np.float32), options)
+    if not weights.any():
+        return None
+    cell_rad, pixels = np.radians(options.cell_arcsec / 3600), min(options.imsize, _BEAM_PIXELS)
+    psf = ducc0.wgridder.vis2dirty(
+        uvw=uvw, freq=np.array([SPEED_OF_LIGHT_M_S]), vis=np.ones((len(uvw), 1), np.complex64), wgt=weights[:, None],
+        npix_x=pixels, npix_y=pixels, pixsize_x=cell_rad, pixsize_y=cell_rad, epsilon=1e-3, do_wgridding=False, nthreads=1,
+        flip_v=True, divide_by_n=False,
+    )  # fmt: skip
+    try:
+        return fit_restoring_beam(psf / weights.sum(dtype=np.float64), options.cell_arcsec)
+    except ImagingError:
+        return None
 
 
 def highest_sidelobe(psf: np.ndarray, beam: Beam, cell_arcsec: float) -> float:

@@ -1,6 +1,7 @@
 """Is an image right? Noise, and a comparison with the catalogue."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -8,10 +9,13 @@ from astropy.wcs import WCS
 from scipy import optimize
 
 from contimg.config import ImagingConfig, ValidationConfig
+from contimg.findings import LEVELS, UNKNOWN, Finding, judged, unknown
 from contimg.imaging import Beam
+from contimg.imaging.visibilities import StokesI
 
 DETECTION_SIGMA = 5.0
 GOOD_SIGMA = 20.0
+_SAID_ARCSEC = 0.3  # a difference between two lists of places
 
 
 def fit_source(image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: float) -> tuple[float, float, float] | None:
@@ -51,7 +55,10 @@ def compare_catalogue(
     """
     wcs = grid.wcs()
     rows = []
-    x, y = wcs.wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0)
+    catalogue = catalogue[catalogue.flux_jy.values > 0]
+    x, y = (
+        wcs.wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0) if len(catalogue) else (np.zeros(0), np.zeros(0))
+    )
     inside = (
         np.isfinite(x)
         & np.isfinite(y)
@@ -83,6 +90,8 @@ def compare_catalogue(
     def number(value):
         return None if not len(good) or not np.isfinite(value) else round(float(value), 4)
 
+    # Calibrators stand where their list has them: this is what the catalogue would have made of it.
+    moved = {one.name: round(float(one.moved_arcsec), 3) for one in catalogue.itertuples() if one.moved_arcsec > _SAID_ARCSEC}
     bright = table[(table.catalogue_jy * table.beam >= GOOD_SIGMA * rms_jy) & (table.beam >= 0.5)]
     return {
         "expected": len(table),
@@ -95,25 +104,129 @@ def compare_catalogue(
         "offset_east_arcsec": number(good.east_arcsec.median()),
         "offset_north_arcsec": number(good.north_arcsec.median()),
         "offset_arcsec": number(np.hypot(good.east_arcsec, good.north_arcsec).median()),
+        "moved_by_list_arcsec": moved,
     }, table
 
 
-def verdict(numbers: Mapping, check: Mapping, cleaned: str, limits: ValidationConfig) -> tuple[str, list[str]]:
-    """good, warn or fail, and why. What cannot be compared for want of sources is not judged."""
-    found = [("noise over the thermal expectation", numbers["rms_jy"] / numbers["thermal_jy"], limits.warn_rms, limits.fail_rms)]
-    if check["compared"] >= limits.min_compared:
-        found += [
-            ("flux ratio off 1 by", abs(check["flux_ratio"] - 1), limits.warn_flux, limits.fail_flux),
-            ("offset in arcsec", np.hypot(check["offset_east_arcsec"], check["offset_north_arcsec"]),
-             limits.warn_offset_arcsec, limits.fail_offset_arcsec),
-        ]  # fmt: skip
-    if check["bright_expected"] >= limits.min_compared:
-        lost = 1 - check["bright_found"] / check["bright_expected"]
-        found.append(("bright catalogue sources lost", lost, limits.warn_lost, limits.fail_lost))
-    worst, reasons = 0 if cleaned == "as asked" else 1, [] if cleaned == "as asked" else [f"cleaned: {cleaned}"]
-    for what, value, warn, fail in found:
-        level = 0 if value <= warn else 1 if value <= fail else 2
-        if level:
-            reasons.append(f"{what} {value:.3g}, expected at most {warn:g}")
-        worst = max(worst, level)
-    return ("good", "warn", "fail")[worst], reasons
+@dataclass(frozen=True)
+class Used:
+    """What an image was made of, of what its group has."""
+
+    data: float  # share of the visibilities
+    antennas: tuple[str, ...]  # that are in it
+    lost: tuple[str, ...]  # that took part and are not
+    channels: float  # share with data
+    integrations: float
+    number_of_integrations: int
+
+    def as_json(self) -> dict:
+        """For a stage's result."""
+        return {
+            "data_share": self.data, "antennas_used": len(self.antennas), "antennas_lost": list(self.lost),
+            "channel_share": self.channels, "integration_share": self.integrations,
+        }  # fmt: skip
+
+
+def used_of(stokes: StokesI, lost_integrations: int = 0) -> Used:
+    """What is left of a group's visibilities; `lost_integrations` are those that no file has."""
+    rows, names = stokes.rows, stokes.observation.antenna_names
+    in_use = stokes.weights.any(axis=(0, 2))
+    took_part = np.unique(np.concatenate([rows.ant_1, rows.ant_2]))
+    left = np.unique(np.concatenate([rows.ant_1[in_use], rows.ant_2[in_use]]))
+    times = stokes.time_weights > 0
+    expected = len(times) + lost_integrations
+    return Used(
+        data=np.count_nonzero(stokes.weights) / (stokes.rows_used * len(stokes.observation.freq_hz)) * len(times) / expected,
+        antennas=tuple(names[a] for a in left), lost=tuple(names[a] for a in took_part if a not in set(left)),
+        channels=float((stokes.freq_weights > 0).mean()), integrations=float(times.sum() / expected),
+        number_of_integrations=expected,
+    )  # fmt: skip
+
+
+def assess(
+    numbers: Mapping, check: Mapping, cleaned: str, used: Used, beam: Beam, expected_beam: Beam | None, gated: Sequence[Mapping],
+    limits: ValidationConfig,
+) -> tuple[str, list[Finding | Mapping]]:  # fmt: skip
+    """An image's verdict (findings.LEVELS), and every finding that it follows from.
+
+    numbers  rms_jy and thermal_jy; check: `compare_catalogue`; gated: findings of the stages before, as in their results
+    """
+    found: list[Finding | Mapping] = list(gated)
+    noise = numbers["rms_jy"] / numbers["thermal_jy"]
+    found.append(
+        judged(
+            name="noise", value=noise, warn=limits.warn_rms, fail=limits.fail_rms,
+            words=f"noise {noise:.3g} times the thermal expectation",
+            cause="Probably gains that moved since the calibrator, interference, or a bright source that no catalogue has: "
+            "see the residual and the spectra",
+        )
+    )  # fmt: skip
+    found += _against_catalogue(check, limits)
+    by_name = f" ({', '.join(used.lost)})" if used.lost else ""
+    taking_part = len(used.antennas) + len(used.lost)
+    shares = (
+        ("data", used.data, limits.warn_data, limits.fail_data, f"{100 * used.data:.0f} % of the visibilities are left"),
+        ("antennas", len(used.antennas) / taking_part, limits.warn_antennas, limits.fail_antennas,
+         f"{len(used.antennas)} of {taking_part} antennas are in the image{by_name}"),
+        ("band", used.channels, limits.warn_band, limits.fail_band, f"{100 * used.channels:.0f} % of the channels have data"),
+        ("time", used.integrations, limits.warn_time, limits.fail_time,
+         f"{used.integrations * used.number_of_integrations:.0f} of {used.number_of_integrations} integrations have data"),
+    )  # fmt: skip
+    for name, share, warn, fail, words in shares:
+        cause = "See the plot of the flags, and prepare.json for what they are from"
+        found.append(judged(name=name, value=share, warn=warn, fail=fail, percent=True, words=words, cause=cause))
+    if expected_beam is None:
+        found.append(unknown(name="beam", why="the beam to be expected is not known: not compared"))
+    else:
+        change = beam.major_arcsec * beam.minor_arcsec / (expected_beam.major_arcsec * expected_beam.minor_arcsec)
+        found.append(
+            judged(
+                name="beam", value=max(change, 1 / change) - 1, warn=limits.warn_beam, fail=limits.fail_beam, percent=True,
+                words=f'beam {beam.major_arcsec:.1f}" x {beam.minor_arcsec:.1f}" where all antennas would give '
+                f'{expected_beam.major_arcsec:.1f}" x {expected_beam.minor_arcsec:.1f}": its area is {change:.2f} times that',
+                cause=f"Antennas or baselines are missing{by_name}",
+            )
+        )  # fmt: skip
+    if cleaned != "as asked":
+        found.append(Finding("cleaned", "warn", f"cleaned: {cleaned}"))
+    levels = [one["level"] if isinstance(one, Mapping) else one.level for one in found]
+    return max((level for level in levels if level != UNKNOWN), key=LEVELS.index), found
+
+
+def _against_catalogue(check: Mapping, limits: ValidationConfig) -> list[Finding]:
+    """Fluxes, places and completeness; too few sources for that is unverified, not good."""
+    few, expected, found = limits.min_compared, check["bright_expected"], []
+    if expected >= few:
+        lost = 1 - check["bright_found"] / expected
+        found.append(
+            judged(
+                name="lost", value=lost, warn=limits.warn_lost, fail=limits.fail_lost, percent=True,
+                words=f"{expected - check['bright_found']} of {expected} bright catalogue sources are not found",
+                cause="Either the catalogue is of another sky, or header (declination, time) or calibration are wrong: look at "
+                "the image beside other groups of the strip",
+            )
+        )  # fmt: skip
+    if check["compared"] < few:
+        why = "the sky catalogue has none in this field" if not check["expected"] else (
+            f"the catalogue has {check['expected']} in this field above 5 sigma, {check['found']} of them found"
+        )  # fmt: skip
+        words = f"compared with {check['compared'] or 'no'} sources, at least {few} needed: {why}"
+        found.append(Finding("compared", "unverified", words, float(check["compared"]), float(few)))
+        return found
+    ratio, number = check["flux_ratio"], check["compared"]
+    east, north = check["offset_east_arcsec"], check["offset_north_arcsec"]
+    found += [
+        judged(
+            name="flux", value=abs(ratio - 1), warn=limits.warn_flux, fail=limits.fail_flux, percent=True,
+            words=f"fluxes {100 * abs(ratio - 1):.0f} % {'low' if ratio < 1 else 'high'} (median of {number} sources against the "
+            "catalogue)", cause="Probably gains that moved since the calibrator, a wrong flux of the calibrator or of the "
+            "catalogue: compare with the next groups, choose another set (contimg registry retire SET, contimg reprocess GROUP)",
+        ),
+        judged(
+            name="offset", value=float(np.hypot(east, north)), warn=limits.warn_offset_arcsec, fail=limits.fail_offset_arcsec,
+            unit="arcsec", words=f'sources {abs(east):.1f}" {"east" if east > 0 else "west"} and {abs(north):.1f}" '
+            f'{"north" if north > 0 else "south"} of their places (median of {number})',
+            cause="Probably phases that moved since the calibrator, or a wrong clock (15 arcsec a second)",
+        ),
+    ]  # fmt: skip
+    return found

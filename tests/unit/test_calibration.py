@@ -7,11 +7,12 @@ from astropy.coordinates import SkyCoord
 from contimg import registry
 from contimg.calibrators import _centre_icrs_deg, find_candidates, read_calibrators
 from contimg.caltables import choose_reference_antenna, problems
+from contimg.catalogues import read_sky
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError, ConfigError, NoCalibrationError
 from contimg.geometry import meridian_icrs_deg
 from contimg.registry import CalSet, choose
-from contimg.skymodel import calibrator_model, read_catalogue
+from contimg.skymodel import calibrator_model
 from tests.conftest import CATALOGUES, DEC_DEG
 
 CALIBRATOR_MJD, TARGET_MJD = 61065.93657, 61065.94730  # 3C454.3 is 0.34 deg off, and 4 deg
@@ -20,7 +21,7 @@ OPTIONS = CalibrationConfig()
 
 @pytest.fixture(scope="module")
 def catalogue():
-    return read_catalogue(CATALOGUES / "nvss_ra344_dec16.csv")
+    return read_sky(CATALOGUES / "nvss_ra344_dec16.csv")
 
 
 def calibrators(catalogue, options=OPTIONS):
@@ -86,7 +87,7 @@ def test_the_calibrator_is_counted_once_in_its_model(catalogue):
     (found,) = find_candidates(calibrators(catalogue), CALIBRATOR_MJD, DEC_DEG, OPTIONS)
     model = calibrator_model(found[0].source, catalogue, 1.1, 0.01)
     assert sum(s.flux_jy(1.4e9) > 10 for s in model) == 1
-    where = SkyCoord(catalogue.ra_deg.values, catalogue.dec_deg.values, unit="deg")
+    where = SkyCoord(catalogue.table.ra_deg.values, catalogue.table.dec_deg.values, unit="deg")
     away = where.separation(SkyCoord(343.4906164, 16.1482114, unit="deg")).deg
     assert len(model) == (away < 1.1).sum()
     assert all(s.flux_jy(1.4e9) >= 0.09 for s in calibrator_model(found[0].source, catalogue, 1.1, 0.09))

@@ -23,10 +23,13 @@ def observation():
     return (data * (gain[ONE] * gain[TWO])[None, :, None, None] * ripple[:, None]).astype(np.complex64), rng
 
 
+CELLS = flagging.coherence_cells(np.full(len(ONE), 100.0), 0.21, 12.88, WIDTH_HZ)
+
+
 def run(data, **options):
     flags = np.zeros(data.shape, bool)
     assert flagging.mark_no_data(data, flags)[0] == 0
-    return flagging.flag(data, flags, ONE, TWO, WIDTH_HZ, FlaggingConfig(**options))
+    return flagging.flag(data, flags, ONE, TWO, CELLS, FlaggingConfig(**options))
 
 
 def test_clean_data_stay(observation):

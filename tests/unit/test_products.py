@@ -61,7 +61,7 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path):
         # Nobody knows where it points: it is not listed, rather than at 0, 0; and the pages bear it.
         assert session.connection().exec_driver_sql("SELECT count(*) FROM obscore").scalar() == 0
         assert footprints([products.columns_of(image)])["circles"] == []
-        assert session.connection().exec_driver_sql("PRAGMA user_version").scalar() == 2
+        assert session.connection().exec_driver_sql("PRAGMA user_version").scalar() == 3
 
 
 def test_a_database_of_a_later_version_is_refused(tmp_path):
@@ -69,7 +69,7 @@ def test_a_database_of_a_later_version_is_refused(tmp_path):
     with db.writing(path, products.Base) as session:
         session.connection().exec_driver_sql("PRAGMA user_version = 99")
     db._made.clear()
-    with pytest.raises(ContimgError, match="schema version 99, this contimg knows 2"), db.writing(path, products.Base):
+    with pytest.raises(ContimgError, match="schema version 99, this contimg knows 3"), db.writing(path, products.Base):
         pass
 
 

@@ -11,6 +11,7 @@ from contimg import measurement_set as mset
 from contimg.calibration import apply_set, solve_group
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig, from_mapping
 from contimg.errors import CalibrationError, ConfigError, NoCalibrationError, ValidationError
+from contimg.findings import of_level
 from contimg.geometry import meridian_vector, track
 from contimg.groups import RawFile, cluster
 from contimg.preparation import prepare, weigh
@@ -255,7 +256,9 @@ def test_correction_is_casas_and_may_be_repeated(solved):
     ms, results, _ = solved
     tables = results["fast"]["tables"]
     data, flags, rows = caltables.apply(ms, tables, None)
-    found = weigh(ms, data, flags, rows)
+    nant = len(mset.read_observation(ms).antenna_names)
+    found, noise = weigh(ms, data, flags, rows, nant)
+    assert np.nanmedian(noise) ** 2 == pytest.approx(found["median_noise_jy"], rel=0.02)
     weights = mset.read_grid(ms, "WEIGHT_SPECTRUM", 24)
     caltables.apply_casa(ms, tables, None)  # reads the tables that we wrote
     theirs, their_flags = (mset.read_grid(ms, name, 24) for name in ("CORRECTED_DATA", "FLAG"))
@@ -264,7 +267,7 @@ def test_correction_is_casas_and_may_be_repeated(solved):
     again, flags_again, _ = caltables.apply(ms, tables, None)
     assert np.array_equal(flags, flags_again)
     assert np.array_equal(data, again)
-    assert weigh(ms, again, flags_again, rows) == found
+    assert weigh(ms, again, flags_again, rows, nant)[0] == found
     assert mset.read_grid(ms, "WEIGHT_SPECTRUM", 24) == pytest.approx(weights, rel=1e-5)
     assert found["median_noise_jy"] == pytest.approx(2.59 * np.sqrt(1 / 8), rel=0.02)  # 8 fine channels in one
     cross = rows.ant_1 != rows.ant_2
@@ -314,10 +317,10 @@ def test_weights_that_were_being_written_are_not_used(solved):
     mset.set_mark(ms, "WEIGHTS_CHANGING", True)
     try:
         with pytest.raises(ValidationError, match="was killed while it wrote the weights"):
-            weigh(ms, data, flags, rows)
+            weigh(ms, data, flags, rows, 117)
     finally:
         mset.set_mark(ms, "WEIGHTS_CHANGING", False)
-    weigh(ms, data, flags, rows)
+    weigh(ms, data, flags, rows, 117)
 
 
 def test_tables_of_other_antennas_are_refused(solved, tmp_path):
@@ -389,8 +392,15 @@ def test_apply_notices_a_set_that_is_far_from_the_catalogue(solved, tmp_path, fi
     with pytest.raises(CalibrationError, match=r"(bpcal|gcal) was altered"):
         apply_set(ms, chosen, DEC_DEG, config, None)
     sums = [registry.checksum(Path(path)) for path in chosen["tables"].values()]
-    with pytest.raises(CalibrationError, match=r"have 0\.59 of their amplitude, expected 1 within 0\.3"):
-        apply_set(ms, chosen | {"checksums": sums}, DEC_DEG, config, None)
+    wrong = apply_set(ms, chosen | {"checksums": sums}, DEC_DEG, config, None, result)
+    (words,) = [w for w in of_level(wrong["gates"]["findings"], "fail") if "catalogue" in w]
+    assert words.startswith(
+        "calibrated data have 59% of the amplitude that the catalogue's sources should have; fail beyond 30 %"
+    )
+    # The receivers tell the same without a catalogue: their noise is 1.3^-4 of what it was.
+    assert wrong["gates"]["sefd_change"] == pytest.approx(1.3**-2, rel=0.02)
+    assert any(w.startswith("noise is 0.59 times that of the set's own observation; warn") for w in
+               of_level(wrong["gates"]["findings"], "warn"))  # fmt: skip
 
 
 def test_tables_with_every_solution_flagged_leave_nothing_to_image(solved, tmp_path):

@@ -1,5 +1,7 @@
 """What is imaged, averaged and weighted, and what the imager makes of it, on visibilities that are known exactly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,11 @@ from contimg import measurement_set as mset
 from contimg.beam import airy_beam, airy_power, drift_beam, read_beam
 from contimg.config import ImagingConfig, ValidationConfig, from_mapping
 from contimg.errors import ConfigError
+from contimg.findings import of_level
 from contimg.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_vector, track
-from contimg.imaging import ImageRequest, backend, robust_rms
+from contimg.imaging import Beam, ImageRequest, backend, robust_rms
 from contimg.imaging.restoring import restore
-from contimg.imaging.validation import verdict
+from contimg.imaging.validation import Used, assess
 from contimg.imaging.visibilities import (
     StokesI,
     average,
@@ -167,18 +170,47 @@ def test_a_measured_beam_takes_the_place_of_the_airy_disk(tmp_path):
 def test_images_are_judged_with_reasons():
     numbers = {"rms_jy": 1.1e-3, "thermal_jy": 1e-3}
     check = {"compared": 9, "flux_ratio": 1.01, "offset_east_arcsec": 0.1, "offset_north_arcsec": 0.2, "bright_expected": 9,
-             "bright_found": 9}  # fmt: skip
-    limits = ValidationConfig()
-    assert verdict(numbers, check, "as asked", limits) == ("good", [])
-    assert verdict(numbers, check, "dirty image", limits) == ("warn", ["cleaned: dirty image"])
-    judged, reasons = verdict(numbers | {"rms_jy": 2e-3}, check | {"flux_ratio": 0.7}, "as asked", limits)
+             "bright_found": 9, "expected": 20, "found": 20}  # fmt: skip
+    beam, used = Beam(30, 15, 0), Used(0.9, ("1", "2", "3", "4", "5", "6", "7"), ("8",), 0.96, 1.0, 24)
+
+    def verdict(numbers, check, cleaned="as asked", used=used, beam=beam, gated=()):
+        judged, findings = assess(numbers, check, cleaned, used, beam, Beam(30, 15, 0), gated, ValidationConfig())
+        return judged, of_level(findings, "warn", "fail", "unverified")
+
+    assert verdict(numbers, check) == ("good", [])
+    assert verdict(numbers, check, "dirty image") == ("warn", ["cleaned: dirty image"])
+    judged, reasons = verdict(numbers | {"rms_jy": 2e-3}, check | {"flux_ratio": 0.7})
     assert judged == "fail"
-    assert reasons == [
-        "noise over the thermal expectation 2, expected at most 1.5",
-        "flux ratio off 1 by 0.3, expected at most 0.03",
-    ]
-    assert verdict(numbers, check | {"bright_found": 7}, "as asked", limits)[0] == "warn"
-    assert verdict(numbers, check | {"compared": 0, "bright_expected": 0, "flux_ratio": None}, "as asked", limits)[0] == "good"
+    assert reasons[0].startswith("noise 2 times the thermal expectation; warn beyond 1.5. Probably ")
+    assert reasons[1].startswith("fluxes 30 % low (median of 9 sources against the catalogue); fail beyond 20 %. Probably ")
+    judged, reasons = verdict(numbers, check | {"bright_found": 7})
+    assert judged == "warn"
+    assert reasons[0].startswith("2 of 9 bright catalogue sources are not found; warn beyond 10 %. Either the catalogue ")
+    judged, reasons = verdict(numbers, check | {"offset_east_arcsec": -6.0})
+    assert judged == "fail"
+    assert reasons[0].startswith('sources 6.0" west and 0.2" north of their places (median of 9); fail beyond 5 arcsec. ')
+    nothing = check | {"compared": 0, "bright_expected": 0, "flux_ratio": None, "expected": 0, "found": 0}
+    reason = "compared with no sources, at least 4 needed: the sky catalogue has none in this field"
+    assert verdict(numbers, nothing) == ("unverified", [reason])
+    thin = nothing | {"compared": 2, "expected": 3, "found": 2}
+    assert verdict(numbers, thin)[1] == ["compared with 2 sources, at least 4 needed: the catalogue has 3 in this field above 5 "
+                                         "sigma, 2 of them found"]  # fmt: skip
+    assert verdict(numbers | {"rms_jy": 2e-3}, nothing)[0] == "warn"
+    # What is missing is named: a quarter of the data, antennas of one arm, and the beam that comes of it.
+    poor = replace(used, data=0.76, antennas=tuple("abcdefghijkl"), lost=("86", "89", "91"))
+    judged, reasons = verdict(numbers, check, used=poor, beam=Beam(24, 12, 0))
+    assert judged == "warn"
+    assert reasons[0].startswith("76 % of the visibilities are left; warn below 80 %. ")
+    assert reasons[1].startswith("12 of 15 antennas are in the image (86, 89, 91); warn below 85 %. ")
+    assert reasons[2].startswith(
+        'beam 24.0" x 12.0" where all antennas would give 30.0" x 15.0": its area is 0.64 times that; warn '
+    )
+    gated = [{"name": "sefd", "level": "fail", "words": "noise of the median receiver is 150000 Jy; fail beyond 3.5 times"}]
+    assert verdict(numbers, check, gated=gated) == ("fail", [gated[0]["words"]])
+    half = replace(used, integrations=0.1, channels=0.5)
+    assert [r.partition(";")[0] for r in verdict(numbers, check, used=half)[1]] == [
+        "50 % of the channels have data", "2 of 24 integrations have data"]  # fmt: skip
+    assert verdict(numbers, check, used=half)[0] == "fail"
 
 
 @pytest.mark.parametrize("options", [{"uvrange": "fast"}, {"threshold": "3 parsec"}, {"weighting": "mine"}, {"gain": 1.5}])

@@ -1,0 +1,83 @@
+"""What made a product: configuration, content of the catalogues, software. Goes into results, headers and provenance."""
+
+import hashlib
+import json
+import os
+import subprocess
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+from contimg.config import Config
+from contimg.errors import ConfigError
+
+COMMIT = "CONTIMG_COMMIT"  # of the software, found once for all jobs of a run
+# What decides nothing of the science: where things are, how fast and by whom they are done, what is said of them and kept.
+_NOT_SCIENCE = {
+    "paths": True, "ingest": True, "validation": True, "retention": True, "catalogues": True, "gates": True,
+    "conversion": {"workers", "staging", "tmpfs_keep_free_gb", "telescope_name"},
+    "imaging": {"skip_fits", "max_minutes", "beam_file"},
+}  # fmt: skip
+
+
+@lru_cache(16)
+def _checksum(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_file(path: Path) -> str:
+    try:
+        seen = path.stat()
+        return _checksum(path, seen.st_size, seen.st_mtime_ns)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. See catalogues and imaging.beam_file.") from None
+
+
+def catalogue_checksums(config: Config) -> dict[str, str]:
+    """SHA-256 of the content of each catalogue."""
+    from contimg.catalogues import read_sky  # pandas and astropy
+
+    lists = config.catalogues
+    return {"sky": read_sky(lists.sky).checksum, "calibrators": _of_file(lists.calibrators), "stations": _of_file(lists.stations)}
+
+
+def science_digest(config: Config) -> str:
+    """Short hash of what decides the science and of nothing else: the content of files, not their names."""
+    values = config.model_dump(mode="json", exclude=_NOT_SCIENCE)
+    for name in ("allow", "deny"):
+        values["calibration"][name] = sorted(values["calibration"][name])
+    values["catalogues"] = catalogue_checksums(config)
+    values["imaging"]["beam_file"] = config.imaging.beam_file and _of_file(config.imaging.beam_file)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def software_commit() -> str:
+    """Commit of this software, with "+changes" where files differ from it; "unknown" outside a clone."""
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
+    return _git_commit()
+
+
+@lru_cache(1)
+def _git_commit() -> str:
+    def git(*words: str) -> str:
+        folder = Path(__file__).parents[1]
+        if not (folder / ".git").exists():  # not that of somebody else's clone, which this one is installed into
+            raise FileNotFoundError
+        command = ["git", "-c", f"safe.directory={folder}", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def made_by(config: Config) -> dict:
+    """Digest of the configuration, checksums of the catalogues, version and commit of the software."""
+    return {
+        "config": science_digest(config), "catalogues": catalogue_checksums(config), "version": version("contimg"),
+        "commit": software_commit(),
+    }  # fmt: skip
