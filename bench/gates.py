@@ -107,9 +107,8 @@ def measure(case: Case) -> dict:
 
 def main() -> None:
     """The table."""
-    print(
-        "| observation | SEFD (Jy) | scatter | SNR | promised | explained | place (arcsec) | outcome |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| observation | SEFD (Jy) | scatter | SNR | promised | explained | place (arcsec) | outcome |")
+    print("|---|---|---|---|---|---|---|---|")
     for case in [*GOOD, *BAD]:
         if sys.argv[1:] and not any(word in case.name for word in sys.argv[1:]):
             continue

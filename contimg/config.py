@@ -284,8 +284,8 @@ class ValidationConfig(_Section):
     fail_time: float = Field(0.2, ge=0, le=1, description="the same")
     warn_beam: float = Field(0.2, gt=0, description="area of the beam against that of all antennas, larger or smaller by")
     fail_beam: float = Field(2.0, gt=0, description="the same")
-    publish: tuple[Literal["good", "unverified", "warn", "fail"], ...] = Field(
-        ("good", "unverified", "warn"), description="verdicts with which an image may be published, if nothing else is against it"
+    publish: tuple[Literal["good", "warn", "unverified", "fail"], ...] = Field(
+        ("good", "warn", "unverified"), description="verdicts with which an image may be published, if nothing else is against it"
     )
 
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-LEVELS = ("good", "unverified", "warn", "fail")  # of a verdict, from the best to the worst
+# Of a verdict, from the best to the worst: an image with a known fault is better known than one that was compared with nothing.
+LEVELS = ("good", "warn", "unverified", "fail")
 UNKNOWN = "unknown"  # of a check that could not be made: a result too
 
 

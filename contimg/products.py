@@ -97,7 +97,7 @@ class Image(Base):
     noise_jy: Mapped[float]
     thermal_jy: Mapped[float]
     dynamic_range: Mapped[float]
-    verdict: Mapped[str]  # good, unverified, warn, fail
+    verdict: Mapped[str]  # findings.LEVELS
     verdict_reasons: Mapped[str]
     science: Mapped[bool]
     flux_ratio: Mapped[float | None]  # median, to the catalogue

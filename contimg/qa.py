@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
@@ -256,11 +257,19 @@ def _draw_beam(picture: np.ndarray, imaged: Mapping, group: str):
     return figure
 
 
+def _only_words(words: str) -> Figure:
+    figure = plt.figure(figsize=(8, 4))
+    figure.text(0.5, 0.5, words, ha="center")
+    return figure
+
+
 def _draw_uv(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str):
     """Coverage of the uv plane by what is not flagged, and amplitude against uv distance."""
     ntime, nbaseline = rows.shape
     times = np.unique(np.linspace(0, ntime - 1, _UV_INTEGRATIONS).round().astype(int))
     crossed = np.flatnonzero(rows.ant_1 != rows.ant_2)
+    if not len(crossed):
+        return _only_words(f"{group}: no baseline")
     numbers = (times[:, None] * nbaseline + crossed).ravel()
     data, flags = mset.read_rows_of(ms, "CORRECTED_DATA", numbers), mset.read_rows_of(ms, "FLAG", numbers)
     blocks = np.array_split(np.arange(len(observation.freq_hz)), min(_UV_BLOCKS, len(observation.freq_hz)))
@@ -271,15 +280,18 @@ def _draw_uv(ms: Path, observation: mset.Observation, rows: mset.Rows, group: st
     uv = rows.uvw_m[times][:, crossed, :2].reshape(-1, 1, 2) * wavenumbers[:, None]
     used = weights > 0
     uv, amplitude = uv[used], np.abs(sums[used] / weights[used])
+    if not len(uv):
+        return _only_words(f"{group}: no visibility is left")
     figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 6), layout="constrained", width_ratios=(1, 1.2))
     reach = 1.05 * np.abs(uv).max(initial=0.1)
-    both, counted = np.concatenate([uv, -uv]), {"bins": "log", "cmap": "viridis", "mincnt": 1, "linewidths": 0}
-    shown = left.hexbin(*both.T, gridsize=160, extent=(-reach, reach, -reach, reach), **counted)
+    both, counted = np.concatenate([uv, -uv]), {"cmap": "viridis", "mincnt": 1, "linewidths": 0}
+    shown = left.hexbin(*both.T, norm=LogNorm(vmin=0.9), gridsize=160, extent=(-reach, reach, -reach, reach), **counted)
     figure.colorbar(shown, ax=left, label="Visibilities a cell", shrink=0.8)
     left.set(xlabel="u (kilowavelengths)", ylabel="v (kilowavelengths)", aspect="equal", title="Coverage", facecolor="0.93")
     length = np.hypot(*uv.T)
-    top = np.percentile(amplitude, 99.9) * 1.2 if len(amplitude) else 1.0
-    shown = right.hexbin(length, amplitude, gridsize=(120, 70), extent=(0, reach, 0, top), **counted)
+    longest = 1.05 * length.max(initial=0.1)
+    top = np.percentile(amplitude, 99.9) * 1.2 or 1.0
+    shown = right.hexbin(length, amplitude, norm=LogNorm(vmin=0.9), gridsize=(120, 70), extent=(0, longest, 0, top), **counted)
     figure.colorbar(shown, ax=right, label="Visibilities a cell", shrink=0.8)
     edges = np.linspace(0, length.max(initial=0.1), 25)
     place = np.digitize(length, edges) - 1
@@ -299,6 +311,8 @@ def _draw_spectra(ms: Path, observation: mset.Observation, rows: mset.Rows, grou
     crossed = np.flatnonzero(rows.ant_1 != rows.ant_2)
     length_m = np.hypot(*rows.uvw_m[ntime // 2, :, :2].T)
     by_length = crossed[np.argsort(length_m[crossed])]
+    if not len(by_length):
+        return _only_words(f"{group}: no baseline")
     candidates = by_length[np.linspace(0, len(by_length) - 1, 26).round().astype(int)[1:-1]]
     numbers = (np.arange(ntime)[:, None] * nbaseline + candidates).ravel()
     data = np.where(mset.read_rows_of(ms, "FLAG", numbers), np.nan, mset.read_rows_of(ms, "CORRECTED_DATA", numbers))
@@ -339,13 +353,13 @@ def _draw_catalogue(imaged: Mapping, group: str):
         flux_jy, ratio, error = (
             np.array([function(s) for s in some])
             for function in (lambda s: s["catalogue_jy"], lambda s: s["flux_jy"] / s["catalogue_jy"],
-                             lambda s: s["flux_jy"] / s["catalogue_jy"] / s["snr"])
+                             lambda s: abs(s["flux_jy"] / s["catalogue_jy"] / s["snr"]))
         )  # fmt: skip
         style = {"fmt": marker, "ms": 4.5, "color": colour, "elinewidth": 0.8, "label": f"{name} ({len(some)})"}
         left.errorbar(flux_jy * 1e3, ratio, yerr=error, **style)
         # A position is known to the beam over twice the signal to noise.
         beam = imaged["beam_major_arcsec"], imaged["beam_minor_arcsec"]
-        blur = np.array([np.sqrt(beam[0] * beam[1]) / (2 * s["snr"]) for s in some])
+        blur = np.array([np.sqrt(beam[0] * beam[1]) / abs(2 * s["snr"]) for s in some])
         right.errorbar([s["east_arcsec"] for s in some], [s["north_arcsec"] for s in some], xerr=blur, yerr=blur, **style)
     check = imaged["catalogue"]
     left.axhline(1, color="0.6", lw=0.8)
@@ -441,7 +455,7 @@ def _draw_station_gains(axes, table: caltables.Solutions, names: Mapping[int, st
         gain = np.where(table.flags, np.nan, table.gain)[known, 0, p]
         axes.plot(place[known] + (p - 0.5) * 0.2, part(gain), marker, ms=3.5, color=colour, label=name)
     axes.set_xlabel("Station")
-    every = -(-len(alive) // 48)
+    every = max(1, -(-len(alive) // 48))
     axes.set_xticks(range(0, len(alive), every), [names[a] for a in alive][::every], rotation=90, fontsize=7)
     axes.legend(frameon=False)
 
@@ -453,16 +467,18 @@ def _draw_flags(prepared: Mapping, freq_mhz: np.ndarray, group: str):
     lost = {*prepared["dead_antennas"], *prepared["odd_antennas"]}
     antenna.bar(range(len(shares)), [100 * s for s in shares.values()],
                 color=[_ORANGE if name in lost else _BLUE for name in shares])  # fmt: skip
-    every = -(-len(shares) // 48)
+    every = max(1, -(-len(shares) // 48))
     antenna.set_xticks(range(0, len(shares), every), list(shares)[::every], rotation=90, fontsize=7)
     antenna.set_xlabel("Station" + (" (orange: dead, or of odd noise)" if lost else ""))
     channel.plot(freq_mhz, 100 * np.array(prepared["flagged_by_channel"]), drawstyle="steps-mid", color=_BLUE, lw=1)
     channel.set_xlabel("Frequency (MHz)")
     bins = prepared["flagged_by_length"]
-    length.stairs([100 * b["flagged"] for b in bins], [b["from_m"] for b in bins] + [bins[-1]["to_m"]],
-                  fill=True, color=_BLUE)  # fmt: skip
+    if bins:
+        length.stairs([100 * b["flagged"] for b in bins], [b["from_m"] for b in bins] + [bins[-1]["to_m"]],
+                      fill=True, color=_BLUE)  # fmt: skip
     length.set_xlabel("Baseline length (m), as many baselines in each bin")
-    length.set_xscale("log")
+    if bins:
+        length.set_xscale("log")
     integration.plot(100 * np.array(prepared["flagged_by_integration"]), "o-", ms=4, color=_BLUE)
     integration.set_xlabel("Integration")
     for axes in grid.ravel():

@@ -65,7 +65,7 @@ def image_group(
         in_image = catalogue.within(*grid.centre_deg, diagonal_deg, numbers["rms_jy"])
         check, table = compare_catalogue(image, result.beam, pb, grid, numbers["rms_jy"], in_image, summary["freq_hz"], options)
         judged, findings = assess(numbers, check, cleaned, used, result.beam, all_antennas, gated, config.validation)
-        reasons = of_level(findings, "fail") + of_level(findings, "warn") + of_level(findings, "unverified")
+        reasons = [words for level in ("fail", "unverified", "warn") for words in of_level(findings, level)]
         science = chosen["science"] and options.mode == "full" and not of_level(gated, "fail")
         as_row = {"type": "pbcor", "mode": options.mode, "science": science, "verdict": judged, "set_status": ACTIVE}
         unfit = unpublishable(as_row | {"deleted_at": None}, config.validation)

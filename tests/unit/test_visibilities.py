@@ -195,7 +195,7 @@ def test_images_are_judged_with_reasons():
     thin = nothing | {"compared": 2, "expected": 3, "found": 2}
     assert verdict(numbers, thin)[1] == ["compared with 2 sources, at least 4 needed: the catalogue has 3 in this field above 5 "
                                          "sigma, 2 of them found"]  # fmt: skip
-    assert verdict(numbers | {"rms_jy": 2e-3}, nothing)[0] == "warn"
+    assert verdict(numbers | {"rms_jy": 2e-3}, nothing)[0] == "unverified"
     # What is missing is named: a quarter of the data, antennas of one arm, and the beam that comes of it.
     poor = replace(used, data=0.76, antennas=tuple("abcdefghijkl"), lost=("86", "89", "91"))
     judged, reasons = verdict(numbers, check, used=poor, beam=Beam(24, 12, 0))
