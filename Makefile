@@ -44,6 +44,8 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/scaling.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py running
 	PYTHONPATH=. .venv/bin/python bench/capacity.py
+	PYTHONPATH=. .venv/bin/python bench/gates.py
+	PYTHONPATH=. .venv/bin/python bench/catalogue.py
 
 clean:
 	rm -rf .venv build *.egg-info

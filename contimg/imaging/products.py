@@ -90,6 +90,7 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
     result.update({
         "DATE-OBS": Time(start, format="mjd").isot, "DATE-END": Time(end, format="mjd").isot,
         "DATE-AVG": Time(middle, format="mjd").isot, "MJD-OBS": start, "MJD-END": end, "MJD-AVG": middle, "TIMESYS": "UTC",
+        "END_UTC": Time(end, format="mjd").isot,  # the Transients Pipeline's name for it
         "EXPTIME": summary["exposure_s"], "DURATION": (end - start) * mset.DAY_S, "TELESCOP": "DSA-110", "INSTRUME": "DSA-110",
         "OBSERVER": "DSA-110", "ORIGIN": "contimg", "RESTFRQ": summary["freq_hz"], "EQUINOX": 2000.0,
         "OBSGEO-X": TEE_ITRF_M[0], "OBSGEO-Y": TEE_ITRF_M[1], "OBSGEO-Z": TEE_ITRF_M[2], "FLAGFRAC": summary["flagged"],

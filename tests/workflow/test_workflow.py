@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from astropy.coordinates import EarthLocation
 from astropy.io import fits
 from astropy.time import Time
 from astropy.wcs import WCS
@@ -224,6 +225,19 @@ def test_fits_files_say_what_they_are(first_run):
     # Aberration: pixels are a little more or less than 8 arcsec of sky.
     assert header["CDELT2"] * 3600 == pytest.approx(8, rel=1.1e-4)
     assert header["CDELT2"] * 3600 != 8
+    # What CASA, CARTA, astropy and the Transients Pipeline look for: place of the telescope, frequency, times, beam, unit.
+    site = EarthLocation.from_geocentric(*(header[f"OBSGEO-{axis}"] for axis in "XYZ"), unit="m")
+    assert (site.lon.deg, site.lat.deg) == pytest.approx((-118.283, 37.233), abs=0.01)
+    assert WCS(header).wcs.restfrq == header["CRVAL3"] == header["RESTFRQ"]
+    assert WCS(header).wcs.obsgeo[:3] == pytest.approx([header[f"OBSGEO-{axis}"] for axis in "XYZ"])
+    assert (Time(header["END_UTC"]) - Time(header["DATE-OBS"])).sec == pytest.approx(header["DURATION"], abs=1e-3)
+    assert header["DURATION"] == pytest.approx(309.24, abs=0.01)
+    expected = {"CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN", "CTYPE3": "FREQ", "CTYPE4": "STOKES", "CUNIT3": "Hz",
+                "SPECSYS": "TOPOCENT", "TIMESYS": "UTC", "OBSERVER": "DSA-110", "BTYPE": "Intensity", "EQUINOX": 2000.0, "SETSTAT": "active",
+                "VERDICT": "good", "QUALITY": "SCIENCE", "PUBLISH": True, "ANTENNAS": 52}  # fmt: skip
+    assert {key: header[key] for key in expected} == expected
+    assert {"BMAJ", "BMIN", "BPA", "CRPIX1", "CRPIX2", "CDELT3", "MJD-OBS", "INSTRUME", "ORIGIN", "COMMIT", "SKYCAT", "CALLIST",
+            "STATIONS", "DATAFRAC"} <= set(header)  # fmt: skip
     assert np.isnan(data[0, 0, 0, 0])
     pb = fits.getdata(paths.image(TARGET_START, "pb.fits")).squeeze()
     assert np.nanmin(pb[np.isfinite(data.squeeze())]) >= 0.2
