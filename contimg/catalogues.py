@@ -22,12 +22,12 @@ import pandas as pd
 
 from contimg.errors import ConfigError, ContimgError, InputError
 from contimg.geometry import TEE_ITRF_M, separation_deg
+from contimg.identity import INDEXED
 
 log = logging.getLogger(__name__)
 
 CATALOGUE_HZ = 1.4e9
 DEFAULT_ALPHA = -0.7
-INDEXED = (".sqlite", ".sqlite3")
 COLUMNS = ("name", "ra_deg", "dec_deg", "flux_jy", "alpha")
 _NVSS = "VIII/65/nvss"  # Condon et al. 1998, AJ 115, 1693
 _REQUIRED = COLUMNS[:4]

@@ -233,8 +233,8 @@ def test_fits_files_say_what_they_are(first_run):
     assert (Time(header["END_UTC"]) - Time(header["DATE-OBS"])).sec == pytest.approx(header["DURATION"], abs=1e-3)
     assert header["DURATION"] == pytest.approx(309.24, abs=0.01)
     expected = {"CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN", "CTYPE3": "FREQ", "CTYPE4": "STOKES", "CUNIT3": "Hz",
-                "SPECSYS": "TOPOCENT", "TIMESYS": "UTC", "OBSERVER": "DSA-110", "BTYPE": "Intensity", "EQUINOX": 2000.0, "SETSTAT": "active",
-                "VERDICT": "good", "QUALITY": "SCIENCE", "PUBLISH": True, "ANTENNAS": 52}  # fmt: skip
+                "TIMESYS": "UTC", "SPECSYS": "TOPOCENT", "OBSERVER": "DSA-110", "BTYPE": "Intensity", "EQUINOX": 2000.0,
+                "SETSTAT": "active", "VERDICT": "good", "QUALITY": "SCIENCE", "PUBLISH": True, "ANTENNAS": 52}  # fmt: skip
     assert {key: header[key] for key in expected} == expected
     assert {"BMAJ", "BMIN", "BPA", "CRPIX1", "CRPIX2", "CDELT3", "MJD-OBS", "INSTRUME", "ORIGIN", "COMMIT", "SKYCAT", "CALLIST",
             "STATIONS", "DATAFRAC"} <= set(header)  # fmt: skip
