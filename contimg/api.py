@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -133,7 +134,7 @@ class Reader:
 
     def __init__(self, config: Config):
         self.config, self.paths = config, Paths.of(config)
-        self._seen: tuple = ()
+        self._seen: list = []
         self._looked_s = -math.inf
 
     def look_at_sets(self) -> None:
@@ -142,8 +143,11 @@ class Reader:
             return
         self._looked_s = time.monotonic()
         tables = [Path(t.path) for t in registry.all_tables(self.paths.registry_db) if t.status == "active"]
-        files = [file for table in tables for file in lasting_files(table)]
-        seen = tuple((str(f), s.st_size, s.st_mtime_ns) for f, s in ((f, f.stat()) for f in files if f.exists()))
+        seen = []
+        for file in (file for table in tables for file in lasting_files(table)):
+            with suppress(FileNotFoundError):  # it goes this moment
+                found = file.stat()
+                seen.append((str(file), found.st_size, found.st_mtime_ns))
         if seen != self._seen:
             publishing.check(self.config)
             self._seen = seen

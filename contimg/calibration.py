@@ -79,7 +79,7 @@ def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfil
             mjd = np.array([part.mean() for part in np.array_split(rows.time_mjd, intervals)])
             quality = caltables.write_solutions(ms, mjd, outputs, dict(zip("BG", solutions, strict=True)), refants[0])
     modelled = _modelled(sources, calibrator.source, catalogue, observation.phase_centre_deg)
-    gated = _gates(seen, solved_on, outputs, config)
+    gated = _gates(ms, seen, solved_on, outputs, config, logfile)
     wrong = [*caltables.problems(quality, options), *of_level(gated["findings"], "fail")]
     if modelled < options.min_modelled:
         wrong.append(
@@ -128,23 +128,26 @@ class _SolvedOn:
     channels: int = 1  # channels in one
 
 
-def _gates(seen: "_Seen", solved_on: _SolvedOn, tables: Mapping[str, Path], config: Config) -> dict:
+def _gates(ms: Path, seen: "_Seen", one: _SolvedOn, tables: Mapping[str, Path], config: Config, logfile: Path | None) -> dict:
     """Numbers and findings of a new set; its data are calibrated in place."""
-    observation, rows, one = seen.observation, seen.rows, solved_on
-    inverse = caltables.per_antenna(tables, observation, one.time_mjd)
-    if inverse is None:
-        why = "delays, or a bandpass of other channels: the gates of `apply` decide"
-        return {"findings": [unknown(name="gates", why=why).as_json()]}
+    observation, rows, data, flags = seen.observation, seen.rows, one.data, one.flags
     nant, freq_hz = len(observation.antenna_names), observation.freq_hz
-    caltables.correct_all(one.data, one.flags, rows.ant_1, rows.ant_2, *(x[:, :, :: one.channels] for x in inverse))
-    noise, by_antenna = preparation.antenna_noise(one.data, one.flags, rows.ant_1, rows.ant_2, nant)
+    inverse = caltables.per_antenna(tables, observation, one.time_mjd)
+    if inverse is None:  # delays: CASA's to apply
+        caltables.apply_casa(ms, tables, logfile)
+        data = mset.read_grid(ms, "CORRECTED_DATA", len(data))
+        flags = flags | mset.read_grid(ms, "FLAG", len(data))
+    else:
+        caltables.correct_all(data, flags, rows.ant_1, rows.ant_2, *(x[:, :, :: one.channels] for x in inverse))
+    samples = one.times * one.channels
+    noise, by_antenna = preparation.antenna_noise(data, flags, rows.ant_1, rows.ant_2, nant)
     return gates.after_solve(
-        data=one.data, model=one.model, flags=one.flags, shares=one.shares / (one.times * one.channels), noise=noise,
+        data=data, model=one.model, flags=flags, shares=one.shares if samples == 1 else one.shares / samples, noise=noise,
         antenna_noise=by_antenna, ant_1=rows.ant_1, ant_2=rows.ant_2, snr=caltables.snr_by_antenna(tables["G"], nant),
         uvw_m=np.stack([rows.uvw_m[k : k + one.times].mean(axis=0) for k in range(0, len(rows.uvw_m), one.times)]),
         names=observation.antenna_names, freq_hz=float(freq_hz.mean()),
         channel_width_hz=observation.channel_width_hz * one.channels, integration_s=rows.integration_s * one.times,
-        one_gain=len(inverse[0]) == 1, options=config.gates,
+        one_gain=len(np.unique(caltables.read(tables["G"]).time_mjd)) == 1, options=config.gates,
     )  # fmt: skip
 
 

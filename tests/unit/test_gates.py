@@ -158,6 +158,19 @@ def test_gains_against_the_nearest_other_set():
     assert found[0].level == "unknown"
 
 
+def test_a_set_without_a_solution_is_judged_and_no_error(uvw):
+    data = observed(uvw)
+    nothing, unknown = np.zeros((len(ONE), 2)), np.full((NANT, 2), np.nan)
+    found = gates.after_solve(
+        data=data, model=np.ones(data.shape[:3], np.complex64), flags=np.ones(data.shape, bool),
+        shares=np.ones(data.shape, np.float32), noise=nothing, antenna_noise=unknown, ant_1=ONE, ant_2=TWO, uvw_m=uvw,
+        snr=np.zeros((NANT, 2)), names=NAMES, freq_hz=FREQ_HZ, channel_width_hz=WIDTH_HZ, integration_s=INTEGRATION_S,
+        one_gain=True, options=OPTIONS,
+    )  # fmt: skip
+    assert {one["level"] for one in found["findings"]} == {"unknown"}
+    assert found["explained"] is None
+
+
 def test_a_limit_is_said_with_the_size_of_what_crossed_it():
     low = judged(name="x", value=0.1, warn=0.5, fail=0.2, words="share 10 %", percent=True, cause="Do this")
     assert (low.level, low.words) == ("fail", "share 10 %; fail below 20 %. Do this")

@@ -73,6 +73,16 @@ def test_a_database_of_a_later_version_is_refused(tmp_path):
         pass
 
 
+def test_a_field_across_0_h_is_at_both_ends_of_the_chart():
+    """K54: half of it was off the chart."""
+    fields = [
+        {"centre_ra_deg": ra, "centre_dec_deg": 16.0, "diameter_deg": 4.0, "group_id": str(ra)} for ra in (0.5, 359.0, 180.0)
+    ]
+    chart = footprints(fields)
+    assert chart["images"] == 3
+    assert sorted(round(c["x"]) for c in chart["circles"]) == [-2, 4, 720, 1438, 1444]
+
+
 def measurement_set(group, **more):
     values = {"path": f"{group}.ms", "group_id": group, "start_mjd": 1, "end_mjd": 2, "mid_mjd": 1.5, "processed_at": "t",
               "status": "ok", "stage": "index", "stage_updated_at": "t"}  # fmt: skip

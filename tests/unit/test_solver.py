@@ -360,6 +360,15 @@ def test_fast_mode_is_not_for_science(solved, tmp_path, figure):
         solved_again(solved, tmp_path, fast=True, chanbin=7)
 
 
+def test_delays_pass_the_same_gates(solved, tmp_path):
+    """CASA applies what we cannot, and what it makes is judged."""
+    _, result, *_ = solved_again(solved, tmp_path, do_k=True)
+    assert set(result["tables"]) == {"K", "B", "G"}
+    assert result["gates"]["sefd_jy"] == pytest.approx(6500, rel=0.05)
+    assert result["gates"]["explained"] > 0.98
+    assert of_level(result["gates"]["findings"], "warn", "fail", "unknown") == []
+
+
 def test_gains_in_intervals_are_linear_in_their_group_and_a_mean_for_others(solved, tmp_path):
     ms, result, *_ = solved_again(solved, tmp_path, gain_interval_s=60)
     tables = result["tables"]
