@@ -184,7 +184,7 @@ def assess(
                 name="beam", value=max(change, 1 / change) - 1, warn=limits.warn_beam, fail=limits.fail_beam, percent=True,
                 words=f'beam {beam.major_arcsec:.1f}" x {beam.minor_arcsec:.1f}" where all antennas would give '
                 f'{expected_beam.major_arcsec:.1f}" x {expected_beam.minor_arcsec:.1f}": its area is {change:.2f} times that',
-                cause=f"Antennas or baselines are missing{by_name}",
+                cause=f"Antennas or baselines are missing{by_name}, or noisy: a source in the far sidelobes, say",
             )
         )  # fmt: skip
     if cleaned != "as asked":
