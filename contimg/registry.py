@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from contimg import db
 from contimg.checksums import altered, checksum
 from contimg.config import CalibrationConfig, GatesConfig
-from contimg.errors import CalibrationError, NoCalibrationError
+from contimg.errors import CalibrationError, ContimgError, NoCalibrationError
 from contimg.findings import Finding, of_level, unknown
 from contimg.paths import FAST_SUFFIX
 
@@ -192,15 +192,19 @@ def register_solved(path: Path, solved: Mapping, options: CalibrationConfig, gat
 
 def _against_others(path: Path, calset: CalSet, options: CalibrationConfig, limits: GatesConfig) -> tuple[dict, list[Finding]]:
     """Gains of a new set against those of the active set nearest to it in time, whose tables are there."""
-    others = [s for s in active_sets(path) if s.name != calset.name and s.science == calset.science and "B" in dict(s.tables)]
+    others = [s for s in active_sets(path) if s.name != calset.name and s.science == calset.science]
     others = [s for s in others if abs(s.app_dec_deg - calset.app_dec_deg) <= options.dec_tolerance_deg]
-    others = [s for s in others if all(Path(table).is_dir() for _, table in s.tables)]
-    if not others:
+    others = [s for s in others if {"B", "G"} <= dict(s.tables).keys() and all(Path(table).is_dir() for _, table in s.tables)]
+    if not others or not {"B", "G"} <= dict(calset.tables).keys():
         return {}, [unknown(name="gains_change", why="no other set of this declination: gains not compared")]
     nearest = min(others, key=lambda s: abs(s.mid_mjd - calset.mid_mjd))
     from contimg import caltables, gates  # python-casacore and numba: not in the processes that only choose
 
-    mine, theirs = (caltables.middle_gains({k: Path(t) for k, t in one.tables}) for one in (calset, nearest))
+    mine = caltables.middle_gains({kind: Path(table) for kind, table in calset.tables})
+    try:
+        theirs = caltables.middle_gains({kind: Path(table) for kind, table in nearest.tables})
+    except (ContimgError, RuntimeError) as error:  # the other set's fault, not this one's
+        return {}, [unknown(name="gains_change", why=f"set {nearest.name} cannot be read ({error}): gains not compared")]
     names = [name for name in mine if name in theirs]
     if not names:
         return {}, [unknown(name="gains_change", why=f"set {nearest.name} is of other stations: gains not compared")]
