@@ -360,6 +360,27 @@ def test_fast_mode_is_not_for_science(solved, tmp_path, figure):
         solved_again(solved, tmp_path, fast=True, chanbin=7)
 
 
+def test_a_new_set_is_compared_with_the_nearest_other_one(solved, tmp_path):
+    """The same tables pass; a fifth of the gains, which noise would give, do not."""
+    _, result, database, config = solved_again(solved, tmp_path)
+    registered = {}
+    for name, factor in (("same", 1.0), ("noise", 0.2)):
+        tables = {}
+        for kind, path in result["tables"].items():
+            tables[kind] = str(tmp_path / f"{name}.{kind}")
+            shutil.copytree(path, tables[kind])
+        with mset.open_table(tables["G"], readonly=False) as table:
+            table.putcol("CPARAM", (factor * table.getcol("CPARAM")).astype(np.complex64))
+        later = result | {"set_name": name, "tables": tables, "mid_mjd": result["mid_mjd"] + 0.5, "versions": {}}
+        registered[name] = registry.register_solved(database, later, config.calibration, config.gates)
+    assert registered["same"]["status"] == "active"
+    assert registered["same"]["gates"]["gains_change"] == pytest.approx(1)
+    assert registered["same"]["gates"]["compared_with"] == result["set_name"]
+    assert registered["noise"]["status"] == "failed"
+    assert "gains are 0.20 times those of set same, 0.0 h " in registered["noise"]["notes"]
+    assert "fail beyond 3 times" in registered["noise"]["notes"]
+
+
 def test_delays_pass_the_same_gates(solved, tmp_path):
     """CASA applies what we cannot, and what it makes is judged."""
     _, result, *_ = solved_again(solved, tmp_path, do_k=True)
