@@ -169,7 +169,8 @@ def test_a_wrong_catalogue_fails_the_image_and_not_the_group(copy_of, tmp_path):
 
 def test_a_thin_catalogue_is_compared_with_in_words(copy_of, tmp_path):
     table = pd.read_csv(CATALOGUES / "nvss_ra344_dec16.csv")
-    found = [s["name"] for s in read_json(copy_of().paths.result(TARGET_START, "image"))["sources"] if s["snr"] > 30][:2]
+    sources = [s for s in read_json(copy_of().paths.result(TARGET_START, "image"))["sources"] if s["beam"] > 0.6]
+    found = [s["name"] for s in sorted(sources, key=lambda s: -s["snr"])[:2]]
     thin = tmp_path / "thin.csv"
     table[table.name.isin(found)].to_csv(thin, index=False)
     shutil.rmtree(tmp_path / "site")
