@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from contimg.checksums import checksum
 from contimg.errors import ConfigError, ContimgError, InputError
 from contimg.geometry import TEE_ITRF_M, separation_deg
 from contimg.identity import INDEXED
@@ -168,13 +169,13 @@ def _read_sky(path: Path, size: int, mtime_ns: int) -> Sky:
         return _open_index(path, path)
     if size <= _SMALL_BYTES:
         table, problems = _read_csv(path)
-        return Sky(path, _sha256(path), len(table), problems, table)
+        return Sky(path, checksum(path), len(table), problems, table)
     cached = _cached(path, size, mtime_ns)
     if cached is not None and cached.exists():
         with suppress(ConfigError):  # of another version, or damaged: made again
             return _open_index(cached, path)
     table, problems = _read_csv(path)
-    sky = Sky(path, _sha256(path), len(table), problems, table)
+    sky = Sky(path, checksum(path), len(table), problems, table)
     if cached is not None:
         try:
             for earlier in cached.parent.glob(f"{cached.name.partition('-')[0]}-*"):
@@ -196,11 +197,6 @@ def _cached(path: Path, size: int, mtime_ns: int) -> Path | None:
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     state = hashlib.sha256(f"{size} {mtime_ns} {_VERSION}".encode()).hexdigest()[:12]
     return folder / f"{name}-{state}.sqlite3"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open_index(index: Path, path: Path) -> Sky:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+from contimg.checksums import checksum
 from contimg.config import Config
 from contimg.errors import ConfigError
 
@@ -25,8 +26,7 @@ _NOT_SCIENCE = {
 
 @lru_cache(16)
 def _checksum(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return checksum(path)
 
 
 def _of_file(path: Path) -> str:

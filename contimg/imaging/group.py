@@ -45,7 +45,7 @@ def image_group(
     stokes, catalogue = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange), read_sky(config)
     taken, absent = _subtract_bright(stokes, catalogue, options)
     grid, pb, summary = products.primary_beam(stokes, options)
-    used = used_of(stokes)
+    used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
     gated = ((applied or {}).get("gates") or {}).get("findings", [])
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:

@@ -57,6 +57,7 @@ def primary_beam(stokes: StokesI, options: ImagingConfig) -> tuple[Grid, np.ndar
     response = drift_beam(*grid.axes_lm(), beam_lm, observation.freq_hz, time_weights, freq_weights, power)
     summary = {
         "time_weights": time_weights,
+        "freq_weights": freq_weights,
         "flagged": 1 - np.count_nonzero(stokes.weights) / (stokes.rows_used * len(observation.freq_hz)),
         "time_mjd": rows.time_mjd,
         "integration_s": rows.integration_s,

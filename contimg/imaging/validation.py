@@ -127,19 +127,17 @@ class Used:
         }  # fmt: skip
 
 
-def used_of(stokes: StokesI, lost_integrations: int = 0) -> Used:
-    """What is left of a group's visibilities; `lost_integrations` are those that no file has."""
+def used_of(stokes: StokesI, summary: Mapping) -> Used:
+    """What is left of a group's visibilities; `summary` is `products.primary_beam`'s, which has been through the weights."""
     rows, names = stokes.rows, stokes.observation.antenna_names
     in_use = stokes.weights.any(axis=(0, 2))
     took_part = np.unique(np.concatenate([rows.ant_1, rows.ant_2]))
     left = np.unique(np.concatenate([rows.ant_1[in_use], rows.ant_2[in_use]]))
-    times = stokes.time_weights > 0
-    expected = len(times) + lost_integrations
+    times = summary["time_weights"] > 0
     return Used(
-        data=np.count_nonzero(stokes.weights) / (stokes.rows_used * len(stokes.observation.freq_hz)) * len(times) / expected,
-        antennas=tuple(names[a] for a in left), lost=tuple(names[a] for a in took_part if a not in set(left)),
-        channels=float((stokes.freq_weights > 0).mean()), integrations=float(times.sum() / expected),
-        number_of_integrations=expected,
+        data=1 - summary["flagged"], antennas=tuple(names[a] for a in left),
+        lost=tuple(names[a] for a in took_part if a not in set(left)), channels=float((summary["freq_weights"] > 0).mean()),
+        integrations=float(times.mean()), number_of_integrations=len(times),
     )  # fmt: skip
 
 

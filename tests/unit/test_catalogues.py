@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from contimg import catalogues
 from contimg.calibrators import read_sky as read_corrected
 from contimg.catalogues import read_sky, read_table, write_catalogue, write_index
+from contimg.checksums import checksum
 from contimg.cli import app
 from contimg.config import CataloguesConfig, Config, load
 from contimg.errors import ConfigError, InputError
@@ -226,7 +227,7 @@ def test_the_digest_is_of_what_decides_the_science(tmp_path):
     assert one == two != science_digest(base)
     copied.write_text(NVSS.read_text().replace("12.6568", "12.66"))
     assert science_digest(base.model_copy(update=same[2])) != science_digest(base)
-    assert catalogue_checksums(base)["sky"] == catalogues._sha256(NVSS) == read_sky(NVSS).checksum
+    assert catalogue_checksums(base)["sky"] == checksum(NVSS) == read_sky(NVSS).checksum
     write_catalogue(tmp_path / "sky.sqlite3", sources(40), "x")
     indexed = base.model_copy(update={"catalogues": CataloguesConfig(sky=tmp_path / "sky.sqlite3")})
     assert catalogue_checksums(indexed)["sky"] == read_sky(tmp_path / "sky.sqlite3").checksum
