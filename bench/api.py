@@ -20,8 +20,8 @@ import yaml
 
 from contimg import db, ingest, products, registry
 from contimg.config import load
+from contimg.files import write_json
 from contimg.paths import GROUP_PLOTS, Paths
-from contimg.stage import write_json
 
 GROUPS, REQUESTS, SPACING_S = 10_000, 60, 309
 START = datetime(2026, 1, 1, tzinfo=UTC)

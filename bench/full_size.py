@@ -22,6 +22,7 @@ import psutil
 from contimg import measurement_set as mset
 from contimg.config import Config, FlaggingConfig
 from contimg.conversion import concat_subbands, convert_group, plan_group
+from contimg.files import remove
 from contimg.paths import TMPFS, staged
 from contimg.simulate import Simulation, antenna_gains, read_sky, simulate_group
 from contimg.uvh5 import parse_name
@@ -130,7 +131,7 @@ def bench_conversion(work: Path, files) -> None:
             times[name].append(seconds)
             peaks[name] = max(peaks[name], peak)
             for path in (work / "copy", ms, work / "reference.ms"):
-                mset.remove(path)
+                remove(path)
     shutil.rmtree(fast)
     ours = statistics.median(times["2 workers, staging in tmpfs"])
     print(
@@ -151,7 +152,7 @@ def bench_tiles(work: Path, ms: Path) -> None:
     original = mset.tile_rows
     for channels, tall in ((768, 21), (768, 85), (192, 291), (48, original(nbaseline, 48)), (48, nbaseline)):
         mset.tile_rows = lambda *_, tall=tall: tall
-        mset.remove(copy)
+        remove(copy)
         clock = [time.perf_counter()]
         with mset.creating(copy, observation, rows, channels) as table:
             table.putcol("DATA", data)
@@ -170,7 +171,7 @@ def bench_tiles(work: Path, ms: Path) -> None:
             clock.append(time.perf_counter())
         print(f"| {channels} x {tall} | " + " | ".join(f"{s:.2f}" for s in np.diff(clock)) + " |", flush=True)
     mset.tile_rows = original
-    mset.remove(copy)
+    remove(copy)
 
 
 def whole_ms(work: Path, name: str, **options) -> tuple[Path, dict]:

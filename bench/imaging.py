@@ -19,10 +19,10 @@ from contimg import caltables
 from contimg.calibration import apply_set, solve_group
 from contimg.checksums import checksum
 from contimg.config import CataloguesConfig, Config, FlaggingConfig, PathsConfig
+from contimg.files import read_json, write_json
 from contimg.imaging.group import image_group
 from contimg.preparation import prepare
 from contimg.simulate import Simulation, read_sky, simulate_group
-from contimg.stage import read_json, write_json
 from contimg.uvh5 import inspect, parse_name
 from tests.accuracy import measure
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from contimg.config import Config, IngestConfig
 from contimg.errors import SubbandError
 from contimg.groups import FileGroup, RawFile, cluster
-from contimg.ingest import RUNNING, GroupStatus, finished_files
+from contimg.ingest import RUNNING, GroupStatus, finished_files, needs_no_files
 from contimg.paths import Paths
 from contimg.uvh5 import inspect, parse_name
 
@@ -34,13 +34,17 @@ def look(
     files = _files(config, known, first, last)
     groups = _clustered(files, known, options)
     if wait:
-        complete = [f for g in groups if not g.missing(options.expected_subbands) for f in g.members.values()]
-        rest_s = options.settle_s - (now_s - max((f.changed_s for f in complete if not f.checked), default=0.0))
-        if 0 < rest_s <= options.settle_s:
+        complete = [f for g in groups if not g.missing(options.expected_subbands) for f in g.unchecked()]
+        rest_s = options.settle_s - min((_quiet_s(f, now_s) for f in complete), default=options.settle_s)
+        if rest_s > 0:
             time.sleep(rest_s)
             return look(config, known, time.time(), seconds, also=also)
     deadline = time.monotonic() + seconds
-    looked = {f.path: _check(files[f.path]) for f in new_files(config, known, groups, now_s) if time.monotonic() < deadline}
+    given_up_s = now_s - options.collecting_timeout_s
+    looked = {
+        f.path: _check(files[f.path], given_up_s)
+        for f in new_files(config, known, groups, now_s) if time.monotonic() < deadline
+    }  # fmt: skip
     groups = _clustered(files | looked, known, options) if looked else groups
     return [group for group in groups if options.takes(group.id) or group.id in also]
 
@@ -59,23 +63,39 @@ def new_files(config: Config, known: Mapping[str, GroupStatus], groups: list[Fil
             files = [f for f in files if f.path not in recorded]
         elif paths.result(group.id, "index").exists():
             continue
-        new += [f for f in files if now_s - f.changed_s >= options.settle_s]
+        new += [f for f in files if _quiet_s(f, now_s) >= options.settle_s]
     return new
+
+
+_ahead: dict[Path, tuple[RawFile, float]] = {}  # files that the disk's clock has in our future, and since when we know them
+
+
+def _quiet_s(file: RawFile, now_s: float) -> float:
+    """For how long nobody has written to a file, s; where the disk's clock is ahead of ours, since it was first seen so."""
+    if file.arrived_s <= now_s:
+        _ahead.pop(file.path, None)
+        return now_s - file.arrived_s
+    first, since_s = _ahead.get(file.path, (None, 0.0))
+    if first is None or (first.size, first.changed_s, first.arrived_s) != (file.size, file.changed_s, file.arrived_s):
+        since_s = time.monotonic()
+        _ahead[file.path] = file, since_s
+    return time.monotonic() - since_s
 
 
 def _files(config: Config, known: Mapping[str, GroupStatus], first: str, last: str) -> dict[Path, RawFile]:
     """Every finished subband file named so, with what was found when it was looked into, if it is still the same."""
     finished = finished_files(Paths.of(config).ingest_db)
-    seen = _listed(config.paths.incoming, config.ingest.expected_subbands, first, last, finished)
+    folder, paths = config.paths.incoming.resolve(), Paths.of(config)
+    seen = _listed(folder, config.ingest.expected_subbands, first, last, finished)
     for status in known.values():
         for recorded in status.files:
             file = seen.get(recorded.path)
-            if status.state == "completed" and recorded.reason is None:
+            if recorded.reason is None and (status.state == "completed" or (file is None and needs_no_files(paths, status))):
                 seen[recorded.path] = recorded  # its raw files may be gone, or others now: it is done
             elif file is None:
-                if recorded.path.exists() and recorded.path.parent != config.paths.incoming:
+                if recorded.path.exists() and recorded.path.parent != folder:
                     stat = recorded.path.stat()
-                    file = RawFile.named(recorded.path, stat.st_size, stat.st_ctime)
+                    file = RawFile.named(recorded.path, stat.st_size, stat.st_mtime, arrived_s=stat.st_ctime)
                     seen[recorded.path] = _remember(file, recorded)
             else:
                 seen[recorded.path] = _remember(file, recorded)
@@ -98,16 +118,18 @@ def _listed(folder: Path, expected_subbands: int, first: str, last: str, passed_
                     continue
                 raise
             path = folder / entry.name
-            seen[path] = RawFile(path, *parsed, stat.st_size, stat.st_ctime)
+            seen[path] = RawFile(path, *parsed, stat.st_size, stat.st_mtime, arrived_s=stat.st_ctime)
     return seen
 
 
 def _remember(file: RawFile, recorded: RawFile) -> RawFile:
     """What an earlier look found; only what the file itself is guilty of, not that it was a duplicate."""
-    if not recorded.checked or not recorded.same_content(file):
+    if not recorded.same_content(file):
         return file
+    if not recorded.checked:
+        return replace(file, reason=recorded.reason)  # of one that could not be looked into for long
     if recorded.outline and recorded.reason is None:
-        return recorded
+        return replace(recorded, changed_s=file.changed_s, arrived_s=file.arrived_s)
     return replace(file, checked=True, outline=recorded.outline, reason=None if recorded.outline else recorded.reason)
 
 
@@ -124,11 +146,13 @@ def _clustered(files: Mapping[Path, RawFile], known: Mapping[str, GroupStatus], 
     )  # fmt: skip
 
 
-def _check(file: RawFile) -> RawFile:
-    """Look into a file: its outline, or the reason why it does not count; not checked if the disk would not let us."""
+def _check(file: RawFile, given_up_s: float) -> RawFile:
+    """Look into a file: its outline, or the reason why it does not count. One that the disk would not let us look into may be
+    good a moment later; it does not count if it came before `given_up_s`."""
     try:
-        return replace(file, checked=True, outline=inspect(file.path))
+        return replace(file, checked=True, outline=inspect(file.path), reason=None)
     except SubbandError as error:
         return replace(file, checked=True, reason=f"{type(error).__name__}: {error}")
-    except OSError:
-        return file
+    except OSError as error:
+        late = file.arrived_s < given_up_s
+        return replace(file, trouble=str(error), reason=f"{file.path}: the disk does not give it: {error}" if late else None)

@@ -12,10 +12,10 @@ from pathlib import Path
 from contimg import arrivals, cluster, db, ingest
 from contimg.config import Config, IngestConfig
 from contimg.errors import LockError
+from contimg.files import holder_of, lock
 from contimg.paths import Paths
 from contimg.planning import make_plans
 from contimg.run import NOT_NOW, refresh, settle_cluster, snakemake_command
-from contimg.stage import holder_of, lock
 from contimg.watch import choose
 
 _REFUSALS = 5  # runs in a row that do not begin

@@ -32,6 +32,7 @@ _FIT_ERROR = 0.05  # of an antenna, to be named when its data do not fit
 def solve_group(ms: Path, group: str, app_dec_deg: float, config: Config, logfile: Path | None) -> dict:
     """Model into MODEL_DATA, solutions into the group's tables. Returns the result for `{group}.solve.json`."""
     options = config.calibration
+    mset.require_whole(ms)
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     catalogue = read_sky(config)
     table = read_calibrators(config.catalogues.calibrators, catalogue, options)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import casacore.tables as ct
@@ -14,6 +14,7 @@ from contimg import casa
 from contimg import measurement_set as mset
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError
+from contimg.files import publish, remove
 from contimg.solver import Gains
 
 PREPARED_FLAGS = "prepared"
@@ -75,7 +76,7 @@ def solve_casa(
     tasks = casa.tasks(logfile)
     common = {"vis": str(ms), "refant": ",".join(refant[:8]), "uvrange": options.uvrange or "", "minsnr": options.min_snr}
     phases = outputs["G"].with_name(f".{outputs['G'].name}.prebandpass")
-    mset.remove(phases)
+    remove(phases)
     try:
         with _publishing(outputs) as partial:
             chain: list[str] = []
@@ -109,7 +110,7 @@ def solve_casa(
             quality = {kind: quality_of(path, kind) for kind, path in partial.items()}
         return quality
     finally:
-        mset.remove(phases)
+        remove(phases)
 
 
 @contextmanager
@@ -118,15 +119,14 @@ def _publishing(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
     for kind, path in partial.items():
         outputs[kind].parent.mkdir(parents=True, exist_ok=True)
-        mset.remove(path)
+        remove(path)
     try:
         yield partial
         for kind, path in outputs.items():
-            mset.remove(path)
-            partial[kind].rename(path)
+            publish(partial[kind], path)
     finally:
         for path in partial.values():
-            mset.remove(path)
+            remove(path)
 
 
 def write_solutions(
@@ -262,17 +262,19 @@ def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[n
     bandpasses of other channels, are CASA's (`apply_casa`). Returns CORRECTED_DATA, its
     flags, both (ntime, nbaseline, nchan, npol), and the rows.
     """
+    mset.require_whole(ms)
     tables = {kind: Path(path) for kind, path in tables.items()}
     absent = [str(path) for path in tables.values() if not path.is_dir()]
     if absent:
         raise CalibrationError(f"{ms.name}: tables {absent} are gone. Choose again: contimg reprocess GROUP --from caltables")
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    for path in tables.values():
-        with mset.open_table(f"{path}::ANTENNA") as antenna:
-            if tuple(antenna.getcol("NAME")) != observation.antenna_names:
-                raise CalibrationError(f"{path}: its antennas are not those of {ms}, in the same order. It cannot be applied.")
     solutions = per_antenna(tables, observation, rows.time_mjd)
     if solutions is None:
+        for path in tables.values():
+            if _stations(path) != list(observation.antenna_names):
+                raise CalibrationError(
+                    f"{path}: its antennas are not those of {ms}, in the same order, as CASA needs them. Choose another set."
+                )
         apply_casa(ms, tables, logfile)
         return *(mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")), rows
     data = mset.read_grid(ms, "DATA", rows.shape[0])
@@ -285,10 +287,15 @@ def apply(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> tuple[n
 def per_antenna(
     tables: Mapping[str, Path], observation: mset.Observation, time_mjd: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """1 / gain and flags (1 or ntime, nant, nchan, npol) of a bandpass and gains; None when the tables are other."""
+    """1 / gain and flags (1 or ntime, nant, nchan, npol) of a bandpass and gains; None when the tables are other.
+
+    Stations go by name: those that the tables do not have are flagged. Raises CalibrationError when they have none of them.
+    """
     if set(tables) != {"B", "G"}:
         return None
-    bandpass, gains = read(tables["B"]), read(tables["G"])
+    bandpass, gains = (_of_stations(tables[kind], observation.antenna_names) for kind in ("B", "G"))
+    if not len(bandpass.antenna):
+        raise CalibrationError(f"{tables['B']}: has none of the stations of this observation. Choose another set.")
     with mset.open_table(f"{tables['B']}::SPECTRAL_WINDOW") as window:
         freq_hz = window.getcell("CHAN_FREQ", 0)
     same = bandpass.gain.shape[1] == len(observation.freq_hz) and gains.gain.shape[1] == 1
@@ -305,11 +312,23 @@ def per_antenna(
     return inverse / np.where(lost, 1, gain), flagged | lost
 
 
+def _stations(table: Path) -> list[str]:
+    """Names of a table's antennas, in its order."""
+    with mset.open_table(f"{table}::ANTENNA") as antenna:
+        return list(antenna.getcol("NAME"))
+
+
+def _of_stations(table: Path, names: Sequence[str]) -> Solutions:
+    """Solutions of a table for the stations `names`; their antennas are places in that list."""
+    solutions, places = read(table), {name: place for place, name in enumerate(names)}
+    antenna = np.array([places.get(name, -1) for name in _stations(table)])[solutions.antenna]
+    return Solutions(*(values[antenna >= 0] for values in astuple(replace(solutions, antenna=antenna))))
+
+
 def middle_gains(tables: Mapping[str, Path]) -> dict[str, np.ndarray]:
     """Bandpass times gains of each station, (npol,): median amplitude, phase in the middle of the band; NaN where flagged."""
     bandpass, gains = read(tables["B"]), read(tables["G"])
-    with mset.open_table(f"{tables['B']}::ANTENNA") as antenna:
-        names = antenna.getcol("NAME")
+    names = _stations(tables["B"])
     mean = _gains_at(gains, len(names), np.array([np.inf]))[0]
     values = np.where(bandpass.flags, np.nan, bandpass.gain)
     nchan = values.shape[1]
@@ -387,10 +406,11 @@ def apply_casa(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> No
     restore_flags(ms, PREPARED_FLAGS)
     interp = {"K": "nearest", "B": "nearest,linearflag", "G": "linear"}
     kinds = [kind for kind in ("K", "B", "G") if kind in tables]
-    tasks.applycal(
-        vis=str(ms), gaintable=[str(tables[k]) for k in kinds], interp=[interp[k] for k in kinds],
-        calwt=False, applymode="calflag", flagbackup=False, parang=False,
-    )  # fmt: skip
+    with mset.changing(ms):
+        tasks.applycal(
+            vis=str(ms), gaintable=[str(tables[k]) for k in kinds], interp=[interp[k] for k in kinds],
+            calwt=False, applymode="calflag", flagbackup=False, parang=False,
+        )  # fmt: skip
 
 
 def prepared_flags(ms: Path, ntime: int) -> np.ndarray:
@@ -400,19 +420,21 @@ def prepared_flags(ms: Path, ntime: int) -> np.ndarray:
 
 def save_flags(ms: Path, name: str) -> None:
     """Keep the FLAG column as a CASA flag version, replacing one of the same name."""
-    agent = casa.tool("agentflagger")
-    agent.open(str(ms))
-    try:
+    with mset.changing(ms), _agent(ms) as agent:
         agent.saveflagversion(name, "contimg", "replace")
-    finally:
-        agent.done()
 
 
 def restore_flags(ms: Path, name: str) -> None:
     """Put a CASA flag version back into the FLAG column."""
+    with mset.changing(ms), _agent(ms) as agent:
+        agent.restoreflagversion([name], "replace")
+
+
+@contextmanager
+def _agent(ms: Path) -> Iterator:
     agent = casa.tool("agentflagger")
     agent.open(str(ms))
     try:
-        agent.restoreflagversion([name], "replace")
+        yield agent
     finally:
         agent.done()

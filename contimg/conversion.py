@@ -9,9 +9,7 @@ path of a station between the two directions, a row (1, 2) of the Measurement Se
 and every row has ant_1 <= ant_2. uvw are recomputed in float64 from station positions; channels ascend.
 """
 
-import ctypes
 import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -26,12 +24,16 @@ from contimg import measurement_set as mset
 from contimg.checksums import checksum
 from contimg.config import Config
 from contimg.errors import InputError, SubbandError, ValidationError
+from contimg.files import replacing
+from contimg.findings import Finding
 from contimg.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_icrs_deg, meridian_vector, track
 from contimg.measurement_set import Observation, Rows
-from contimg.uvh5 import SubbandHeader, opened_data, read_header
+from contimg.processes import die_with_parent
+from contimg.uvh5 import DISH_M, SubbandHeader, changed_since, content_mark, opened_data, read_header
 
 _SAME_TIME_S = 1e-3
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_OTHER = "It belongs to another observation: move it to where that lies, or copy it again."
+_ODD_ZEROS = 0.01  # share of zeros that no other subband has: a copy that stalled, a node that stopped writing
 
 
 @njit(cache=True)
@@ -122,7 +124,7 @@ def group_times(headers: Mapping[int, SubbandHeader]) -> np.ndarray:
         ):
             raise SubbandError(
                 f"{header.path}: {len(header.time_mjd)} integrations from MJD {header.time_mjd[0]:.7f}, expected times of "
-                f"{longest.path.name}, from MJD {longest.time_mjd[0]:.7f}. It belongs to another observation: remove it."
+                f"{longest.path.name}, from MJD {longest.time_mjd[0]:.7f}. {_OTHER}"
             )
         for number, time_mjd in zip(np.round(steps).astype(int), header.time_mjd, strict=True):
             known.setdefault(int(number), float(time_mjd))
@@ -136,10 +138,10 @@ def _check_same_observation(headers: Mapping[int, SubbandHeader], first: Subband
             differs = "other baselines, or in another order"
         elif abs(header.app_dec_rad - first.app_dec_rad) > 1e-9:
             differs = f"declination {np.degrees(header.app_dec_rad):.6f} deg, expected {np.degrees(first.app_dec_rad):.6f}"
-        elif not np.array_equal(header.positions_m, first.positions_m):
+        elif not np.array_equal(header.positions_m, first.positions_m, equal_nan=True):
             differs = "other antenna positions"
         if differs:
-            raise SubbandError(f"{header.path}: {differs} as in {first.path.name}. It belongs to another observation: remove it.")
+            raise SubbandError(f"{header.path}: {differs} as in {first.path.name}. {_OTHER}")
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,16 @@ def _plan_rows(header: SubbandHeader, telescope_name: str) -> tuple[Observation,
     centre = meridian_icrs_deg(header.mid_mjd, header.app_dec_rad)
     ra, dec = float(centre[0]), float(centre[1])
     axes = track(ra, dec, header.time_mjd).axes
-    stations = meridian_frame_m(header.positions_m)
     index = {int(number): i for i, number in enumerate(header.antenna_numbers)}
     one = np.array([index[int(n)] for n in header.ant_1])
     two = np.array([index[int(n)] for n in header.ant_2])
+    placed, known = np.isfinite(header.positions_m).all(axis=1), header.diameters_m > 0
+    for what, has in (("position", placed), ("diameter", known)):
+        if odd := [header.antenna_names[a] for a in np.unique([one, two]) if not has[a]]:
+            raise SubbandError(f"{header.path}: stations {', '.join(odd)} take part and have no {what}. Mend the header.")
+    # CASA wants numbers also for stations that take no part.
+    positions_m = np.where(placed[:, None], header.positions_m, 0.0)
+    stations = meridian_frame_m(positions_m)
     keep = one <= two
     ant_1, ant_2 = np.where(keep, one, two), np.where(keep, two, one)
     uvw = np.einsum("tax,bx->tba", axes, stations[ant_1] - stations[ant_2])
@@ -204,8 +212,8 @@ def _plan_rows(header: SubbandHeader, telescope_name: str) -> tuple[Observation,
         freq_hz=np.sort(header.freq_hz),
         channel_width_hz=header.channel_width_hz,
         antenna_names=header.antenna_names,
-        positions_m=header.positions_m,
-        diameters_m=header.diameters_m,
+        positions_m=positions_m,
+        diameters_m=np.where(known, header.diameters_m, DISH_M),
         telescope_name=telescope_name,
         time_range_mjd=(float(header.time_mjd[0] - half), float(header.time_mjd[-1] + half)),
         field_name=f"drift_{ra / 15:05.2f}h{dec:+06.2f}d",
@@ -248,7 +256,7 @@ def _convert_one(job: _Job) -> dict:
     """
     seconds = Seconds()
     nchan = len(job.observation.freq_hz)
-    with mset.replacing(job.output) as partial:
+    with replacing(job.output) as partial:
         if job.source is None:
             nothing = replace(job.rows, ant_1=job.rows.ant_1[:0], ant_2=job.rows.ant_2[:0], uvw_m=job.rows.uvw_m[:, :0])
             with mset.creating(partial, job.observation, nothing, nchan):
@@ -279,11 +287,6 @@ def _convert_one(job: _Job) -> dict:
     return {**seconds.by_step, "nonzero": nonzero}
 
 
-def _die_with_parent() -> None:
-    """A worker whose job was killed must not go on holding the group's lock."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def convert_group(
     files: Mapping[int, Path],
     outputs: Sequence[Path],
@@ -299,6 +302,7 @@ def convert_group(
     """
     begin = time.perf_counter()
     expected = config.ingest.expected_subbands
+    seen = {str(path): content_mark(path) for _, path in sorted(files.items())}
     plan = plan_group(files, expected, config.conversion.telescope_name)
     header_s = time.perf_counter() - begin
     if config.writer == "pyuvdata":
@@ -309,8 +313,11 @@ def convert_group(
         sums = _convert_parallel(plan, outputs, workers, progress)
     with ThreadPoolExecutor(workers) as pool:  # while the files are still in the page cache
         sha256 = dict(zip(map(str, sorted(files)), pool.map(checksum, (files[sb] for sb in sorted(files))), strict=True))
+    if changed := changed_since(seen):
+        raise ValidationError(f"{', '.join(changed)}: written to while being read. The group is converted again.")
     start_mjd, end_mjd = plan.observation.time_range_mjd
-    if not sums.pop("nonzero"):
+    nonzero = sums.pop("nonzero")
+    if not any(nonzero.values()):
         raise InputError(
             f"{plan.reference.path} and its group: every visibility is zero, or has no samples. The correlator wrote no data: "
             "nothing to image."
@@ -322,6 +329,8 @@ def convert_group(
         "short_subbands": plan.short,
         "files": {str(sb): str(path) for sb, path in sorted(files.items())},
         "sha256": sha256,
+        "seen": seen,
+        "findings": [one.as_json() for one in _odd_zeros(plan, nonzero)],
         "start_mjd": float(start_mjd),
         "mid_mjd": plan.reference.mid_mjd,
         "end_mjd": float(end_mjd),
@@ -334,12 +343,28 @@ def convert_group(
     }
 
 
+def _odd_zeros(plan: GroupPlan, nonzero: Mapping[int, int]) -> list[Finding]:
+    """Subbands of whose visibilities a larger share is zero than of those of all others."""
+    nbaseline = plan.rows.shape[1]
+    cells = {sb: len(plan.headers[sb].time_mjd) * nbaseline * len(plan.reference.freq_hz) * 2 for sb in nonzero}
+    share = {sb: 1 - nonzero[sb] / cells[sb] for sb in sorted(nonzero)}
+    usual = float(np.median(list(share.values())))
+    return [
+        Finding(
+            "zeros", "warn", f"{plan.headers[sb].path.name}: {100 * zeros:.0f} % of the visibilities are zero, of the other "
+            f"subbands' {100 * usual:.0f} %: a copy that stalled, or a node that stopped writing; they are flagged. If the whole "
+            "file is elsewhere: copy it again, then contimg reprocess GROUP", zeros, usual + _ODD_ZEROS,
+        )
+        for sb, zeros in share.items() if zeros > usual + _ODD_ZEROS
+    ]  # fmt: skip
+
+
 def _convert_parallel(plan: GroupPlan, outputs: Sequence[Path], workers: int, progress: Callable[[str], None]) -> dict:
-    """Each subband to its Measurement Set, several at once; the sums of what `_convert_one` says."""
+    """Each subband to its Measurement Set, several at once; sums of the seconds, and what is not zero by subband."""
     sources = [plan.headers[sb].path if sb in plan.headers else None for sb in range(len(outputs))]
     done = []
     context = multiprocessing.get_context("fork")  # the workers share the geometry; nothing to import again
-    with ProcessPoolExecutor(min(workers, len(outputs)), mp_context=context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(outputs)), mp_context=context, initializer=die_with_parent) as pool:
         full = max(pool.map(full_samples, [source for source in sources if source]))
         jobs = [
             _Job(
@@ -351,7 +376,8 @@ def _convert_parallel(plan: GroupPlan, outputs: Sequence[Path], workers: int, pr
         for job, result in zip(jobs, pool.map(_convert_one, jobs), strict=True):
             done.append(result)
             progress(f"{job.output.name}: " + (job.source.name if job.source else "no file, channels kept"))
-    return {name: sum(result[name] for result in done) for name in done[0]}
+    sums = {name: sum(result[name] for result in done) for name in ("load_s", "phase_s", "write_s")}
+    return sums | {"nonzero": {sb: result["nonzero"] for sb, result in enumerate(done) if sources[sb]}}
 
 
 def full_samples(path: Path) -> float:
@@ -383,7 +409,7 @@ def concat_subbands(subbands: Sequence[Path], output: Path) -> dict:
         if len(row_weights[path]) != nrow:
             raise ValidationError(f"{path}: {len(row_weights[path])} rows, expected {nrow}")
     whole = replace(observations[order[0]], freq_hz=freq_hz)
-    with mset.replacing(output) as partial, mset.creating(partial, whole, rows, nchan) as table:
+    with replacing(output) as partial, mset.creating(partial, whole, rows, nchan) as table:
         _copy_tiles(order, table, nrow, mset.tile_rows(rows.shape[1], nchan), nchan)
         mset.put_row_weights(table, sum(row_weights[path] for path in with_rows) / np.float32(len(order)))
     return {

@@ -6,6 +6,7 @@ schema (PRAGMA user_version); the first writer of a newer contimg brings it up t
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from contimg.errors import ContimgError
@@ -75,11 +76,30 @@ def writing(path: Path, base: type[DeclarativeBase]) -> Iterator[Session]:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _made.discard((path, base))
-    with Session(_engine(f"sqlite:///file:{quote(str(path))}?uri=true", readonly=False)) as session, session.begin():
-        if (path, base) not in _made:  # inside the transaction: two processes may come at once
+    engine = _engine(f"sqlite:///file:{quote(str(path))}?uri=true", readonly=False)
+    with _named(path), Session(engine) as session, session.begin():
+        emptied = not session.scalar(text("SELECT count(*) FROM sqlite_master"))
+        if emptied or (path, base) not in _made:  # inside the transaction: two processes may come at once
             _bring_up_to_date(session.connection(), base, path)
         yield session
     _made.add((path, base))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """SQLite's complaints about a file, with its name and what to do."""
+    try:
+        yield
+    except DatabaseError as error:
+        words = str(error.orig)
+        if re.search("malformed|not a database|disk image|unsupported file format|file is encrypted", words):
+            raise ContimgError(
+                f"{path}: damaged ({words}). Stop what uses it and move it aside (mv {path} {path}.damaged): the next run, or "
+                "the watcher when it starts, makes it again from the results"
+            ) from None
+        if "readonly database" in words or "unable to open" in words:
+            raise ContimgError(f"{path}: {words}. Give this user permission to write to it and to its folder.") from None
+        raise
 
 
 def _bring_up_to_date(connection: Connection, base: type[DeclarativeBase], path: Path) -> None:
@@ -120,7 +140,8 @@ def reading(path: Path) -> Iterator[Session | None]:
         raise ContimgError(
             f"{path}: reading it needs the permission to write to it and its folder (SQLite's WAL). Ask its owner, or copy it."
         )
-    with Session(_engine(f"sqlite:///file:{quote(str(path))}?uri=true&{mode}", readonly=True)) as session:
+    engine = _engine(f"sqlite:///file:{quote(str(path))}?uri=true&{mode}", readonly=True)
+    with _named(path), Session(engine) as session:
         tables = session.scalar(text("SELECT count(*) FROM sqlite_master WHERE type = 'table'"))
         try:
             yield session if tables else None  # none: killed while it was made

@@ -1,5 +1,10 @@
 """Every error that a stage raises on purpose. The message says who, what was expected, what was found, what to do."""
 
+import errno
+import re
+
+_NO_ROOM = re.compile("No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+
 
 class ContimgError(Exception):
     """Base class: an error whose message is enough for an operator; no traceback is needed to act on it."""
@@ -21,6 +26,10 @@ class ValidationError(ContimgError):
     """A Measurement Set or a product is not what its stage promised."""
 
 
+class ProductError(ContimgError):
+    """A result or a product that must be there is not, or cannot be read."""
+
+
 class CalibrationError(ContimgError):
     """No usable solutions, or no valid set to apply."""
 
@@ -37,6 +46,10 @@ class NotNow(ContimgError):
     """Nothing is wrong with the group: it waits, and no attempt is spent."""
 
 
+class AbsentError(NotNow):
+    """A disk, or a folder, is not there: it may come back."""
+
+
 class StorageError(NotNow):
     """There is no room for what is to be written."""
 
@@ -47,3 +60,8 @@ class NoCalibrationError(NotNow):
 
 class LockError(ContimgError):
     """Another run holds the lock."""
+
+
+def is_full(error: BaseException | str) -> bool:
+    """Whether an error, or what a library said last, comes from a disk without room, or a quota that is used up."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or bool(_NO_ROOM.search(str(error)))

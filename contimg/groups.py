@@ -7,14 +7,15 @@ id; files within a tolerance after an anchor join it. The rules, case by case, a
 
 from bisect import bisect
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from contimg.uvh5 import Outline, parse_name, timestamp_s
 
 _SAME_START_S = 1.0  # identical in the files of a group; a tenth of an integration
+_DAY_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,12 @@ class RawFile:
     timestamp: str
     subband: int
     size: int = 0
-    changed_s: float = 0.0  # last change of the file or its name on this disk (ctime), s since 1970
+    changed_s: float = 0.0  # last change of its content (mtime), s since 1970; may be any date
     checked: bool = False  # whether it was looked into, as it is now
     outline: Outline | None = None  # what its header says, if that look found nothing wrong
     reason: str | None = None  # why it does not count
+    arrived_s: float = field(default=0.0, compare=False)  # last change of it or its name on this disk (ctime)
+    trouble: str | None = field(default=None, compare=False)  # why it could not be looked into just now
 
     @classmethod
     def named(cls, path: Path, size: int = 0, changed_s: float = 0.0, **known) -> "RawFile | None":
@@ -42,8 +45,9 @@ class RawFile:
         return timestamp_s(self.timestamp)
 
     def same_content(self, other: "RawFile | None") -> bool:
-        """Whether nobody changed it since `other` was seen."""
-        return other is not None and (self.size, self.changed_s) == (other.size, other.changed_s)
+        """Whether nobody changed what is in it since `other` was seen."""
+        # An earlier contimg recorded the ctime, which chmod and a new link change, too.
+        return other is not None and self.size == other.size and other.changed_s in (self.changed_s, self.arrived_s)
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,14 @@ class FileGroup:
 
     @property
     def outline(self) -> Outline | None:
-        """Header of the member that goes on longest, of those that were looked into: its mid time is the group's."""
+        """From the first integration that any member has, of those that were looked into, to the last one."""
         known = [m.outline for m in self.members.values() if m.outline]
-        return max(known, key=lambda outline: outline.mid_mjd, default=None)
+        return _together(known) if known else None
 
     @property
     def waiting_since_s(self) -> float:
         """Since when (s since 1970) it waits for more: the arrival of its last file on this disk."""
-        return max((f.changed_s for f in self.all_files), default=timestamp_s(self.id))
+        return max((f.arrived_s or f.changed_s for f in self.all_files), default=timestamp_s(self.id))
 
     def missing(self, expected_subbands: int) -> tuple[int, ...]:
         """Subbands of the set 0..N-1 that have no file."""
@@ -83,16 +87,25 @@ class FileGroup:
         """Whether all members were looked into."""
         return all(member.checked for member in self.members.values())
 
+    def unchecked(self) -> list[RawFile]:
+        """Members that were not looked into yet, or could not be."""
+        return [member for _, member in sorted(self.members.items()) if not member.checked]
+
     def shortage(self, expected_subbands: int) -> str:
         """What it lacks, in words."""
         text = f"{len(self.members)} of {expected_subbands} subbands"
         if missing := self.missing(expected_subbands):
             text += f"; missing {numbers(missing)}"
             text += "".join(f"; {f.reason}" for f in self.others if f.subband in missing)
-        if not self.is_checked():
-            unchecked = [sb for sb, member in sorted(self.members.items()) if not member.checked]
-            text += f"; {numbers(unchecked)} came a moment ago, or could not be looked into yet"
-        return text
+        if recent := [f.subband for f in self.unchecked() if not f.trouble]:
+            text += f"; {numbers(recent)} came a moment ago, and will be looked into"
+        return text + "".join(f"; {f.subband:02d} could not be looked into: {f.trouble}" for f in self.unchecked() if f.trouble)
+
+
+def _together(outlines: Sequence[Outline]) -> Outline:
+    """The observation that several files are parts of."""
+    start, end = min(o.start_mjd for o in outlines), max(o.end_mjd for o in outlines)
+    return replace(outlines[0], start_mjd=start, mid_mjd=0.5 * (start + end))
 
 
 def numbers(subbands: Iterable[int]) -> str:
@@ -157,7 +170,7 @@ def _by_headers(drafts: dict[str, list[RawFile]], window_s: float, expected: int
             files = (*fixed.get(group, ()), *drafts[group])
             subbands = [f.subband for f in files]
             starts = [f.outline.start_mjd for f in files if f.outline]
-            agree = not starts or (max(starts) - min(starts)) * 86400 < _SAME_START_S
+            agree = not starts or (max(starts) - min(starts)) * _DAY_S < _SAME_START_S
             if agree and len(subbands) == len(set(subbands)) == expected:
                 settled[group] = drafts[group]
                 continue
@@ -182,7 +195,7 @@ def _judge(pool: dict[str, list[RawFile]], window_s: float, fixed: Mapping, take
             unknown.append((group, file))
             continue
         key = next(
-            (k for start, k in starts if abs(start - file.outline.start_mjd) * 86400 < _SAME_START_S
+            (k for start, k in starts if abs(start - file.outline.start_mjd) * _DAY_S < _SAME_START_S
              and abs(timestamp_s(k) - file.time_s) <= window_s), None,
         )  # fmt: skip
         if key is None:
@@ -193,6 +206,33 @@ def _judge(pool: dict[str, list[RawFile]], window_s: float, fixed: Mapping, take
     for group, file in unknown:
         key = went[group].most_common(1)[0][0] if went[group] else group
         sorted_files.setdefault(key, []).append(file)
+    return _with_parts(sorted_files, window_s, fixed)
+
+
+def _with_parts(sorted_files: dict[str, list[RawFile]], window_s: float, fixed: Mapping) -> dict[str, list[RawFile]]:
+    """Files that lack integrations at the begin start later: those whose data lie within the time of another group, of which
+    they are no subband, belong to that one."""
+    spans, subbands = {}, {}
+    for key, files in sorted_files.items():
+        every = (*fixed.get(key, ()), *files)
+        subbands[key] = {f.subband for f in every}
+        if outlines := [f.outline for f in every if f.outline]:
+            spans[key] = _together(outlines)
+    margin = _SAME_START_S / _DAY_S
+    for part in sorted(spans, key=lambda key: spans[key].end_mjd - spans[key].start_mjd):
+        for whole in spans.keys() - {part}:
+            one, other = spans[part], spans[whole]
+            inside = other.start_mjd - margin <= one.start_mjd and one.end_mjd <= other.end_mjd + margin
+            longer = other.end_mjd - other.start_mjd > one.end_mjd - one.start_mjd
+            near = abs(timestamp_s(part) - timestamp_s(whole)) <= window_s
+            if not (inside and longer and near) or part in fixed or subbands[part] & subbands[whole]:
+                continue
+            del spans[part]
+            merged = sorted_files.pop(part) + sorted_files.pop(whole)
+            first = whole if whole in fixed else min(part, whole, key=timestamp_s)
+            sorted_files[first], subbands[first] = merged, subbands.pop(part) | subbands.pop(whole)
+            spans[first] = spans.pop(whole)
+            break
     return sorted_files
 
 

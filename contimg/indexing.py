@@ -16,9 +16,10 @@ from contimg import db, ingest, publishing
 from contimg.checksums import checksum
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
+from contimg.files import found_json
 from contimg.paths import STAGES, Paths, lasting_files
 from contimg.products import Base, Image, MeasurementSet, QaArtifact, note_stage, record_group
-from contimg.stage import RUN_ID, read_json
+from contimg.stage import RUN_ID
 
 _IMAGE_TYPES = {"image.fits": "image", "pbcor.fits": "pbcor", "pb.fits": "pb"}
 _CASA_TYPES = {"image": "image", "image.pbcor": "pbcor", "pb": "pb"}
@@ -27,11 +28,11 @@ _TIMES = ("start_mjd", "end_mjd", "mid_mjd")
 
 
 def results_of(paths: Paths, group: str) -> dict[str, dict]:
-    """Results of the stages that a group has been through, by stage."""
+    """Results of the stages that a group has been through, by stage; one that cannot be read is as if it were not there."""
     found = {}
     for stage in STAGES:
-        with suppress(FileNotFoundError):  # not there, or removed this moment: the group is done again
-            found[stage] = read_json(paths.result(group, stage))
+        if values := found_json(paths.result(group, stage)):
+            found[stage] = values
     return found
 
 
@@ -111,7 +112,7 @@ def _runs(paths: Paths, results: Mapping[str, Mapping]) -> dict[str, str]:
     """The command of every run that made one of the results, as long as it is known."""
     names = {result.get("run") for result in results.values()} | {os.environ.get(RUN_ID)}
     snapshots = {name: paths.run_snapshot(name) for name in names if name}
-    return {name: read_json(path).get("command", "") for name, path in sorted(snapshots.items()) if path.exists()}
+    return {name: known.get("command", "") for name, path in sorted(snapshots.items()) if (known := found_json(path))}
 
 
 def note(config: Config, group: str, stage: str, reason: str | None = None) -> None:

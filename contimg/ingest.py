@@ -20,7 +20,7 @@ from contimg import db
 from contimg.config import IngestConfig
 from contimg.errors import InputError, StateError
 from contimg.groups import FileGroup, RawFile, numbers
-from contimg.paths import STAGES, Paths
+from contimg.paths import STAGES, Paths, spelling
 from contimg.uvh5 import Outline
 
 RUNNING = ("in_progress", "processing_fresh", "resuming")
@@ -77,7 +77,7 @@ class SubbandFile(Base):
     group_id: Mapped[str] = mapped_column(ForeignKey("ingest_queue.group_id"), index=True)
     subband_idx: Mapped[int]
     size: Mapped[int]
-    changed_s: Mapped[float]  # ctime, s since 1970
+    changed_s: Mapped[float]  # mtime, s since 1970 (ctime in rows of an earlier contimg)
     checked: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str | None]
     start_mjd: Mapped[float | None]
@@ -175,10 +175,11 @@ def _recorded_files(session: Session, asked: Collection[str], inside: ColumnElem
     each = select(*columns).join(Group).where(inside, wanted)
     one = select(*columns, func.min(SubbandFile.path)).join(Group).where(inside, ~wanted, SubbandFile.reason.is_(None))
     found: dict[str, list[RawFile]] = {}
+    spelled = spelling()
     for row in (*session.execute(each), *session.execute(one.group_by(SubbandFile.group_id))):
         group, name, size, changed_s, checked, reason, *header = row[: len(columns)]
         outline = Outline(*header) if header[0] is not None else None
-        file = RawFile.named(Path(name), size, changed_s, checked=checked, outline=outline, reason=reason)
+        file = RawFile.named(Path(spelled(name)), size, changed_s, checked=checked, outline=outline, reason=reason)
         found.setdefault(group, []).append(file)
     return {group: tuple(files) for group, files in found.items()}
 
@@ -188,7 +189,27 @@ def finished_files(path: Path) -> set[str]:
     with db.reading(path) as session:
         if session is None:
             return set()
-        return set(session.scalars(select(SubbandFile.path).join(Group).where(Group.state == "completed")))
+        return set(map(spelling(), session.scalars(select(SubbandFile.path).join(Group).where(Group.state == "completed"))))
+
+
+def needs_no_files(paths: Paths, status: GroupStatus) -> bool:
+    """Whether what is left to do of a group can be done though its raw files are gone."""
+    return status.state in ("pending", *RUNNING) and is_converted(paths, status.id)
+
+
+def is_converted(paths: Paths, group_id: str) -> bool:
+    """Whether a group has its Measurement Set: its raw files are not needed for what follows."""
+    return paths.result(group_id, "concat").exists() and paths.ms(group_id).exists()
+
+
+def respell(session: Session) -> None:
+    """Files that were recorded with another spelling of their folder get the one that they are found by."""
+    folder_of = func.rtrim(SubbandFile.path, func.replace(SubbandFile.path, "/", ""))
+    spelled = spelling()
+    for folder in session.scalars(select(folder_of).distinct()).all():
+        if (now := f"{spelled(folder).rstrip('/')}/") != folder:
+            wanted = update(SubbandFile).prefix_with("OR REPLACE").where(folder_of == folder)
+            session.execute(wanted.values(path=now + func.substr(SubbandFile.path, len(folder) + 1)))
 
 
 def move(session: Session, group_id: str, state: str, **fields) -> None:
@@ -276,9 +297,12 @@ def _row(group: str, file: RawFile) -> dict:
 
 
 def has_news(group: FileGroup, status: GroupStatus) -> bool:
-    """Whether a file of a failed group came late or was replaced."""
+    """Whether a file of a failed group came late, was replaced, or can be read now."""
     before = {f.path: f for f in status.files}
-    return any(not member.same_content(before.get(member.path)) for member in group.members.values())
+    return any(
+        not member.same_content(before.get(member.path)) or (member.checked and not before[member.path].checked)
+        for member in group.members.values()
+    )
 
 
 def verdict(group: FileGroup, options: IngestConfig, now_s: float) -> tuple[str, str]:
@@ -517,7 +541,7 @@ def reprocess(session: Session, paths: Paths, group_id: str, first: str | None, 
         raise InputError(f"group {group_id} has no stage {first}; it goes through {', '.join(stages)}")
     requeue(session, group_id, min_subbands)
     files = [Path(p) for p in session.scalars(select(SubbandFile.path).where(*_counting(group_id)))]
-    if not paths.ms(group_id).exists() or first in ("caltables", "convert", "concat"):
+    if not is_converted(paths, group_id) or first in ("convert", "concat"):
         absent = [path.name for path in files if not path.exists()]
         if absent:
             raise InputError(f"group {group_id}: {first} needs its raw files; {len(absent)} are gone ({absent[0]}, ...)")

@@ -4,8 +4,7 @@ The only module that knows columns, data managers and subtables. Arrays are (row
 `grid` (time, baseline, channel, polarisation).
 """
 
-import os
-import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import casacore.tables as ct
 import numpy as np
 
 from contimg.config import uv_limits
-from contimg.errors import ValidationError
+from contimg.errors import ProductError, ValidationError
+from contimg.files import flush, set_mark
 from contimg.geometry import SPEED_OF_LIGHT_M_S, TEE_ITRF_M
+from contimg.paths import CHANGING_MARK
 
 DAY_S = 86400.0
 SPECTRUM_COLUMNS = {"DATA": np.complex64, "FLAG": np.bool_, "WEIGHT_SPECTRUM": np.float32}
@@ -70,28 +71,26 @@ def open_table(path: Path | str, readonly: bool = True) -> Iterator[ct.table]:
         table.close()
 
 
-def remove(path: Path) -> None:
-    """Remove a table directory, or a file, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; renamed to `path` at the end, removed if anything fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    remove(partial)
-    try:
-        yield partial
-        if path.is_dir():
-            remove(path)
-        os.replace(partial, path)
-    except BaseException:
-        remove(partial)
-        raise
+def changing(path: Path) -> Iterator[None]:
+    """Columns of a Measurement Set change in place: a mark in its folder says so until they are on disk.
+
+    One that is found with its mark (its process was killed, or the power failed) is not trusted: the group is converted again.
+    """
+    mark = path / CHANGING_MARK
+    since_ns = time.time_ns()
+    set_mark(mark)
+    yield
+    versions = Path(f"{path}.flagversions")
+    for folder in (path, versions) if versions.exists() else (path,):
+        flush(folder, since_ns)
+    mark.unlink()
+
+
+def require_whole(path: Path) -> None:
+    """Raise ProductError for a Measurement Set of which somebody changed columns when the process ended."""
+    if (path / CHANGING_MARK).exists():
+        raise ProductError(f"{path}: a stage was killed while it wrote into it. The next run converts the group again.")
 
 
 def _tiled_column(name: str, shape: list[int], tile: list[int]) -> tuple[dict, dict]:
@@ -243,7 +242,7 @@ def _add_column(table: ct.table, name: str) -> None:
 
 def ensure_column(path: Path, name: str) -> None:
     """Add MODEL_DATA or CORRECTED_DATA if the Measurement Set has none."""
-    with open_table(path, readonly=False) as table:
+    with changing(path), open_table(path, readonly=False) as table:
         if name not in table.colnames():
             _add_column(table, name)
 
@@ -313,7 +312,7 @@ def outside(uvrange: str | None, uvw_m: np.ndarray, freq_hz: np.ndarray) -> np.n
 
 def write_columns(path: Path, **columns: np.ndarray) -> None:
     """Write whole columns, given by rows or by (time, baseline); MODEL_DATA and CORRECTED_DATA are added if need be."""
-    with open_table(path, readonly=False) as table:
+    with changing(path), open_table(path, readonly=False) as table:
         nrow = table.nrows()
         for name, values in columns.items():
             if name not in table.colnames():
@@ -326,18 +325,3 @@ def read_row_weights(path: Path) -> np.ndarray:
     """WEIGHT, (row, polarisation)."""
     with open_table(path) as table:
         return table.getcol("WEIGHT") if table.nrows() else np.zeros((0, 2), np.float32)
-
-
-def set_mark(path: Path, name: str, on: bool) -> None:
-    """A keyword that says that something is under way; on disk when this returns."""
-    with open_table(path, readonly=False) as table:
-        if on:
-            table.putkeyword(name, True)
-        else:
-            table.removekeyword(name)
-
-
-def has_mark(path: Path, name: str) -> bool:
-    """Whether something was under way when its process ended."""
-    with open_table(path) as table:
-        return name in table.keywordnames()

@@ -3,8 +3,9 @@
 Each method works with a real group id and with Snakemake's ``{group}`` alike, so rules and library agree.
 """
 
-import getpass
 import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
 GROUP_PLOTS = ("image", "thumbnail", "catalogue", "residual", "beam", "uv", "spectra", "bandpass", "gains", "flags")
 REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
 TMPFS = Path("/dev/shm")
+AGAIN = Path(".snakemake/contimg_again")  # newer than the results that a run must not believe
+CHANGING_MARK = "contimg_changing"  # in a Measurement Set's folder while its columns change
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,11 @@ class Paths:
         """What the watcher does now (JSON)."""
         return self.state / "watcher.json"
 
+    @property
+    def refusal(self) -> Path:
+        """Why the last run did not begin (JSON); there until one does."""
+        return self.state / "refused.json"
+
     def run_lock(self, lane: str) -> Path:
         """Held by a Snakemake run of a lane for as long as it lives."""
         return self.state / "locks" / f"run-{lane}.lock"
@@ -145,7 +153,7 @@ class Paths:
     # -- staging -------------------------------------------------------------------------------------------
     def staging_roots(self) -> dict[str, Path]:
         """The folder for temporary subband Measurement Sets, by kind of staging."""
-        return {"tmpfs": TMPFS / f"contimg-{getpass.getuser()}-{self.tag}", "disk": self.state / "staging"}
+        return {"tmpfs": TMPFS / f"contimg-{os.getuid()}-{self.tag}", "disk": self.state / "staging"}
 
 
 def set_name(group: str, fast: bool) -> str:
@@ -163,3 +171,17 @@ def staged(staging: Path, group: str, config: Config) -> list[Path]:
     """What conversion leaves for concat: a Measurement Set per subband, or a single one when pyuvdata writes it."""
     labels = ["whole"] if config.writer == "pyuvdata" else [f"sb{sb:02d}" for sb in range(config.ingest.expected_subbands)]
     return [staging / group / f"{label}.ms" for label in labels]
+
+
+def spelling() -> Callable[[str], str]:
+    """Gives files the one name that they have, however their folder was called when it was written down: relative to this
+    working directory, or through a link. Each folder is looked up once."""
+    folders: dict[str, str] = {}
+
+    def spelled(name: str) -> str:
+        folder, _, file = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder or ".")
+        return os.path.join(folders[folder], file)
+
+    return spelled

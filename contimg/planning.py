@@ -1,6 +1,5 @@
 """What a run would do with each group, and why not: read-only, from one look at the folder and the databases."""
 
-import json
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -10,13 +9,14 @@ from pathlib import Path
 from contimg import arrivals
 from contimg.config import CalibrationConfig, Config
 from contimg.errors import InputError
+from contimg.files import found_json, holder_of
 from contimg.groups import FileGroup, RawFile, numbers
 from contimg.ingest import RUNNING, GroupStatus, has_news, known_groups, lane_of, verdict
-from contimg.paths import FAST_SUFFIX, LANES, Paths, set_name
+from contimg.paths import CHANGING_MARK, FAST_SUFFIX, LANES, STAGES, Paths, set_name
 from contimg.registry import CalSet, active_sets, choose, refused_sets, validity
-from contimg.stage import holder_of
 
 WATCHED = "CONTIMG_WATCHED"
+_SAME_MTIME_S = 1e-3
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
     error: str | None = None
     not_before: str | None = None  # the watcher leaves it until then
     attempts: int = 0  # that failed
-    redo: tuple[str, ...] = ()  # stages whose results must not be used any more: a set that failed, or not for science
+    redo: tuple[str, ...] = ()  # stages to do again though they have results: other files, another set, or half-written
 
     @property
     def own_set(self) -> bool:
@@ -70,11 +70,12 @@ def make_plans(
                   "calibrators": status.calibrators, "mid_mjd": status.mid_mjd, "app_dec_deg": status.app_dec_deg,
                   "not_before": status.not_before, "attempts": status.retry_count}  # fmt: skip
         outcome, why = verdict(group, options, now_s)
+        has_index = status.state != "completed" and found_json(paths.result(group.id, "index")) is not None
         if group.id in elsewhere:
             plans[group.id] = Plan(action="running", reason=f"run {status.owner} has it", **common)
         elif group.id in only and len(group.members) >= options.min_subbands and group.is_checked():
             pending.append((group, common))
-        elif status.state == "completed" or paths.result(group.id, "index").exists():
+        elif status.state == "completed" or has_index:
             plans[group.id] = Plan(action="done", reason="imaged and indexed", **common)
         elif not group.members and not group.others:
             plans[group.id] = Plan(action="failed", reason="its raw files are gone", **common)
@@ -111,6 +112,7 @@ def _plan_pending(
     sets, refused = _usable_sets(paths)
     # A calibrator group that is to be solved again has no register.json: its old set is not what it will be.
     unfit = {g.id for g, _ in pending if _is_unfit(paths.result(g.id, "register"), options)}
+    broken = {g.id: _not_to_be_believed(paths, g) for g, _ in pending}
     again = {g.id for (g, _), names in zip(pending, candidates, strict=True)
              if names and (g.id in unfit or not paths.result(g.id, "register").exists())}  # fmt: skip
     unsolved = {g for g, s in elsewhere.items() if s.calibrators and not paths.result(g, "register").exists()}
@@ -132,7 +134,7 @@ def _plan_pending(
         mid, dec, own = outline.mid_mjd, outline.app_dec_deg, set_name(group.id, options.fast)
         common = known | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": names}
         frozen = _frozen_choice(paths, group.id, sets, refused, options)
-        redo = ("solve", "register") if group.id in unfit else ()
+        redo = broken[group.id] + (("solve", "register") if group.id in unfit else ())
         if frozen is None and paths.result(group.id, "caltables").exists():
             redo += ("caltables", "apply", "image", "qa")
         common["redo"] = redo
@@ -176,7 +178,28 @@ def _usable_sets(paths: Paths) -> tuple[list[CalSet], dict[str, str]]:
 
 def _is_unfit(result: Path, options: CalibrationConfig) -> bool:
     """Whether a stage's result is from fast mode, which science must not use."""
-    return not options.fast and result.exists() and not json.loads(result.read_text()).get("science", True)
+    return not options.fast and not (found_json(result) or {}).get("science", True)
+
+
+def _not_to_be_believed(paths: Paths, group: FileGroup) -> tuple[str, ...]:
+    """Stages of a group to be done again: whose results cannot be read, and `convert` where its files are others now, or a
+    stage was killed while it wrote into the Measurement Set."""
+    results = {stage: found_json(path) for stage in STAGES if (path := paths.result(group.id, stage)).exists()}
+    broken = [stage for stage, values in results.items() if values is None]
+    if (paths.ms(group.id) / CHANGING_MARK).exists() or _has_other_files(results.get("convert"), group):
+        broken.insert(0, "convert")
+    return tuple(dict.fromkeys(broken))
+
+
+def _has_other_files(converted: Mapping | None, group: FileGroup) -> bool:
+    """Whether a group was converted from other files than it has now, or than these were."""
+    if not converted or "seen" not in converted:
+        return False
+    now = {str(file.path): file for file in group.members.values()}
+    return now.keys() != converted["seen"].keys() or any(
+        size != now[path].size or abs(mtime_ns / 1e9 - now[path].changed_s) > _SAME_MTIME_S
+        for path, (size, mtime_ns) in converted["seen"].items()
+    )
 
 
 def _frozen_choice(
@@ -187,7 +210,8 @@ def _frozen_choice(
     path = paths.result(group, "caltables")
     if not path.exists() or _is_unfit(path, options):
         return None
-    chosen = json.loads(path.read_text())
+    if (chosen := found_json(path)) is None:
+        return None
     name, sums = chosen["set_name"], chosen.get("checksums")
     if paths.result(group, "apply").exists():
         return name
@@ -202,9 +226,10 @@ def stale(config: Config) -> list[tuple[str, str, str]]:
     for path in sorted(paths.result("x", "caltables").parent.glob("*.caltables.json")):
         group = path.name.removesuffix(".caltables.json")
         converted = paths.result(group, "convert")
-        if not converted.exists():
+        chosen, outline = found_json(path), found_json(converted)
+        if chosen is None or outline is None:
             continue
-        has, outline = json.loads(path.read_text())["set_name"], json.loads(converted.read_text())
+        has = chosen["set_name"]
         choice = choose(sets, outline["mid_mjd"], outline["app_dec_deg"], config.calibration)
         if choice.chosen is None or choice.chosen.name != has:
             found.append((group, has, f"{choice.chosen.name if choice.chosen else 'none'}: {choice.reason}"))
@@ -261,5 +286,5 @@ def describe(plan: Plan) -> str:
 def made_otherwise(config: Config, digest: str, group: str, plan: Plan) -> bool:
     """Whether a finished group was imaged with another configuration or catalogue than those of this digest
     (`identity.science_digest`); such a change reruns nothing."""
-    result = Paths.of(config).result(group, "index")
-    return plan.action == "done" and result.exists() and json.loads(result.read_text()).get("config") != digest
+    result = found_json(Paths.of(config).result(group, "index")) if plan.action == "done" else None
+    return result is not None and result.get("config") != digest

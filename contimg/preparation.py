@@ -13,7 +13,6 @@ from contimg.errors import ValidationError
 from contimg.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, track
 
 _UVW_TOLERANCE_M = 1e-3
-_CHANGING = "WEIGHTS_CHANGING"
 _STATION_TOLERANCE_M = 0.05
 _REMEDY = {"station_offset_m": "Was a station moved or renamed? Bring catalogues.stations up to date, or mend the header."}
 
@@ -99,6 +98,7 @@ def prepare(ms: Path, options: FlaggingConfig, stations: Path, logfile: Path | N
 
     stations  catalogue of the array, which the antennas' positions are compared with
     """
+    mset.require_whole(ms)
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     checks = validate(ms, observation, rows, stations)
     ntime = rows.shape[0]
@@ -181,10 +181,6 @@ def shares(ms: Path, rows: mset.Rows) -> np.ndarray:
 
 
 def _scaled(ms: Path, rows: mset.Rows, row_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if mset.has_mark(ms, _CHANGING):
-        raise ValidationError(
-            f"{ms}: something was killed while it wrote the weights. Make it again: contimg reprocess GROUP --from convert"
-        )
     weights, sigma = (mset.read_grid(ms, name, rows.shape[0]) for name in ("WEIGHT_SPECTRUM", "SIGMA"))
     return weights, _reweigh(weights, sigma, row_weight)
 
@@ -213,9 +209,7 @@ def weigh(ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows, nant: 
     # Rows that are flagged as a whole get a typical weight: FLAG keeps them out, and 0 would mean no data for good.
     row_weight = np.where(np.isfinite(row_weight), row_weight, np.nanmedian(row_weight[cross]))
     weights, mean = _scaled(ms, rows, row_weight)
-    mset.set_mark(ms, _CHANGING, True)
     mset.write_columns(ms, WEIGHT_SPECTRUM=weights, WEIGHT=mean)
-    mset.set_mark(ms, _CHANGING, False)
     return {
         "mean_amplitude_jy": float(amplitude),
         "median_noise_jy": float(np.median(noise[cross][noise[cross] > 0])),

@@ -10,10 +10,11 @@ from contimg import db, ingest, registry
 from contimg.checksums import altered
 from contimg.config import Config
 from contimg.errors import InputError
+from contimg.files import found_json
 from contimg.indexing import results_of
 from contimg.paths import CASA_IMAGES, FAST_SUFFIX, STAGES, Paths
 from contimg.products import Image, MeasurementSet, QaArtifact, columns_of
-from contimg.stage import read_json
+from contimg.uvh5 import changed_since
 
 _OF_STAGE = ("seconds", "finished_at", "host", "run", "config", "catalogues", "commit", "versions")
 
@@ -65,8 +66,7 @@ def _raw_files(results: dict) -> list[dict]:
 
 
 def _configuration(paths: Paths, digest: str | None) -> dict:
-    known = digest and paths.config(digest).exists()
-    return {"digest": digest, "values": read_json(paths.config(digest)) if known else None}
+    return {"digest": digest, "values": found_json(paths.config(digest)) if digest else None}
 
 
 def verify(config: Config) -> Iterator[str]:
@@ -86,8 +86,13 @@ def verify(config: Config) -> Iterator[str]:
         index = paths.result(group, "index")
         if group not in indexed:
             yield f"group {group} is completed, and has no image in {paths.products_db.name}"
-        if index.exists() and any(row.group_id == group for row in kept):  # also the products that have no row of their own
-            expected = read_json(index).get("checksums", {}) | expected
+        if changed := changed_since(results_of(paths, group).get("convert", {}).get("seen", {})):
+            yield f"group {group}: {', '.join(changed)} changed after the image's data were read: contimg reprocess {group}"
+        if any(row.group_id == group for row in kept):  # also the products that have no row of their own
+            expected = (found_json(index) or {}).get("checksums", {}) | expected
+        for stage in STAGES:
+            if (path := paths.result(group, stage)).exists() and found_json(path) is None:
+                yield f"{path} cannot be read: empty, or cut off"
     for path, sha256 in sorted(expected.items()):
         yield from altered([(path, sha256)]) if sha256 else [f"{path} has no checksum: indexed by an earlier contimg"]
     for path, status, group in of_sets:

@@ -12,7 +12,8 @@ import numpy as np
 
 from contimg import measurement_set as mset
 from contimg.conversion import GroupPlan, Seconds, full_samples
-from contimg.uvh5 import SubbandHeader
+from contimg.files import replacing
+from contimg.uvh5 import POLARIZATIONS, SubbandHeader
 
 _SMALL_ANGLE_RAD = 1e-5
 
@@ -23,7 +24,7 @@ def read_phased(header: SubbandHeader, phase_centre_deg: tuple[float, float]):
     from pyuvdata.utils import phasing
 
     uv = UVData()
-    uv.read_uvh5(header.path, run_check=False)
+    uv.read_uvh5(header.path, polarizations=list(POLARIZATIONS), run_check=False)
     where = uv.telescope.location
     from_zenith = header.app_dec_rad - where.lat.rad
     uv.phase_center_id_array[:] = uv._add_phase_center(
@@ -54,8 +55,8 @@ def _recompute_uvw(uv) -> None:
 
 
 def convert(plan: GroupPlan, output: Path) -> dict:
-    """Write one Measurement Set with the channels of all subbands; returns seconds by step and the number of visibilities
-    that are not zero."""
+    """Write one Measurement Set with the channels of all subbands; returns seconds by step and by subband the number of
+    visibilities that are not zero."""
     seconds = Seconds()
     nchan = len(plan.reference.freq_hz)
     order = sorted(plan.lowest_hz, key=plan.lowest_hz.get)
@@ -63,6 +64,7 @@ def convert(plan: GroupPlan, output: Path) -> dict:
     shape = (ntime, nbaseline, len(order) * nchan, 2)
     columns = {name: np.full(shape, name == "FLAG", dtype) for name, dtype in mset.SPECTRUM_COLUMNS.items()}
     uvw_m = plan.rows.uvw_m.copy()
+    nonzero = {}
     full = max(full_samples(header.path) for header in plan.headers.values()) or 1.0
     for place, sb in enumerate(order):
         if sb not in plan.headers:
@@ -78,14 +80,15 @@ def convert(plan: GroupPlan, output: Path) -> dict:
         good = np.isfinite(data) & (samples > 0)
         # As pyuvdata's write_ms does: conjugated, uvw reversed.
         columns["DATA"][here] = np.where(good, data.conj(), 0)
+        nonzero[sb] = int(np.count_nonzero(data[good]))
         columns["FLAG"][here] = flags | ~good
         columns["WEIGHT_SPECTRUM"][here] = np.where(good & ~flags, samples / full, 0)
         uvw_m[times] = -uv.uvw_array.reshape(-1, nbaseline, 3)
     observation = replace(plan.observation, freq_hz=np.concatenate([plan.channels_hz(sb) for sb in order]))
     rows = replace(plan.rows, uvw_m=uvw_m)
-    with mset.replacing(output) as partial, mset.creating(partial, observation, rows, nchan) as table:
+    with replacing(output) as partial, mset.creating(partial, observation, rows, nchan) as table:
         for name, values in columns.items():
             table.putcol(name, values.reshape(-1, *shape[2:]))
         mset.put_row_weights(table, columns["WEIGHT_SPECTRUM"].mean(axis=2).reshape(-1, 2))
     seconds.spent("write_s")
-    return {**seconds.by_step, "nonzero": int(np.count_nonzero(columns["DATA"]))}
+    return {**seconds.by_step, "nonzero": nonzero}

@@ -20,6 +20,7 @@ from matplotlib.patches import Ellipse
 from contimg import caltables, db
 from contimg import measurement_set as mset
 from contimg.config import Config
+from contimg.files import replacing
 from contimg.geometry import SPEED_OF_LIGHT_M_S
 from contimg.paths import GROUP_PLOTS, Paths
 
@@ -77,7 +78,7 @@ def save_plot(draw: Callable[[], Figure], path: Path, dpi: int = _DPI) -> str | 
     why = None
     try:
         figure = draw()
-        with mset.replacing(path) as partial:
+        with replacing(path) as partial:
             figure.savefig(partial, dpi=dpi, format="png")
     except OSError:  # no room, say: not the plot's fault
         raise
@@ -90,7 +91,7 @@ def save_plot(draw: Callable[[], Figure], path: Path, dpi: int = _DPI) -> str | 
         figure.text(
             0.5, 0.35, textwrap.fill(why.replace("$", r"\$")[:600], 80), ha="center", va="center", family="monospace", fontsize=9
         )
-        with mset.replacing(path) as partial:
+        with replacing(path) as partial:
             figure.savefig(partial, dpi=dpi, format="png")
     finally:
         plt.close("all")

@@ -9,12 +9,13 @@ from sqlalchemy import func, select
 from contimg import db, ingest
 from contimg.config import Config
 from contimg.errors import InputError
+from contimg.files import found_json, holder_of
 from contimg.indexing import results_of
 from contimg.ingest import RUNNING, WAITING, Group, GroupStatus, History, SubbandFile
 from contimg.paths import Paths
 from contimg.planning import describe, make_plans
 from contimg.products import Image
-from contimg.stage import holder_of, read_json
+from contimg.uvh5 import changed_since
 
 RECENT = 10  # groups of each kind in a status
 _TO_COME = ("collecting", "pending")
@@ -48,7 +49,7 @@ def status(config: Config, everything: bool = False) -> dict:
     for group in groups:
         group |= _publication(paths, group["group"])
     return {"counts": dict(counts), "running": running, **pace, "must_not_be_used": _not_to_be_used(paths), "watcher": watcher,
-            "backlog": backlog, "groups": groups}  # fmt: skip
+            "backlog": backlog, "refused": found_json(paths.refusal), "groups": groups}  # fmt: skip
 
 
 def _not_to_be_used(paths: Paths) -> int:
@@ -98,9 +99,9 @@ def _pace(session, now_s: float) -> dict:
 
 def _watcher(paths: Paths) -> dict | None:
     """What the watcher does now; None when there is none."""
-    if holder_of(paths.watch_lock) is None or not paths.watcher.exists():
-        return None
-    return read_json(paths.watcher)
+    holder = holder_of(paths.watch_lock)
+    unknown = {"pid": holder, "at": "-", "run": None, "groups": [], "problem": f"{paths.watcher} cannot be read"}
+    return None if holder is None else found_json(paths.watcher) or unknown
 
 
 def _group(row: Group, paths: Paths) -> dict:
@@ -150,6 +151,8 @@ def story(config: Config, group: str) -> dict | None:
         known["files"] = [
             {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason} for f in session.scalars(recorded)
         ]
+    if changed := changed_since(results_of(paths, group).get("convert", {}).get("seen", {})):
+        known["changed_since_read"] = f"{', '.join(changed)}; to use what they hold now: contimg reprocess {group}"
     known["logs"] = [str(path) for path in sorted((paths.products / "logs").glob(f"*/{group}.*"))]
     return known
 

@@ -13,10 +13,10 @@ from contimg import db, ingest, registry
 from contimg.checksums import altered
 from contimg.config import Config
 from contimg.errors import ContimgError, LockError, ValidationError
+from contimg.files import lock
 from contimg.indexing import bytes_on_disk
 from contimg.paths import CASA_IMAGES, FAST_SUFFIX, FITS_IMAGES, Paths
 from contimg.products import Base, Image, MeasurementSet
-from contimg.stage import lock
 
 _LEAVING = ".removed"
 _AT_ONCE = 32  # of a kind; a run that ends holds up the next one

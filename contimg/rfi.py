@@ -23,7 +23,8 @@ def finder(strategy: str, ms: Path, data: np.ndarray, logfile: Path | None) -> C
 def _tfcrop(ms: Path, flags: np.ndarray, logfile: Path | None) -> None:
     """CASA's flagdata with its defaults, on the flags so far."""
     mset.write_columns(ms, FLAG=flags)
-    casa.tasks(logfile).flagdata(vis=str(ms), mode="tfcrop", datacolumn="data", action="apply", flagbackup=False)
+    with mset.changing(ms):
+        casa.tasks(logfile).flagdata(vis=str(ms), mode="tfcrop", datacolumn="data", action="apply", flagbackup=False)
     flags |= mset.read_grid(ms, "FLAG", flags.shape[0])
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from sqlalchemy.orm import Session
 
 from contimg import cluster, db, indexing, ingest, products, publishing, retention, staging
 from contimg.config import DEFAULT_CONFIG, Config
-from contimg.errors import ContimgError, InputError, LockError, StateError
+from contimg.errors import AbsentError, ContimgError, InputError, LockError, NotNow, StateError, is_full
+from contimg.files import found_json, holder_of, lock, write_json
 from contimg.groups import FileGroup
 from contimg.identity import COMMIT, science_digest, software_commit
 from contimg.paths import LANES, STAGES, Paths, set_name
 from contimg.planning import Plan, as_json, from_json, make_plans
 from contimg.registry import Base as RegistryBase
-from contimg.stage import RUN_ID, holder_of, lock, read_json, write_json
+from contimg.stage import RUN_ID
 from contimg.uvh5 import parse_name
 
 _RESULT_OF = {"select": "caltables"}
@@ -36,6 +37,8 @@ _BEATS_PER_LEASE = 4
 _SNAPSHOTS_KEPT = 200
 NOT_NOW = 75
 """Exit status of a run that was refused because of another run, or for want of a disk (EX_TEMPFAIL)."""
+REFUSED = 78
+"""Exit status of a run that cannot begin until somebody mends something (EX_CONFIG)."""
 
 
 def _one_at_a_time(method):
@@ -67,7 +70,6 @@ class Run:
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}" + ("-cluster" if cluster else "")
         needed = {plans[group].depends_on for group in jobs} - {None}
         self._jobs, self._groups = jobs, sorted(needed.union(jobs))
-        self._since = db.now()
         self._held = ExitStack()
         self._claimed: set[str] = set()
         self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
@@ -97,13 +99,14 @@ class Run:
         now = make_plans(self.config, time.time(), self.asked, self.lane, alone=True)
         if any(_gist(now.get(g)) != _gist(self.plans[g]) for g in self._groups):
             raise LockError("its groups changed while this run was planned (another one ended just now?): run it again")
-        if again := [g for g in self.asked if "solve" in self._jobs.get(g, ()) and self.paths.result(g, "register").exists()]:
+        asked_for = [g for g in self.asked if g in self._jobs and not self.plans[g].redo]
+        if again := [g for g in asked_for if "solve" in self._jobs[g] and self.paths.result(g, "register").exists()]:
             raise InputError(
                 f"{', '.join(sorted(again))}: the set that others were calibrated with would be solved again beside them; "
                 "--forcerun is for apply and later stages. Use contimg reprocess GROUP --from solve."
             )
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
-        _, renewed = refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
+        refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
         if self._on_cluster and shutil.which("squeue"):  # before a group is claimed: from then on there may be jobs
             self.paths.cluster_mark.touch()
             cluster.warn_of_short_memory(self._say)
@@ -122,16 +125,6 @@ class Run:
         for group in self._groups:  # what is to be done again is not done, should this run not come to it
             stages = [_RESULT_OF.get(rule, rule) for rule in self._jobs.get(group, ())]
             ingest.remove_results(self.paths, group, [stage for stage in STAGES if stage in stages])
-            if self.plans[group].redo:
-                ingest.remove_results(self.paths, group, self.plans[group].redo)
-                renewed.append(group)
-        if renewed:
-            with db.writing(self.paths.ingest_db, ingest.Base) as session:
-                for group in self._claimed:
-                    ingest.release(session, group)
-            raise LockError(
-                f"{', '.join(renewed)}: other files or another calibration came, its old results are gone: run it again"
-            )
         for path, base in ((self.paths.registry_db, RegistryBase), (self.paths.products_db, products.Base)):
             with db.writing(path, base):
                 pass
@@ -147,6 +140,7 @@ class Run:
                  "groups": needed_by_jobs}  # fmt: skip
         write_json(self.paths.run_snapshot(self.id), about)
         keep_newest(self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]"), _SNAPSHOTS_KEPT)
+        self.paths.refusal.unlink(missing_ok=True)
         threading.Thread(target=self._beat, daemon=True).start()
 
     def _beat(self) -> None:
@@ -203,14 +197,18 @@ class Run:
         self._lost.add(group)
         if noted := self._noted(group):
             error, permanent = f"{noted['stage']}: {noted['error']}", noted["permanent"]
+            rule = noted["stage"]
         else:
             if self._on_cluster:  # a job is many stages
                 rule = next((s for s in STAGES if s in _OF_JOBS and not self.paths.result(group, s).exists()), rule)
             words = f"{rule} ended without a word (killed, or out of memory?)"
             error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
-        staging.remove_group(self._staging, group)
-        spent = self._on_cluster or not (noted and noted.get("not_now"))  # a node's disk is not known to come back
-        self._note(group, noted["stage"] if noted else rule or "", error)
+        if rule != "convert" and not self._on_cluster:  # convert's own output Snakemake removes, at this moment
+            staging.remove_group(self._staging, group)
+        waits_for = noted and noted.get("waits_for")
+        # A node's disk is not known to come back.
+        spent = waits_for is None or (waits_for == "room" and self._on_cluster)
+        self._note(group, rule or "", error)
         ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent, spent)
 
     def _note(self, group: str, stage: str, reason: str | None = None) -> None:
@@ -222,9 +220,8 @@ class Run:
 
     def _noted(self, group: str) -> dict | None:
         """What a stage said when it failed in this run."""
-        path = self.paths.error(group)
-        noted = read_json(path) if path.exists() else None
-        return noted if noted and noted["at"] >= self._since else None
+        noted = found_json(self.paths.error(group))
+        return noted if noted and noted.get("run") == self.id else None
 
     def _holds(self, session, group: str) -> bool:
         """Whether the group is still this run's: a run that seemed dead (suspended) may have lost it."""
@@ -268,6 +265,8 @@ class Run:
                         ingest.release(session, group)
             self._ended.set()
             try:
+                for group in () if self._on_cluster else self._lost:
+                    staging.remove_group(self._staging, group)
                 for folder in (*(self._staging / group for group in self._claimed), self._staging):
                     staging.remove_if_empty(folder)  # what is in one belongs to a group that goes on from it
                 gone, problems = retention.prune(self.config)
@@ -286,7 +285,7 @@ def refresh(
     """Bring the queue up to date with the folder, and with the runs that died.
 
     Returns what `ingest.recover` moved, and the failed groups that came back with other files and lost their results.
-    Raises InputError, and changes nothing, when the folder is gone or empty: a disk that is not mounted.
+    Raises AbsentError, and changes nothing, when the folder is gone or empty: a disk that is not mounted.
 
     known   the queue before
     groups  what `arrivals.look` saw
@@ -296,11 +295,11 @@ def refresh(
     _must_be_there(config.paths.incoming, known)
     with db.writing(paths.ingest_db, ingest.Base) as session:
         reopened = set(ingest.record(session, groups, known, config.ingest, time.time()))
-        renewed = [g.id for g in groups if g.id in reopened and _is_older_than_results(g, paths)]
+        renewed = [group for group in reopened if paths.result(group, "convert").exists()]
         for group in renewed:
             chosen = paths.result(group, "caltables")
             # Its own set will be another one, by the same name.
-            own = chosen.exists() and read_json(chosen)["set_name"] in (group, set_name(group, True))
+            own = (found_json(chosen) or {}).get("set_name") in (group, set_name(group, True))
             ingest.remove_results(paths, group, [stage for stage in STAGES if own or stage != "caltables"])
         free = {"local"} if holder_of(paths.run_lock("local")) is None else ()  # a cluster's groups: when its jobs have ended
         moved = _recover(session, config, held, free)
@@ -339,18 +338,11 @@ def settle_cluster(config: Config, say: Callable[[str], None]) -> None:
         return  # it lives
 
 
-def _is_older_than_results(group: FileGroup, paths: Paths) -> bool:
-    """Whether Snakemake, which goes by modification times, would not see that a group has other files now."""
-    converted = paths.result(group.id, "convert")
-    files_s = [path.stat().st_mtime for path in group.files.values()]
-    return converted.exists() and max(files_s) <= converted.stat().st_mtime
-
-
 def _must_be_there(folder: Path, known: Mapping[str, ingest.GroupStatus]) -> None:
     """Files that cannot be seen for the moment must not fail their groups."""
     waiting = [s.id for s in known.values() if s.state != "completed" and s.files]
     if waiting and not (folder.is_dir() and any(parse_name(path.name) for path in folder.iterdir())):
-        raise InputError(
+        raise AbsentError(
             f"{folder} has no subband file, and {len(waiting)} groups in the queue ({waiting[0]}, ...) have theirs there: "
             "is the disk mounted? If they were removed on purpose: all goes on with the next file that comes."
         )
@@ -362,11 +354,19 @@ def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path] | None:
     A job does not look at files and databases again: on a cluster's node it may see them otherwise.
     """
     path = paths.run_snapshot(os.environ.get(RUN_ID, "none"))
-    if not path.exists():
+    if (snapshot := found_json(path)) is None:
         return None
-    snapshot = read_json(path)
     os.environ.setdefault(COMMIT, snapshot.get("commit", "unknown"))
     return {group: from_json(values) for group, values in snapshot["groups"].items()}, Path(snapshot["staging"])
+
+
+def refused(config: Config, error: Exception) -> int:
+    """A run did not begin: what `contimg status` and the page say of it, until one does. Returns the exit status."""
+    if isinstance(error, LockError | NotNow) or is_full(error):
+        return NOT_NOW
+    with suppress(OSError):
+        write_json(Paths.of(config).refusal, {"at": db.now(), "error": str(error)})
+    return REFUSED
 
 
 def snakemake_command(profile: str, configfiles: Sequence[Path], snakefile: Path | None = None) -> list[str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from contimg.config import Config
 from contimg.errors import LockError, StorageError
+from contimg.files import holder_of, lock
 from contimg.paths import TMPFS, Paths
 from contimg.planning import Plan
-from contimg.stage import holder_of, lock
 
 _STAGED_PER_RAW = 1.0
 """Bytes of a subband Measurement Set per byte of its file (0.92 at full size), and some for its tables."""

@@ -26,10 +26,10 @@ from watchdog.observers import Observer
 from contimg import arrivals, db, ingest
 from contimg.config import Config
 from contimg.errors import ContimgError
+from contimg.files import holder_of, lock, write_json
 from contimg.paths import Paths
 from contimg.planning import WATCHED, Plan, make_plans
 from contimg.run import NOT_NOW, keep_newest, refresh, settle_cluster, snakemake_command
-from contimg.stage import holder_of, lock, write_json
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ rule solve:
         ms=ms_path("{group}"),
         converted=result("{group}", "convert"),
         prepared=result("{group}", "prepare"),
+        again=again("solve"),
     output:
         result=result("{group}", "solve"),
     log:
@@ -27,6 +28,7 @@ rule solve:
 rule register:
     input:
         solved=result("{group}", "solve"),
+        again=again("register"),
     output:
         result=result("{group}", "register"),
     log:
@@ -47,6 +49,7 @@ rule select:
     input:
         own=own_registration,
         registered=ancient(registered_first),
+        again=again("caltables"),
     output:
         result=result("{group}", "caltables"),
     log:
@@ -70,6 +73,7 @@ rule apply:
         converted=result("{group}", "convert"),
         prepared=result("{group}", "prepare"),
         chosen=ancient(result("{group}", "caltables")),
+        again=again("apply"),
     output:
         result=result("{group}", "apply"),
     log:

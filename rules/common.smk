@@ -6,7 +6,9 @@ import time
 from collections import Counter
 from itertools import chain
 
+from snakemake.cli import get_argument_parser
 from snakemake.logging import logger
+from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import cluster
 from contimg import paths as names
@@ -14,6 +16,7 @@ from contimg import run as contimg_run
 from contimg import staging
 from contimg.config import from_mapping
 from contimg.errors import ContimgError
+from contimg.ingest import is_converted
 from contimg.planning import make_plans, targets
 from contimg.stage import CLUSTER_NODE, RUN_ID, announce_run
 
@@ -25,8 +28,10 @@ try:
     SIZE = workflow.resource_settings
     ELSEWHERE = SIZE.cores is None or (SIZE.cores == 1 and SIZE.nodes is not None)
     LANE = names.LANES[ELSEWHERE]
-    WORDS = [word for word in sys.argv[1:] if "=" not in word]
-    ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(WORDS)))  # groups named on the command line
+    # Groups named on the command line: by a target, or by a product that is one. A folder may have such a name, too.
+    GIVEN = get_argument_parser().parse_known_args(sys.argv[1:])[0].targets if workflow.is_main_process else ()
+    WORDS = [str(word).removeprefix(f"{PATHS.products}/") for word in GIVEN or ()]
+    ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(WORDS)))
     PLANS = SNAPSHOT[0] if SNAPSHOT else make_plans(CONFIG, time.time(), ASKED, LANE)
     TARGETS = {} if SNAPSHOT else targets(WORDS, PLANS)  # and all those of a day or a calibrator named there
     if more := set(chain(*TARGETS.values())) - ASKED:
@@ -101,12 +106,20 @@ def memory_mb(base):
 
 
 def raw_files(wildcards):
+    """The plan knows whether they changed: they are ancient(). Snakemake refuses outputs older than their inputs, though some
+    files are dated in the future: the script gets those from the plan all the same."""
+    now = time.time()
+    needed = not is_converted(PATHS, wildcards.group)
+    return [path for path in every_raw_file(wildcards) if (os.path.getmtime(path) < now if os.path.exists(path) else needed)]
+
+
+def every_raw_file(wildcards):
     return [str(path) for _, path in sorted(plan_of(wildcards).group.files.items())]
 
 
 def calibration_first(wildcards):
     """A target chooses its calibration before anything is done with its data; a calibrator group cannot."""
-    if plan_of(wildcards).own_set:
+    if plan_of(wildcards).own_set or is_converted(PATHS, wildcards.group):
         return []
     return [result(wildcards.group, "caltables")]
 
@@ -120,6 +133,16 @@ def registered_first(wildcards):
     """A set that is solved in this run is registered before another group chooses it."""
     plan = plan_of(wildcards)
     return [result(plan.depends_on, "register")] if plan.depends_on not in (None, wildcards.group) else []
+
+
+def again(stage):
+    """An input that is newer than the result, for stages to be done again though they have one."""
+
+    def newer(wildcards):
+        plan = PLANS.get(wildcards.group)
+        return [str(names.AGAIN)] if plan and stage in plan.redo else []
+
+    return newer
 
 
 def say_what_is_left_out():
@@ -138,9 +161,17 @@ def summary():
 
 if workflow.is_main_process:
     say_what_is_left_out()
+    if any(plan.redo for plan in PLANS.values()):
+        names.AGAIN.parent.mkdir(exist_ok=True)
+        names.AGAIN.touch()
 
 
 onstart:
+    if workflow.touch:
+        logger.error(
+            "--touch would make stages done that are not: nothing was begun. contimg reprocess says what to do again"
+        )
+        sys.exit(1)
     if workflow.local_exec == ELSEWHERE:
         logger.error("--cores (and no --jobs) is for one machine, --jobs (and no --cores) for a cluster: nothing was begun")
         sys.exit(1)
@@ -153,9 +184,9 @@ onstart:
     contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, todo, ASKED, logger.info, CORES, ELSEWHERE)
     try:
         contimg_run.current.begin()
-    except ContimgError as error:
+    except (ContimgError, OSError, SQLAlchemyError) as error:
         logger.error(f"{type(error).__name__}: {error}")
-        sys.exit(contimg_run.NOT_NOW)
+        sys.exit(contimg_run.refused(CONFIG, error))
 
 
 onsuccess:

@@ -3,8 +3,9 @@
 
 rule convert:
     input:
-        files=raw_files,
+        files=ancient(raw_files),
         chosen=ancient(calibration_first),
+        again=again("convert"),
     output:
         subbands=temp(directory(str(STAGING / "{group}"))),  # a Measurement Set for each; as one output for quick dry-runs
         result=result("{group}", "convert"),
@@ -17,6 +18,8 @@ rule convert:
     threads: CONFIG.conversion.workers
     resources:
         mem_mb=memory_mb(5000),
+    params:
+        files=every_raw_file,
     message:
         "{wildcards.group}: convert subbands"
     script:
@@ -27,6 +30,7 @@ rule concat:
     input:
         subbands=rules.convert.output.subbands,
         converted=rules.convert.output.result,
+        again=again("concat"),
     output:
         ms=directory(ms_path("{group}")),
         result=result("{group}", "concat"),

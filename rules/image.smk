@@ -11,6 +11,7 @@ rule image:
         converted=result("{group}", "convert"),
         applied=result("{group}", "apply"),
         chosen=ancient(result("{group}", "caltables")),
+        again=again("image"),
     output:
         casa=CASA_PRODUCTS,
         fits=FITS_PRODUCTS,
@@ -37,6 +38,7 @@ rule qa:
         imaged=result("{group}", "image"),
         chosen=ancient(result("{group}", "caltables")),
         prepared=result("{group}", "prepare"),
+        again=again("qa"),
     output:
         plots=report([str(PATHS.qa("{group}", name)) for name in names.REPORTED_PLOTS], category="Groups", subcategory="{group}"),
         result=result("{group}", "qa"),

@@ -5,6 +5,7 @@ rule index:
     input:
         imaged=result("{group}", "image"),
         plotted=result("{group}", "qa"),
+        again=again("index"),
     output:
         result=result("{group}", "index"),
     log:

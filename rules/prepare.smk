@@ -5,6 +5,7 @@ rule prepare:
     input:
         ms=ms_path("{group}"),
         concatenated=result("{group}", "concat"),
+        again=again("prepare"),
     output:
         result=result("{group}", "prepare"),
     log:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from contimg.calibration import apply_set
+from contimg.files import read_json
 from contimg.paths import FAST_SUFFIX
-from contimg.stage import read_json, stage
+from contimg.stage import stage
 
 with stage(snakemake) as job:
     chosen, converted = read_json(snakemake.input.chosen), read_json(snakemake.input.converted)

@@ -10,7 +10,7 @@ from contimg.staging import require_room, sweep
 from contimg.uvh5 import parse_name
 
 with stage(snakemake) as job:
-    files = {parse_name(Path(f).name)[1]: Path(f) for f in snakemake.input.files}
+    files = {parse_name(Path(f).name)[1]: Path(f) for f in snakemake.params.files}
     staging = Path(snakemake.output.subbands).parent
     if CLUSTER_NODE in os.environ:
         sweep(job.paths, staging, job.group)

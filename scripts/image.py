@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from contimg.errors import ValidationError
+from contimg.files import read_json
 from contimg.imaging.group import image_group
-from contimg.stage import read_json, stage
+from contimg.stage import stage
 
 with stage(snakemake) as job:
     converted, chosen, applied = (read_json(snakemake.input[name]) for name in ("converted", "chosen", "applied"))

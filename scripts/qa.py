@@ -1,7 +1,8 @@
 """Plots of one group."""
 
+from contimg.files import read_json
 from contimg.qa import plot_group
-from contimg.stage import read_json, stage
+from contimg.stage import stage
 
 with stage(snakemake) as job:
     inputs = snakemake.input

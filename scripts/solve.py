@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from contimg.calibration import solve_group
-from contimg.stage import read_json, stage
+from contimg.files import read_json
+from contimg.stage import stage
 
 with stage(snakemake) as job:
     app_dec_deg = read_json(snakemake.input.converted)["app_dec_deg"]

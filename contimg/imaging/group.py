@@ -12,7 +12,8 @@ from contimg.calibrators import mean_beam, read_sky
 from contimg.catalogues import Sky
 from contimg.config import Config, ImagingConfig
 from contimg.errors import ImagingError
-from contimg.findings import of_level
+from contimg.files import remove
+from contimg.findings import Finding, of_level
 from contimg.identity import made_by
 from contimg.imaging import Deconvolved, Diverged, ImageRequest, backend, products, robust_rms
 from contimg.imaging.restoring import add_points, expected_beam, restore
@@ -21,6 +22,7 @@ from contimg.imaging.visibilities import StokesI, Subtracted, bright_sources, ex
 from contimg.paths import Paths
 from contimg.publishing import ACTIVE, unpublishable
 from contimg.skymodel import as_sources
+from contimg.uvh5 import changed_since
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,16 @@ def image_group(
     folder = paths.image(group, "image").parent
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f".{group}.*.partial"):
-        products.mset.remove(leftover)  # of an attempt that was killed
+        remove(leftover)  # of an attempt that was killed
     stokes, catalogue = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange), read_sky(config)
     taken, absent = _subtract_bright(stokes, catalogue, options)
     grid, pb, summary = products.primary_beam(stokes, options)
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
-    gated = ((applied or {}).get("gates") or {}).get("findings", [])
+    gated = [*converted.get("findings", []), *((applied or {}).get("gates") or {}).get("findings", [])]
+    if changed := changed_since(converted.get("seen", {})):
+        words = f"{', '.join(changed)}: changed after the image's data were read. To use it: contimg reprocess {group}"
+        gated.append(Finding("raw_changed", "warn", words).as_json())
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:
         expected = {} if options.backend == "wgridder" else expectations(stokes, options)  # wgridder says it itself
         inputs = backend(options.backend).prepare(stokes, options, Path(work))
@@ -162,7 +167,7 @@ def _clean(request: ImageRequest) -> tuple[Deconvolved, str]:
             log.warning("the clean diverged (%s): %s", what, error)
             for leftover in request.workdir.iterdir():
                 if leftover != request.inputs:
-                    products.mset.remove(leftover)
+                    remove(leftover)
     dirty = options.model_copy(update={"niter": 0})
     return imager.deconvolve(replace(request, options=dirty)), "dirty image"
 

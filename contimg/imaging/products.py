@@ -1,6 +1,5 @@
 """What every imager's result becomes: primary beam, headers, FITS and CASA images, a comparison with the catalogue."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from casacore import images
 from contimg import measurement_set as mset
 from contimg.beam import airy_beam, drift_beam, read_beam
 from contimg.config import ImagingConfig
+from contimg.files import publish, remove
 from contimg.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
 from contimg.imaging import Beam, Deconvolved
 from contimg.imaging.visibilities import StokesI
@@ -136,8 +136,8 @@ def write_products(
     for suffix in (*CASA_IMAGES, *FITS_IMAGES):
         target = prefix_of(suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
-        mset.remove(target)
+        remove(target)
         if suffix in written:
-            os.replace(written[suffix], target)
+            publish(written[suffix], target)
             final[suffix] = target
     return final

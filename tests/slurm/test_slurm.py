@@ -21,8 +21,8 @@ import yaml
 from casacore.tables import table
 
 from contimg import cluster, ingest
+from contimg.files import read_json
 from contimg.simulate import Simulation, simulate_group
-from contimg.stage import read_json
 from tests.conftest import CALIBRATOR_START, ROOT, STATIONS, TARGET_START
 from tests.workflow import conftest
 from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, make_site

@@ -16,9 +16,9 @@ from sqlalchemy.exc import IntegrityError
 from contimg import db, ingest
 from contimg.config import IngestConfig
 from contimg.errors import InputError, StateError
+from contimg.files import write_json
 from contimg.groups import FileGroup, RawFile, cluster
 from contimg.paths import Paths
-from contimg.stage import write_json
 from contimg.uvh5 import Outline
 
 GROUP = "2026-01-25T22:26:05"
@@ -337,7 +337,7 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
     ingest.move(session, GROUP, "completed")
     (tmp_path / f"{GROUP}_sb03.hdf5").unlink()
     with pytest.raises(InputError, match="needs its raw files; 1 are gone"), session.begin_nested():
-        ingest.reprocess(session, paths, GROUP, None, 16)
+        ingest.reprocess(session, paths, GROUP, "convert", 16)
     assert state(session)[0] == "completed"
 
 

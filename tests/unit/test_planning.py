@@ -10,11 +10,11 @@ import pytest
 from contimg import arrivals, cluster, db, ingest, registry
 from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.errors import InputError, LockError, StateError
+from contimg.files import write_json
 from contimg.paths import LANES, Paths
 from contimg.planning import make_plans, stale, targets
 from contimg.run import Run
 from contimg.simulate import Simulation, simulate_group
-from contimg.stage import write_json
 from tests.conftest import CALIBRATOR_START, STATIONS, TARGET_START
 
 LATER_CALIBRATOR = "2026-03-02T20:08:20"  # 3C454.3 has drifted, but is still in the beam

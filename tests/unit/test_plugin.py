@@ -8,8 +8,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from contimg import db, ingest, run
 from contimg.config import Config, IngestConfig, PathsConfig
+from contimg.files import write_json
 from contimg.planning import make_plans
-from contimg.stage import write_json
 from snakemake_logger_plugin_contimg import LogHandler
 from tests.conftest import CALIBRATOR_START
 

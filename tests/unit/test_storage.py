@@ -12,12 +12,12 @@ from contimg import db, ingest, paths, products, registry, staging
 from contimg.checksums import checksum
 from contimg.config import Config, ConversionConfig, IngestConfig, PathsConfig, RetentionConfig
 from contimg.errors import ConfigError, LockError, StorageError
+from contimg.files import lock, write_json
 from contimg.groups import FileGroup, RawFile
 from contimg.indexing import verified_bytes
 from contimg.paths import Paths
 from contimg.planning import Plan
 from contimg.retention import prune
-from contimg.stage import lock, write_json
 
 GB = 10**9
 GROUPS = ("2026-01-25T22:26:05", "2026-01-25T22:31:14")

@@ -10,9 +10,9 @@ from astropy.wcs import WCS
 
 from contimg import measurement_set as mset
 from contimg.errors import ImagingError
+from contimg.files import read_json
 from contimg.imaging import Diverged, backend, group
 from contimg.imaging.group import image_group
-from contimg.stage import read_json
 from tests.accuracy import measure
 from tests.conftest import CALIBRATOR_START, TARGET_START
 

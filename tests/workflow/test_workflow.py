@@ -20,11 +20,11 @@ from astropy.time import Time
 from astropy.wcs import WCS
 
 from contimg import caltables
+from contimg.files import read_json
 from contimg.imaging.group import image_group
 from contimg.measurement_set import open_table
 from contimg.paths import GROUP_PLOTS
 from contimg.simulate import Simulation, simulate_group
-from contimg.stage import read_json
 from tests.accuracy import measure
 from tests.conftest import CALIBRATOR_START, DEC_DEG, ROOT, STATIONS, TARGET_START
 from tests.workflow.conftest import BAD_START, SMALL_IMAGES, make_site

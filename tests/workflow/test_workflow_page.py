@@ -19,8 +19,8 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from contimg import db, indexing, products
+from contimg.files import read_json
 from contimg.identity import science_digest
-from contimg.stage import read_json
 from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
 from tests.workflow.conftest import BAD_START, BIN, until
 

@@ -17,9 +17,9 @@ from fastapi.testclient import TestClient
 
 from contimg import db, publishing
 from contimg.api import make_app
+from contimg.files import read_json
 from contimg.paths import GROUP_PLOTS
 from contimg.simulate import Simulation, simulate_group
-from contimg.stage import read_json
 from tests.conftest import CALIBRATOR_START, CATALOGUES, STATIONS, TARGET_START
 from tests.workflow.conftest import SMALL_IMAGES, make_site
 
