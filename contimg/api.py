@@ -9,20 +9,23 @@ import math
 import os
 import re
 import secrets
+import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from fastapi import Body, FastAPI, Header, HTTPException, Query, Request
 from fastapi import Path as PathParameter
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel, Field, create_model
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, text
 
 from contimg import db, ingest, products, publishing, registry, report
 from contimg.config import Config
@@ -35,6 +38,10 @@ from contimg.retention import room
 API_KEY = "CONTIMG_API_KEY"
 _MOST_ROWS, _MOST_PIXELS = 500, 1_500_000
 _LOG_BYTES = 4000
+_IMAGES_AT_ONCE, _MOST_WAITING = 2, 100
+_TAR_BLOCK = 1 << 20
+_CHECK_EVERY_S = 60.0
+_FITS_NAME = rf"^{GROUP_PATTERN}(\.quick)?\.(image|pbcor|pb)\.fits$"
 _LOOK_EVERY_S = 3.0
 _IMAGE_TYPES = tuple(quick + kind for quick in ("", "quick_") for kind in ("image", "pbcor", "pb", "residual"))
 _STATES = tuple(ingest.MOVES)
@@ -105,6 +112,7 @@ class Status(BaseModel):
     running: list[dict]
     watcher: dict | None
     backlog: str | None  # the process that works one off
+    refused: dict | None = Field(None, description="why the last run did not begin, until one does")
     groups: list[dict]
     calibration: list[Validity]
     disk: dict
@@ -126,6 +134,9 @@ GroupId = Annotated[str, PathParameter(pattern=f"^{GROUP_PATTERN}$", examples=["
 Limit = Annotated[int, Query(ge=1, le=_MOST_ROWS)]
 Offset = Annotated[int, Query(ge=0, le=10**9)]
 RowId = Annotated[int, PathParameter(ge=1, le=2**53)]
+Day = Annotated[str, PathParameter(pattern=r"^\d{4}-\d\d-\d\d$", examples=["2026-01-25"])]
+FitsType = Literal["pbcor", "image", "pb"]
+Publishable = Annotated[bool, Query(description="only those that may be published")]
 GroupFilter = Annotated[str | None, Query(pattern=f"^{GROUP_PATTERN}$")]
 
 
@@ -229,6 +240,8 @@ def _served(request: Request, path: Path, media_type: str, download: bool = Fals
         path, media_type=media_type, filename=path.name, content_disposition_type=kind, stat_result=path.stat()
     )
     response.headers["cache-control"] = "no-cache"
+    # Starlette writes a name with colons in a form that curl and wget do not know.
+    response.headers["content-disposition"] = f'{kind}; filename="{path.name}"'
     if response.headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"etag": response.headers["etag"]})
     return response
@@ -252,9 +265,11 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
             with db.writing(path, base):  # a schema of an earlier contimg is brought up to date
                 pass
     publishing.mark(config)
+    images_at_once = CapacityLimiter(_IMAGES_AT_ONCE)
     about = "Continuum imaging of DSA-110 drift scans: state and products."
     no_docs = {"docs_url": None, "redoc_url": None}  # they load scripts from elsewhere: pages.py has a page of ours
     app = FastAPI(title="contimg", description=about, version="1", redirect_slashes=False, **no_docs)
+    checks: dict[Path, tuple[float, str]] = {}  # databases: when they were read through, and what was found
 
     @app.exception_handler(ContimgError)
     def _refused(request: Request, error: ContimgError) -> JSONResponse:
@@ -263,10 +278,15 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:
-        """ok, if the databases can be read."""
+        """ok, if the databases can be read, from end to end (once a minute)."""
         for path in (paths.ingest_db, paths.registry_db, paths.products_db):
-            with db.reading(path):
-                pass
+            when_s, found = checks.get(path, (-math.inf, ""))
+            if time.monotonic() - when_s > _CHECK_EVERY_S:
+                with db.reading(path) as session:
+                    found = "ok" if session is None else session.scalar(text("PRAGMA quick_check(1)"))
+                checks[path] = time.monotonic(), found
+            if found != "ok":
+                raise HTTPException(503, f"{path}: damaged: {found}")
         return "ok"
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -386,38 +406,55 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
             raise HTTPException(404, f"group {group} has no picture")
         return _served(request, read.file(found[0]), "image/png")
 
+    @app.get("/api/files/{name}", response_class=FileResponse)
+    def file(
+        request: Request, name: Annotated[str, PathParameter(pattern=_FITS_NAME, examples=["2026-01-25T22:26:05.pbcor.fits"])]
+    ) -> Response:  # fmt: skip
+        """A FITS file by its name: that is what it is saved as, too."""
+        query = select(products.Image).where(products.Image.group_id == name[:19])
+        rows = read.rows(paths.products_db, query, (), 100, 0)["items"]
+        found = [row for row in rows if Path(row["path"]).name == name]
+        if not found:
+            raise HTTPException(404, f"there is no image {name}")
+        return _served(request, read.file(found[0]), "image/fits", download=True)
+
+    def of_day(day: str, type: str, publishable: bool) -> list[Path]:
+        image = products.Image
+        query = select(image).where(image.group_id.startswith(day), image.type == type, image.deleted_at.is_(None))
+        query = query.where(image.unpublishable.is_(None)) if publishable else query
+        rows = read.images(query, (image.group_id,), _MOST_ROWS)["items"]
+        return [path for path in map(Path, (row["path"] for row in rows)) if re.fullmatch(_FITS_NAME, path.name)]
+
+    @app.get("/api/days/{day}/list", response_class=PlainTextResponse)
+    def day_list(request: Request, day: Day, type: FitsType = "pbcor", publishable: Publishable = True) -> str:
+        """Addresses of a day's images, one a line: wget -i takes them."""
+        base = str(request.base_url).rstrip("/")
+        return "".join(f"{base}/api/files/{path.name}\n" for path in of_day(day, type, publishable))
+
+    @app.get("/api/days/{day}/tar", response_class=StreamingResponse)
+    def day_tar(day: Day, type: FitsType = "pbcor", publishable: Publishable = True) -> Response:
+        """A day's images in one tar file."""
+        found = [read.file({"path": path}) for path in of_day(day, type, publishable) if path.exists()]
+        if not found:
+            raise HTTPException(404, f"no image of {day} that fits")
+        headers = {"content-disposition": f'attachment; filename="{day}.{type}.tar"'}
+        return StreamingResponse(tar_blocks(found), media_type="application/x-tar", headers=headers)
+
     @app.get("/api/images/{image_id}/pixels", response_class=Response)
-    def pixels(
+    async def pixels(
         image_id: RowId, x0: Offset = 0, y0: Offset = 0, width: Annotated[int, Query(ge=1)] = 10**6,
         height: Annotated[int, Query(ge=1)] = 10**6, step: Annotated[int, Query(ge=1, le=64)] = 1,
     ) -> Response:  # fmt: skip
         """Values of a FITS image, Jy/beam: float32, little-endian, in rows from the south; each the largest of step x step.
-        The WCS, and the size (X-Width), are in the headers."""
-        from astropy.io import fits
+        The WCS, and the size, are in the header X-Image. A few at a time; when many wait already, 503."""
+        if images_at_once.statistics().tasks_waiting >= _MOST_WAITING:
+            raise HTTPException(503, "many look at images now: try again", {"retry-after": "2"})
 
-        path = read.file(read.row(products.Image, image_id))
-        try:
-            hdus = fits.open(path, memmap=True)
-            values, header = hdus[0].data.squeeze(), hdus[0].header
-        except (OSError, TypeError, ValueError, AttributeError) as error:
-            raise HTTPException(404, f"{path.name} is not readable as FITS: {error}") from None
-        with hdus:
-            some = values[y0 : y0 + height, x0 : x0 + width]
-            rows, columns = (n // step for n in some.shape)
-            if not 0 < rows * columns <= _MOST_PIXELS:
-                raise HTTPException(422, f"{columns} x {rows} values; at most {_MOST_PIXELS}, at least one: choose another step")
-            blocks = some[: rows * step, : columns * step].reshape(rows, step, columns, step)
-            result = np.fmax.reduce(np.fmax.reduce(blocks, axis=3), axis=1).astype("<f4")
-            keys = ("NAXIS1", "NAXIS2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2", "RMS", "BUNIT")
-            about = {
-                "wcs": {k: header.get(k) for k in keys if header.get(k) == header.get(k)},
-                "width": columns,
-                "height": rows,
-                "step": step,
-                "x0": x0,
-                "y0": y0,
-            }
-        return Response(result.tobytes(), media_type="application/octet-stream", headers={"X-Image": json.dumps(about)})
+        def work() -> tuple[bytes, dict]:
+            return _coarse(read.file(read.row(products.Image, image_id)), x0, y0, width, height, step)
+
+        values, about = await to_thread.run_sync(work, limiter=images_at_once)
+        return Response(values, media_type="application/octet-stream", headers={"X-Image": json.dumps(about)})
 
     @app.get("/api/qa")
     def qa(
@@ -452,8 +489,11 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         if key is None:
             raise HTTPException(403, f"reprocessing is off: start `contimg serve` with {API_KEY} in its environment")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            raise HTTPException(403, "requests from other pages are refused")
+        if origin is not None and urlsplit(origin).netloc != (host := request.headers.get("host")):
+            raise HTTPException(
+                403, f"requests from other pages are refused: this one is from {urlsplit(origin).netloc}, the server is {host}. "
+                "Behind a proxy: have it pass Host on (docs/monitoring.md)",
+            )  # fmt: skip
         if x_api_key is None or not secrets.compare_digest(x_api_key.encode("latin-1"), key.encode()):
             time.sleep(0.2)
             raise HTTPException(401, "missing or wrong X-API-Key")
@@ -465,4 +505,50 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         return Done(message=f"{group_id}: pending again, from {first} on; the next run takes it")
 
     add_pages(app, read, can_reprocess=key is not None)
+    app.openapi()  # kept: HEAD, which is answered as GET is, needs no entries of its own
+    for route in app.routes:
+        if isinstance(route, APIRoute) and "GET" in route.methods:
+            route.methods.add("HEAD")
     return app
+
+
+def tar_blocks(files: Sequence[Path]) -> Iterator[bytes]:
+    """A tar file of these, by their names, as it is read from disk."""
+    for path in files:
+        with path.open("rb") as file:
+            about = tarfile.TarInfo(path.name)
+            found = os.fstat(file.fileno())
+            about.size, about.mtime = found.st_size, int(found.st_mtime)
+            yield about.tobuf()
+            left = about.size
+            while left:
+                if not (block := file.read(min(left, _TAR_BLOCK))):
+                    raise ContimgError(f"{path} was cut off while it was read")
+                left -= len(block)
+                yield block
+            yield bytes(-about.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _coarse(path: Path, x0: int, y0: int, width: int, height: int, step: int) -> tuple[bytes, dict]:
+    """A part of a FITS image, each value the largest of step x step; and its WCS and size. A row of blocks at a time: many
+    images are looked at at once."""
+    from astropy.io import fits
+
+    try:
+        hdus = fits.open(path, memmap=True)
+        values, header = hdus[0].data.squeeze(), hdus[0].header
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise HTTPException(404, f"{path.name} is not readable as FITS: {error}") from None
+    with hdus:
+        some = values[y0 : y0 + height, x0 : x0 + width]
+        rows, columns = (n // step for n in some.shape)
+        if not 0 < rows * columns <= _MOST_PIXELS:
+            raise HTTPException(422, f"{columns} x {rows} values; at most {_MOST_PIXELS}, at least one: choose another step")
+        result = np.empty((rows, columns), "<f4")
+        for row in range(rows):
+            blocks = some[row * step : (row + 1) * step, : columns * step].reshape(step, columns, step)
+            result[row] = np.fmax.reduce(np.fmax.reduce(blocks, axis=2), axis=0)
+        keys = ("NAXIS1", "NAXIS2", "CRVAL1", "CRVAL2", "CRPIX1", "CRPIX2", "CDELT1", "CDELT2", "RMS", "BUNIT")
+        about = {"wcs": {k: header.get(k) for k in keys if header.get(k) == header.get(k)}, "width": columns, "height": rows}
+    return result.tobytes(), about | {"step": step, "x0": x0, "y0": y0}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contimg.config import Config, IngestConfig
-from contimg.errors import SubbandError
+from contimg.errors import AbsentError, SubbandError
 from contimg.groups import FileGroup, RawFile, cluster
 from contimg.ingest import RUNNING, GroupStatus, finished_files, needs_no_files
 from contimg.paths import Paths
@@ -103,9 +103,9 @@ def _files(config: Config, known: Mapping[str, GroupStatus], first: str, last: s
 
 
 def _listed(folder: Path, expected_subbands: int, first: str, last: str, passed_over: set[str]) -> dict[Path, RawFile]:
-    if not folder.exists():
-        return {}
     seen = {}
+    if not folder.is_dir():
+        raise AbsentError(f"{folder}: the incoming folder (paths.incoming) is not there: is the disk mounted, the name right?")
     with os.scandir(folder) as entries:
         for entry in entries:
             parsed = parse_name(entry.name)

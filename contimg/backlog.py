@@ -11,11 +11,11 @@ from pathlib import Path
 
 from contimg import arrivals, cluster, db, ingest
 from contimg.config import Config, IngestConfig
-from contimg.errors import LockError
-from contimg.files import holder_of, lock
+from contimg.errors import ContimgError, LockError
+from contimg.files import found_json, holder_of, lock
 from contimg.paths import Paths
 from contimg.planning import make_plans
-from contimg.run import NOT_NOW, refresh, settle_cluster, snakemake_command
+from contimg.run import NOT_NOW, REFUSED, refresh, settle_cluster, snakemake_command
 from contimg.watch import choose
 
 _REFUSALS = 5  # runs in a row that do not begin
@@ -74,6 +74,9 @@ def work_off(
             ended = _run([*command, "--", *targets], cluster.Stall(paths, last_move, _STALLED_S), say)
             with db.reading(paths.ingest_db) as session:
                 begun = ingest.begun_since(session, mark, batch)
+            if ended == REFUSED and not begun:
+                words = (found_json(paths.refusal) or {}).get("error", "see above")
+                raise ContimgError(f"no run begins: {words}")
             refused = 0 if begun or ended == NOT_NOW else refused + 1
             if refused > _REFUSALS:
                 raise LockError(f"{refused} runs in a row ended before they began, the last one with status {ended}: see above")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from contimg import db, report
 from contimg.errors import CalibrationError, ContimgError, InputError
 from contimg.paths import Paths
 from contimg.planning import describe, made_otherwise, make_plans
-from contimg.run import snakemake_command
+from contimg.run import require_databases_here, snakemake_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Continuum imaging of DSA-110 drift scans.")
 
@@ -32,6 +33,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="For a program instead of a
 Groups = Annotated[list[str] | None, typer.Argument(help="Group ids, for example 2026-01-25T22:26:05.")]
 
 _WIDTH_WITHOUT_TERMINAL = 200
+
+
+def _site(configfile: list[Path] | None, begun: bool = False) -> configuration.Config:
+    """The configuration, for commands that look into the databases: refused on a host that does not have them.
+
+    begun  the command makes no sense where nothing was done yet: most probably these are not the folders that were meant
+    """
+    config = configuration.load(configfile or ())
+    require_databases_here(config)
+    if begun and not Paths.of(config).ingest_db.exists():
+        raise InputError(
+            f"nothing is known here: {Paths.of(config).databases.absolute()} has no databases, so no run or watcher has worked with "
+            "this configuration yet"
+        )
+    return config
 
 
 def _console() -> Console:
@@ -75,10 +91,13 @@ def run(
     chunk_duration: Annotated[float | None, typer.Option(help="Length of a group, minutes.")] = None,
 ):
     """Image everything that is pending, or the given groups; shows the table at the end."""
-    config = configuration.load(configfile or ())
+    config = _site(configfile)
     paths = Paths.of(config)
     if not fast and any(value is not None for value in (timebin, chanbin, uvrange, phase_only)):
         raise InputError("--timebin, --chanbin, --uvrange and --phase-only are for --fast")
+    plans = make_plans(config, time.time(), groups) if groups else {}
+    if unknown := [group for group in groups or () if group not in plans]:
+        raise InputError(f"{', '.join(unknown)}: no such group in {config.paths.incoming} or in the queue; see contimg plan")
     for group in groups or []:
         if paths.result(group, "index").exists():
             print(f"{group} is done already; contimg reprocess {group} --from image (or caltables) does it again")
@@ -106,7 +125,7 @@ def plan(configfile: ConfigFiles = None, as_json: AsJson = False):
     from contimg.catalogues import read_sky
     from contimg.identity import science_digest
 
-    config = configuration.load(configfile or ())
+    config = _site(configfile)
     plans = make_plans(config, time.time())
     if as_json:
         keys = ("action", "reason", "calibrators", "depends_on", "mid_mjd", "app_dec_deg")
@@ -133,8 +152,7 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="Every group, not only the latest and the failed.")] = False,
 ):
     """Does it keep up? Counts, what runs now, how far behind, and the latest groups with their images."""
-    config = configuration.load(configfile or ())
-    found = report.status(config, everything)
+    found = report.status(_site(configfile), everything)
     if as_json:
         print(json.dumps(found, indent=1))
     else:
@@ -144,6 +162,8 @@ def status(
 def _show_status(found: dict) -> None:
     console = _console()
     counts, total = found["counts"], sum(found["counts"].values())
+    if (refused := found["refused"]) and not (found["watcher"] and found["watcher"]["problem"]):
+        console.print(f"[bold red]the last run did not begin ({refused['at']}): {escape(refused['error'])}[/bold red]")
     if not total:
         console.print("The queue is empty: no run or watcher has looked at the incoming folder yet.")
         return
@@ -216,7 +236,7 @@ def _against(row: dict) -> list[str]:
 @_command
 def why(group: Annotated[str, typer.Argument(help="Group id.")], configfile: ConfigFiles = None, as_json: AsJson = False):
     """Everything known about one group: plan, files, missing subbands, attempts, errors, logs."""
-    known = report.why(configuration.load(configfile or ()), group)
+    known = report.why(_site(configfile), group)
     if as_json:
         print(json.dumps(known, indent=1))
         return
@@ -245,7 +265,7 @@ def why(group: Annotated[str, typer.Argument(help="Group id.")], configfile: Con
 @_command
 def incomplete(configfile: ConfigFiles = None, as_json: AsJson = False):
     """Groups that lack subbands: which, why, and until when they wait."""
-    rows = report.incomplete(configuration.load(configfile or ()))
+    rows = report.incomplete(_site(configfile))
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -267,7 +287,7 @@ def retry(
     """Put failed groups back into the queue, with a fresh budget of attempts."""
     from contimg import ingest
 
-    config = configuration.load(configfile or ())
+    config = _site(configfile, begun=True)
     enough, again = config.ingest.min_subbands, groups or []
     with db.writing(Paths.of(config).ingest_db, ingest.Base) as session:
         for group in again:
@@ -279,21 +299,46 @@ def retry(
 
 @_command
 def reprocess(
-    groups: Annotated[list[str], typer.Argument(help="Group ids.")],
+    groups: Groups = None,
     from_stage: Annotated[
         str | None, typer.Option("--from", help="First stage to repeat; without it, everything.", metavar="STAGE")
     ] = None,
+    start: Annotated[str | None, typer.Option(help="Groups from this UTC time (or day) on.")] = None,
+    end: Annotated[str | None, typer.Option(help="Groups before this UTC time.")] = None,
+    dec: Annotated[float | None, typer.Option(help="Groups of the strip at this declination, deg (to 0.1).")] = None,
+    calibration_set: Annotated[str | None, typer.Option("--set", help="Groups imaged with this calibration set.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="Groups whose image is good, warn, unverified or fail.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List them, change nothing.")] = False,
     configfile: ConfigFiles = None,
 ):
-    """Do finished or failed groups again, from a stage on. What they have now stays until it is replaced."""
+    """Do finished or failed groups again, from a stage on: those named, or all that fit the options. What they have now stays
+    until it is replaced."""
+    config = _site(configfile, begun=True)
+    chosen = (start, end, dec, calibration_set, verdict)
+    if not groups and chosen == (None,) * len(chosen):
+        raise InputError("which? Name groups, or choose them with --start, --end, --dec, --set, --verdict")
+    found = report.finished(config, groups or (), *chosen)
+    if dry_run or not found:
+        print("\n".join(found) or "no finished or failed group fits")
+        return
+    _do_again(config, found, from_stage)
+
+
+def _do_again(config: configuration.Config, groups: Iterable[str], from_stage: str | None) -> None:
+    """Each that can be: one that cannot does not hold up the others; status 1 then."""
     from contimg import ingest
 
-    config = configuration.load(configfile or ())
-    paths = Paths.of(config)
+    paths, refused = Paths.of(config), 0
     for group in groups:
-        with db.writing(paths.ingest_db, ingest.Base) as session:
-            first = ingest.reprocess(session, paths, group, from_stage, config.ingest.min_subbands)
-        print(f"{group}: pending again, from {first} on; the next run takes it")
+        try:
+            with db.writing(paths.ingest_db, ingest.Base) as session:
+                first = ingest.reprocess(session, paths, group, from_stage, config.ingest.min_subbands)
+            print(f"{group}: pending again, from {first} on; the next run takes it")
+        except ContimgError as error:
+            print(f"contimg reprocess: {error}", file=sys.stderr)
+            refused += 1
+    if refused:
+        raise typer.Exit(1)
 
 
 @_command
@@ -418,13 +463,16 @@ def serve(
     configfile: ConfigFiles = None,
     port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every one of this machine.")] = "127.0.0.1",
+    prefix: Annotated[str, typer.Option(help="Path under which a proxy shows it: /contimg.")] = "",
 ):
     """The page and the API. With CONTIMG_API_KEY in the environment, groups can be reprocessed from the page."""
     import uvicorn
 
     from contimg.api import make_app
 
-    uvicorn.run(make_app(configuration.load(configfile or ())), host=host, port=port, log_level="warning")
+    prefix = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
+    app_of_site = make_app(_site(configfile))
+    uvicorn.run(app_of_site, host=host, port=port, root_path=prefix, log_level="warning")
 
 
 @_command
@@ -434,7 +482,7 @@ def provenance(
     """Where an image comes from: raw files, tables, configuration, versions, commands and seconds, as JSON."""
     from contimg import provenance as chain
 
-    print(json.dumps(chain.provenance(configuration.load(configfile or ()), image), indent=1))
+    print(json.dumps(chain.provenance(_site(configfile, begun=True), image), indent=1))
 
 
 @_command
@@ -444,7 +492,7 @@ def verify(configfile: ConfigFiles = None):
     from contimg import publishing
 
     found = 0
-    config = configuration.load(configfile or ())
+    config = _site(configfile, begun=True)
     for line in chain.verify(config):
         print(line, flush=True)
         found += 1
@@ -462,7 +510,7 @@ def export(
     """Write an index as a table: by default the images as an archive lists them (IVOA ObsCore)."""
     from contimg.archive import export as write
 
-    print(f"{write(configuration.load(configfile or ()), what, output)} rows of {what} in {output}")
+    print(f"{write(_site(configfile, begun=True), what, output)} rows of {what} in {output}")
 
 
 @_command
@@ -470,7 +518,7 @@ def retention(configfile: ConfigFiles = None, as_json: AsJson = False):
     """How much room is left and for how long, what may be deleted, and what was. Deletes nothing: runs do, at their end."""
     from contimg.retention import room
 
-    found = room(configuration.load(configfile or ()))
+    found = room(_site(configfile))
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -492,7 +540,7 @@ def registry_list(configfile: ConfigFiles = None, as_json: AsJson = False):
     """Every set: when and where it is valid, its numbers, and whether it may be used."""
     from contimg.registry import describe_sets
 
-    sets = describe_sets(Paths.of(configuration.load(configfile or ())).registry_db)
+    sets = describe_sets(Paths.of(_site(configfile)).registry_db)
     if as_json:
         print(json.dumps(sets, indent=1))
         return
@@ -521,7 +569,7 @@ def registry_show(name: Annotated[str, typer.Argument(help="Name of the set.")],
     """Everything about one set, as JSON: tables, checksums, quality, versions."""
     from contimg.registry import describe_sets
 
-    sets = describe_sets(Paths.of(configuration.load(configfile or ())).registry_db)
+    sets = describe_sets(Paths.of(_site(configfile, begun=True)).registry_db)
     found = [s for s in sets if s["set"] == name]
     if not found:
         raise CalibrationError(f"set {name} is not registered. See `contimg registry list`.")
@@ -537,10 +585,10 @@ def registry_retire(
     reprocess: Annotated[bool, typer.Option("--reprocess", help="Do the groups that were made with it again.")] = False,
 ):
     """Never choose a set again. Images made with it are marked as not to be published, and listed."""
-    from contimg import ingest, publishing
+    from contimg import publishing
     from contimg.registry import retire
 
-    config = configuration.load(configfile or ())
+    config = _site(configfile, begun=True)
     paths = Paths.of(config)
     retire(paths.registry_db, name, reason)
     publishing.mark(config)
@@ -550,10 +598,8 @@ def registry_retire(
         print(f"  {group}: must not be published")
     if groups and not reprocess:
         print(f"to do them again with another set: contimg reprocess {' '.join(groups)} --from caltables")
-    for group in groups if reprocess else ():
-        with db.writing(paths.ingest_db, ingest.Base) as session:
-            first = ingest.reprocess(session, paths, group, "caltables", config.ingest.min_subbands)
-        print(f"{group}: pending again, from {first} on; the next run takes it")
+    if reprocess:
+        _do_again(config, groups, "caltables")
 
 
 @registry_app.command("verify")
@@ -564,7 +610,7 @@ def registry_verify(configfile: ConfigFiles = None):
     from contimg import publishing
     from contimg.registry import all_tables
 
-    config = configuration.load(configfile or ())
+    config = _site(configfile, begun=True)
     tables = all_tables(Paths.of(config).registry_db)
     wrong = publishing.check(config)
     for line in wrong:
@@ -579,7 +625,7 @@ def registry_stale(configfile: ConfigFiles = None, as_json: AsJson = False):
     """Groups that would now get another set than they have: one came later, or theirs was retired."""
     from contimg.planning import stale
 
-    rows = stale(configuration.load(configfile or ()))
+    rows = stale(_site(configfile, begun=True))
     if as_json:
         print(json.dumps([{"group": g, "has": has, "now": now} for g, has, now in rows], indent=1))
         return
@@ -606,7 +652,7 @@ def registry_import(
     """Register a set that was solved elsewhere; its tables stay where they are."""
     from contimg.registry import import_set
 
-    config = configuration.load(configfile or ())
+    config = _site(configfile)
     tables = dict(one.partition("=")[::2] for one in table)
     if not all(tables.values()):
         raise CalibrationError(f"--table {' '.join(table)}: expected KIND=FOLDER")

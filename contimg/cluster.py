@@ -1,17 +1,20 @@
 """A SLURM cluster: whose jobs are ours, and those that a dead run left."""
 
 import functools
+import os
 import re
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
-from contimg.errors import LockError
+from contimg.errors import ContimgError, LockError
 from contimg.paths import Paths
 
 _MIN_JOB_AGE_S = 300  # SLURM's default
 _WAIT_S = 120
 _TIMEOUT_S = 60
+_PRIVATE_PARTS = ("run_uuid", "run_job", "_report_job_error_threadsafe")  # of the plugin's executor, as in 2.6.1
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
           "REVOKED"}  # fmt: skip
 
@@ -29,8 +32,16 @@ def prepare(paths: Paths, executor) -> None:
     leaves out Snakemake's own announcement of jobs, from which the queue learns of them. What `run_job` raises is lost in its
     thread, and the job counts as running for ever.
     """
-    if not hasattr(executor, "run_uuid"):
-        return
+    if not type(executor).__module__.startswith("snakemake_executor_plugin_slurm"):
+        raise ContimgError(
+            f"executor {type(executor).__module__}: only SLURM's is known here, whose jobs can be found when their run has died. "
+            "Use profiles/slurm, or profiles/local on one machine"
+        )
+    if absent := [name for name in _PRIVATE_PARTS if not hasattr(executor, name)]:
+        raise ContimgError(
+            f"snakemake-executor-plugin-slurm {version('snakemake-executor-plugin-slurm')} has no {', '.join(absent)}: jobs of a "
+            "run that died would not be found, and might work beside those of the next. Install what envs/requirements.txt says"
+        )
     from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
     executor.run_uuid, submit = f"{job_prefix(paths)}_{executor.run_uuid}", executor.run_job
@@ -48,8 +59,8 @@ def prepare(paths: Paths, executor) -> None:
 
 def left_jobs(paths: Paths) -> list[str]:
     """Ids of the jobs of this state folder that have not ended. Raises LockError if that cannot be known."""
-    found = _slurm("squeue", "--noheader", "--states=all", "--format=%A %T %j")
-    rows = [line.split(maxsplit=2) for line in found.splitlines()]
+    found = _slurm("squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%A|%T|%j")
+    rows = [line.split("|", 2) for line in found.splitlines() if line.count("|") >= 2]
     return [number for number, state, name in rows if name.startswith(f"{job_prefix(paths)}_") and state not in _ENDED]
 
 

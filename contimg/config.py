@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from contimg.errors import ConfigError
 
 DEFAULT_CONFIG = Path("config/config.yaml")
+_CLONE = Path(__file__).parents[1]
 
 _PYUVDATA_SUBBANDS = 2
+_SMALLEST_DEG, _LARGEST_DEG = 0.2, 12.0  # side of an image
 _FLUX_UNITS_JY = {"jy": 1.0, "mjy": 1e-3, "ujy": 1e-6}
 
 
@@ -57,17 +60,37 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text.replace(":60", ":59"))  # file names may have a leap second
 
 
-def _as_iso(value: Any) -> Any:
+def _as_iso(value: Any) -> str:
     """YAML reads an unquoted 2026-01-25T22:26:05 as a date; the user meant the text."""
-    if isinstance(value, str) and value.endswith(":60"):
-        return value
-    value = datetime.fromisoformat(value) if isinstance(value, str) else value
-    if isinstance(value, datetime) and value.tzinfo:
-        value = value.astimezone(UTC).replace(tzinfo=None)
-    return datetime(*value.timetuple()[:6]).isoformat() if isinstance(value, date) else value
+    given = value
+    try:
+        if isinstance(value, str) and value.endswith(":60"):
+            _moment(value)
+            return value
+        value = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(value, datetime) and value.tzinfo:
+            value = value.astimezone(UTC).replace(tzinfo=None)
+        return datetime(*value.timetuple()[:6]).isoformat()
+    except (ValueError, AttributeError):
+        raise ValueError(f"{given!r} is no UTC time like '2026-01-25T22:26:05'") from None
+
+
+def as_utc(text: str) -> str:
+    """A UTC time or day as group ids are written; raises ConfigError."""
+    try:
+        return _as_iso(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _as_list(value: Any) -> Any:
+    """One item where a list is expected."""
+    return (value,) if isinstance(value, str | int | float | date) else value
 
 
 UtcText = Annotated[str, BeforeValidator(_as_iso)]
+UtcTexts = Annotated[tuple[UtcText, ...], BeforeValidator(_as_list)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 FluxJy = Annotated[float, BeforeValidator(parse_flux_jy)]
 UvRange = Annotated[str | None, BeforeValidator(parse_uvrange)]
 
@@ -82,7 +105,10 @@ class PathsConfig(_Section):
     incoming: Path = Field(Path("data/incoming"), description="raw *_sb??.hdf5 files; never written by the workflow")
     staging: str = Field("auto", description="subband Measurement Sets go into a subfolder of this; auto: conversion.staging")
     products: Path = Field(Path("data/products"), description="Measurement Sets, tables, images, results, plots, logs")
-    state: Path = Field(Path("data/state"), description="SQLite databases, locks, run snapshots")
+    state: Path = Field(Path("data/state"), description="run snapshots, locks; shared with the nodes of a cluster")
+    databases: Path | None = Field(
+        None, description="SQLite databases: on a disk of the one host that writes them; null: in paths.state"
+    )
 
 
 class CataloguesConfig(_Section):
@@ -114,7 +140,7 @@ class IngestConfig(_Section):
     poll_s: float = Field(10, gt=0, description="the watcher looks at least this often; network disks send no events")
     start: UtcText | None = Field(None, description="only groups at or after this UTC time (ISO)")
     end: UtcText | None = Field(None, description="only groups before this UTC time (ISO)")
-    groups: tuple[UtcText, ...] = Field((), description="only these group ids; empty: all")
+    groups: UtcTexts = Field((), description="only these group ids; empty: all")
 
     def takes(self, group_id: str) -> bool:
         """Whether a group is asked for."""
@@ -175,8 +201,8 @@ class CalibrationConfig(_Section):
     )
     min_flux_jy: FluxJy = Field(1.0, description="faintest calibrator, flux at 1.4 GHz")
     min_beam: float = Field(0.5, gt=0, lt=1, description="smallest mean beam response at a calibrator")
-    allow: tuple[str, ...] = Field((), description="only these calibrators (names of the list); empty: all")
-    deny: tuple[str, ...] = Field((), description="never these calibrators")
+    allow: Texts = Field((), description="only these calibrators (names of the list); empty: all")
+    deny: Texts = Field((), description="never these calibrators")
     flux_override: dict[str, FluxJy] = Field({}, description="flux at 1.4 GHz by calibrator name, before any catalogue")
     uvrange: UvRange = Field(None, description="baselines to solve with, as CASA has it: '>0.1klambda', '50~2000m'")
     refant: str = Field("auto", description="station name, or auto: healthy and central")
@@ -236,8 +262,8 @@ class ImagingConfig(_Section):
     backend: Literal["wgridder", "tclean", "wsclean"] = Field(
         "wgridder", description="wgridder (ducc0 + radler), tclean (CASA), or wsclean (a program)"
     )
-    imsize: int = Field(4800, ge=128, multiple_of=2, description="pixels on a side; even, with small prime factors")
-    cell_arcsec: float = Field(3.0, gt=0, description="pixel size; a fifth of the restoring beam or less")
+    imsize: int = Field(4800, ge=128, le=32768, multiple_of=2, description="pixels on a side; even, with small prime factors")
+    cell_arcsec: float = Field(3.0, ge=0.2, le=20, description="pixel size; a fifth of the restoring beam or less")
     weighting: Literal["briggs", "natural", "uniform"] = Field("briggs", description="of the visibilities")
     robust: float = Field(0.0, ge=-2, le=2, description="Briggs robust parameter")
     taper_arcsec: float | None = Field(None, gt=0, description="Gaussian taper, FWHM in the image")
@@ -284,7 +310,7 @@ class ValidationConfig(_Section):
     fail_time: float = Field(0.2, ge=0, le=1, description="the same")
     warn_beam: float = Field(0.2, gt=0, description="area of the beam against that of all antennas, larger or smaller by")
     fail_beam: float = Field(2.0, gt=0, description="the same")
-    publish: tuple[Literal["good", "warn", "unverified", "fail"], ...] = Field(
+    publish: Annotated[tuple[Literal["good", "warn", "unverified", "fail"], ...], BeforeValidator(_as_list)] = Field(
         ("good", "warn", "unverified"), description="verdicts with which an image may be published, if nothing else is against it"
     )
 
@@ -326,10 +352,11 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        lines = [f"  {_in_words(one)}" for one in error.errors()]
         raise ConfigError("configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml.") from None
     if config.ingest.min_subbands > config.ingest.expected_subbands:
         raise ConfigError("configuration: ingest.min_subbands is larger than ingest.expected_subbands")
+    _check_image(config.imaging)
     retention = config.retention
     if retention.images_days is not None and (retention.measurement_sets_days or 0) > retention.images_days:
         raise ConfigError("configuration: retention.images_days is less than measurement_sets_days: images would go first")
@@ -343,6 +370,30 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
     return config
 
 
+def _check_image(options: ImagingConfig) -> None:
+    side_deg = options.imsize * options.cell_arcsec / 3600
+    if not _SMALLEST_DEG <= side_deg <= _LARGEST_DEG:
+        raise ConfigError(
+            f"configuration: imaging.imsize {options.imsize} of imaging.cell_arcsec {options.cell_arcsec:g} is an image of "
+            f"{side_deg:.3g} deg; expected {_SMALLEST_DEG:g} to {_LARGEST_DEG:g}"
+        )
+
+
+def _in_words(error: Mapping) -> str:
+    """What pydantic found wrong with a key, for people."""
+    *sections, key = map(str, error["loc"])
+    name = ".".join((*sections, key))
+    if error["type"] != "extra_forbidden":
+        words = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        return f"{name}: {words} (found {error['input']!r})"
+    fields = {name: section.annotation.model_fields for name, section in Config.model_fields.items()}
+    if sections:
+        near = get_close_matches(key, fields.get(sections[0], ()), 1)
+    else:
+        near = [f"{one}.{key}" for one, keys in fields.items() if key in keys] or get_close_matches(key, fields, 1)
+    return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `top` over it, key by key down to the leaves."""
     merged = dict(base)
@@ -353,9 +404,11 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(files: Iterable[Path] = ()) -> Config:
-    """The default file, if the working directory has it, then `files` over it in turn."""
+    """The default file, then `files` over it in turn. Raises ConfigError also where there is no site: in a working directory
+    without the default file, unless `files` name all folders by absolute paths; the catalogues are those of the clone then."""
     values: dict[str, Any] = {}
-    for path in ([DEFAULT_CONFIG] if DEFAULT_CONFIG.exists() else []) + [Path(f) for f in files]:
+    elsewhere = not DEFAULT_CONFIG.exists()
+    for path in [_CLONE / DEFAULT_CONFIG if elsewhere else DEFAULT_CONFIG, *map(Path, files)]:
         try:
             loaded = yaml.safe_load(path.read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
@@ -363,7 +416,19 @@ def load(files: Iterable[Path] = ()) -> Config:
         if not isinstance(loaded, Mapping):
             raise ConfigError(f"{path}: expected sections with keys, found {type(loaded).__name__}")
         values = merge(values, loaded)
-    return from_mapping(values)
+    config = from_mapping(values)
+    return _of_another_folder(config) if elsewhere else config
+
+
+def _of_another_folder(config: Config) -> Config:
+    folders = {name: path for name, path in config.paths.model_dump().items() if isinstance(path, Path)}
+    if relative := [f"paths.{name} ({path})" for name, path in folders.items() if not path.is_absolute()]:
+        raise ConfigError(
+            f"there is no site here: {Path.cwd()} has no {DEFAULT_CONFIG}, and {', '.join(relative)} would lie in it. Go to the "
+            "clone, or name a --configfile in which these are absolute"
+        )
+    lists = {name: _CLONE / path for name, path in config.catalogues.model_dump().items()}
+    return config.model_copy(update={"catalogues": config.catalogues.model_copy(update=lists)})
 
 
 def json_schema() -> str:

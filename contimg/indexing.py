@@ -12,7 +12,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import db, ingest, publishing
+from contimg import db, ingest, publishing, registry
 from contimg.checksums import checksum
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
@@ -124,6 +124,33 @@ def note(config: Config, group: str, stage: str, reason: str | None = None) -> N
     times = dict.fromkeys(_TIMES) if not paths.ms(group).exists() else {name: converted.get(name) for name in _TIMES}
     with db.writing(paths.products_db, Base) as session:
         note_stage(session, str(paths.ms(group)), group, stage, times, reason)
+
+
+def remake(config: Config, say: Callable[[str], None]) -> None:
+    """What a queue or a registry without any row (lost, or damaged and moved aside) had of finished groups and solved sets,
+    from their results."""
+    paths = Paths.of(config)
+    if not registry.all_tables(paths.registry_db):
+        found = {}
+        for path in sorted(paths.result("x", "register").parent.glob("*.register.json")):
+            results = results_of(paths, path.name.removesuffix(".register.json"))
+            if {"solve", "register"} <= results.keys():
+                one, own = results["solve"], results.get("caltables", {})
+                sums = own["checksums"] if own.get("set_name") == one["set_name"] else []
+                found[one["set_name"]] = one | {"register": results["register"], "checksums": sums}
+        if again := registry.remake(paths.registry_db, found, config.calibration):
+            say(f"{paths.registry_db.name} was lost: {len(again)} sets are in it again, from their results")
+    if not ingest.known_groups(paths.ingest_db, files=False):
+        done = []
+        for path in sorted(paths.result("x", "index").parent.glob("*.index.json")):
+            results = results_of(paths, path.name.removesuffix(".index.json"))
+            if {"convert", "index"} <= results.keys():
+                done.append((path.name.removesuffix(".index.json"), results))
+        if done:
+            with db.writing(paths.ingest_db, ingest.Base) as session:
+                for group, results in done:
+                    ingest.restore(session, group, results, config.ingest)
+            say(f"{paths.ingest_db.name} was lost: {len(done)} finished groups are in it again, from their results")
 
 
 def reconcile(config: Config, say: Callable[[str], None]) -> None:

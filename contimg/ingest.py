@@ -549,6 +549,29 @@ def reprocess(session: Session, paths: Paths, group_id: str, first: str | None, 
     return first
 
 
+def restore(session: Session, group_id: str, results: Mapping[str, Mapping], options: IngestConfig) -> None:
+    """A finished group of a queue that was lost gets its row, files and seconds again, from its results."""
+    converted = results["convert"]
+    session.execute(
+        insert(Group).values(
+            group_id=group_id, state="collecting", received_at=converted["finished_at"], last_update=db.now(), retry_count=0,
+            expected_subbands=options.expected_subbands, chunk_minutes=options.chunk_minutes,
+            mid_mjd=converted["mid_mjd"], app_dec_deg=converted["app_dec_deg"],
+        )
+    )  # fmt: skip
+    for subband, path in converted["files"].items():
+        size, mtime_ns = converted.get("seen", {}).get(path, (0, 0))
+        row = {"path": path, "group_id": group_id, "subband_idx": int(subband), "size": size, "changed_s": mtime_ns / 1e9,
+               "checked": True, "start_mjd": converted["start_mjd"], "mid_mjd": converted["mid_mjd"],
+               "app_dec_deg": converted["app_dec_deg"], "channels": converted["shape"][2]}  # fmt: skip
+        session.execute(insert(SubbandFile).values(row).on_conflict_do_nothing())
+    move(session, group_id, "pending")
+    claim(session, group_id, "restored")
+    start(session, group_id, resuming=True)
+    record_performance(session, group_id, results)
+    move(session, group_id, "completed", error=None)
+
+
 def remove_results(paths: Paths, group_id: str, stages: Sequence[str]) -> None:
     """Make stages undone, the last one first."""
     for stage in reversed(stages):

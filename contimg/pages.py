@@ -87,6 +87,8 @@ def headline(status: Mapping) -> tuple[str, str]:
     watcher = status["watcher"]
     if watcher and watcher.get("problem"):
         return "fail", f"The watcher has a problem: {watcher['problem']}"
+    if refused := status["refused"]:
+        return "fail", f"The last run did not begin: {refused['error']}"
     if behind_s > 3600:
         return "fail", f"Behind by {duration(behind_s)}"
     lost = f"; {failed} {'group' if failed == 1 else 'groups'} failed" if failed else ""
@@ -139,7 +141,7 @@ def footprints(images: Sequence[Mapping]) -> dict:
 
 def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
     """The routes of the pages, their static files, and errors as pages for browsers."""
-    templates = Jinja2Templates(_WEB)
+    templates = Jinja2Templates(_WEB, context_processors=[lambda request: {"root": request.scope.get("root_path", "")}])
     templates.env.filters |= {"utc": db.utc_of_mjd, "duration": duration}
     app.mount("/static", StaticFiles(directory=_WEB / "static"), name="static")
 
@@ -153,7 +155,8 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
     async def _error(request: Request, error: StarletteHTTPException):
         from fastapi.exception_handlers import http_exception_handler
 
-        if request.url.path.startswith(("/api/", "/static")) or "text/html" not in request.headers.get("accept", ""):
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        if path.startswith(("/api/", "/static")) or "text/html" not in request.headers.get("accept", ""):
             return await http_exception_handler(request, error)
         about = {"title": f"{error.status_code}", "words": error.detail}
         return templates.TemplateResponse(request, "error.html", about, status_code=error.status_code)

@@ -36,11 +36,13 @@ class Paths:
     incoming: Path
     products: Path
     state: Path
+    databases: Path
 
     @classmethod
     def of(cls, config: Config) -> "Paths":
         """The names under the configured folders."""
-        return cls(config.paths.incoming, config.paths.products, config.paths.state)
+        folders = config.paths
+        return cls(folders.incoming, folders.products, folders.state, folders.databases or folders.state)
 
     # -- products ------------------------------------------------------------------------------------------
     def ms(self, group: str) -> Path:
@@ -91,17 +93,22 @@ class Paths:
     @property
     def ingest_db(self) -> Path:
         """Queue of groups."""
-        return self.state / "ingest.sqlite3"
+        return self.databases / "ingest.sqlite3"
 
     @property
     def registry_db(self) -> Path:
         """Calibration sets."""
-        return self.state / "cal_registry.sqlite3"
+        return self.databases / "cal_registry.sqlite3"
 
     @property
     def products_db(self) -> Path:
         """Index of Measurement Sets, images and QA artefacts."""
-        return self.state / "products.sqlite3"
+        return self.databases / "products.sqlite3"
+
+    @property
+    def databases_host(self) -> Path:
+        """Which host has the databases (JSON), where they are not in the state folder."""
+        return self.state / "databases.json"
 
     @property
     def watch_lock(self) -> Path:

@@ -5,6 +5,7 @@ A set is what one calibrator group's solve produced: its tables of kinds [K,] B 
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from contimg import db
 from contimg.checksums import altered, checksum
 from contimg.config import CalibrationConfig, GatesConfig
 from contimg.errors import CalibrationError, ContimgError, NoCalibrationError
+from contimg.files import found_json, write_json
 from contimg.findings import Finding, of_level, unknown
 from contimg.paths import FAST_SUFFIX
 
@@ -181,6 +183,8 @@ def register_solved(path: Path, solved: Mapping, options: CalibrationConfig, gat
     wrong = [*solved["problems"], *of_level(findings, "fail")]
     status, notes = ("failed", "; ".join(wrong)) if wrong else ("active", "")
     refused = refused_sets(path).get(calset.name, "")
+    if not refused and (decided := found_json(_decision(Path(calset.tables[0][1])))):  # before the registry was lost
+        refused = f"retired: {decided['notes']}"
     if refused.startswith("retired") and not refused.endswith(GONE):  # an operator's word is not undone by solving again
         status, notes = "retired", refused.removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
@@ -234,13 +238,45 @@ def all_tables(path: Path) -> list[CalTable]:
 
 
 def retire(path: Path, name: str, reason: str) -> None:
-    """Mark a set as not to be used any more; what was calibrated with it stays as it is."""
+    """Mark a set as not to be used any more; what was calibrated with it stays as it is. Also said beside its tables, should
+    the registry be lost."""
     with db.writing(path, Base) as session:
         rows = session.scalars(select(CalTable).where(CalTable.set_name == name)).all()
         if not rows:
             raise CalibrationError(f"set {name} is not registered. See `contimg registry list`.")
+        with suppress(OSError):  # imported tables may be where we must not write
+            write_json(_decision(Path(rows[0].path)), {"set": name, "status": "retired", "notes": reason})
         for row in rows:
             row.status, row.notes = "retired", reason
+
+
+def _decision(table: Path) -> Path:
+    """Beside a set's first table: that somebody retired it."""
+    return table.with_name(f".{table.name}.retired.json")
+
+
+def remake(path: Path, solved: Mapping[str, Mapping], options: CalibrationConfig) -> list[str]:
+    """Sets that have results and are not in the registry (it was damaged, and moved aside) are registered again, as they were
+    judged then; returns their names.
+
+    solved  by set: `solve.json` with the "register" result in it, and "checksums" that its tables had, if they are known
+    """
+    known, again = {table.set_name for table in all_tables(path)}, []
+    for name, result in sorted(solved.items()):
+        tables = tuple(result["tables"].items())
+        if name in known or not tables or not all(Path(table).is_dir() for _, table in tables):
+            continue
+        judged = result["register"] | (found_json(_decision(Path(tables[0][1]))) or {})
+        if wrong := altered(zip((table for _, table in tables), result.get("checksums", ()), strict=False)):
+            judged |= {"status": "failed", "notes": "; ".join(wrong)}
+        start, end = validity(result["mid_mjd"], options)
+        calset = CalSet(
+            name, result["mid_mjd"], result["app_dec_deg"], result["calibrator"], result["flux_scale"],
+            result["quality"]["G"]["median_snr"], start, end, tables, science=result["science"],
+        )  # fmt: skip
+        register(path, calset, result["refant"], judged["status"], judged["notes"], result["quality"], result["versions"])
+        again.append(name)
+    return again
 
 
 def _condemn(path: Path, name: str, why: str) -> None:

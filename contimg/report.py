@@ -2,12 +2,13 @@
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import func, select
 
 from contimg import db, ingest
-from contimg.config import Config
+from contimg.config import Config, as_utc
 from contimg.errors import InputError
 from contimg.files import found_json, holder_of
 from contimg.indexing import results_of
@@ -17,6 +18,7 @@ from contimg.planning import describe, make_plans
 from contimg.products import Image
 from contimg.uvh5 import changed_since
 
+_HALF_STRIP_DEG = 0.05
 RECENT = 10  # groups of each kind in a status
 _TO_COME = ("collecting", "pending")
 
@@ -171,6 +173,32 @@ def why(config: Config, group: str) -> dict:
             for f in sorted(files, key=lambda f: (f.subband, f.path))
         ]
     return known
+
+
+def finished(
+    config: Config, names: Collection[str] = (), start: str | None = None, end: str | None = None, dec_deg: float | None = None,
+    calibration_set: str | None = None, verdict: str | None = None,
+) -> list[str]:  # fmt: skip
+    """Groups named, or finished and failed ones that fit all that is given, in order: times, strip (declination to 0.1 deg),
+    calibration set and verdict of the image."""
+    paths = Paths.of(config)
+    if names and all(one is None for one in (start, end, dec_deg, calibration_set, verdict)):
+        return list(names)
+    query = select(Group.group_id).where(Group.state.in_(("completed", "failed"))).order_by(Group.group_id)
+    query = query.where(Group.group_id.in_(names)) if names else query
+    query = query.where(Group.group_id >= as_utc(start)) if start else query
+    query = query.where(Group.group_id < as_utc(end)) if end else query
+    query = query if dec_deg is None else query.where(func.abs(Group.app_dec_deg - dec_deg) <= _HALF_STRIP_DEG)
+    with db.reading(paths.ingest_db) as session:
+        found = [] if session is None else session.scalars(query).all()
+    if calibration_set is None and verdict is None:
+        return list(found)
+    images = select(Image.group_id).where(Image.deleted_at.is_(None), Image.type.in_(("pbcor", "quick_pbcor")))
+    images = images.where(Image.cal_set == calibration_set) if calibration_set else images
+    images = images.where(Image.verdict == verdict) if verdict else images
+    with db.reading(paths.products_db) as session:
+        fits = set() if session is None else set(session.scalars(images))
+    return [group for group in found if group in fits]
 
 
 def incomplete(config: Config) -> list[dict]:

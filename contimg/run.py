@@ -8,6 +8,7 @@ import functools
 import os
 import shlex
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -83,6 +84,7 @@ class Run:
 
         Raises LockError if another run has the lane, or one of the groups: nothing is claimed then.
         """
+        require_site(self.config)
         what = f"another run ({self.lane}) is working on this state folder"
         self._held.enter_context(lock(self.paths.run_lock(self.lane), wait=False, what=what))
         os.environ[RUN_ID] = self.id
@@ -105,7 +107,10 @@ class Run:
                 f"{', '.join(sorted(again))}: the set that others were calibrated with would be solved again beside them; "
                 "--forcerun is for apply and later stages. Use contimg reprocess GROUP --from solve."
             )
+        indexing.remake(self.config, self._say)
         known = ingest.known_groups(self.paths.ingest_db, self.asked)
+        with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            ingest.respell(session)
         refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
         if self._on_cluster and shutil.which("squeue"):  # before a group is claimed: from then on there may be jobs
             self.paths.cluster_mark.touch()
@@ -314,6 +319,37 @@ def _recover(session: Session, config: Config, held: str | None, free: Collectio
         if state == "completed":
             ingest.record_performance(session, group, indexing.results_of(paths, group))
     return moved
+
+
+def require_site(config: Config) -> None:
+    """Raise ContimgError unless the databases are this host's, and what a run writes to can be written to."""
+    paths = Paths.of(config)
+    require_databases_here(config)
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        cache = Path("/nonexistent/.cache")
+    needed = {
+        "paths.products": paths.products, "paths.state": paths.state, "paths.databases": paths.databases,
+        "Snakemake's working folder": Path(".snakemake").absolute(), "the cache (XDG_CACHE_HOME, else ~/.cache)": cache,
+    }  # fmt: skip
+    for what, folder in needed.items():
+        there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ContimgError(f"{folder}: {what} cannot be written to by user {os.geteuid()} ({there} is not theirs)")
+    if config.paths.databases:
+        write_json(paths.databases_host, {"host": socket.gethostname(), "databases": str(paths.databases)})
+
+
+def require_databases_here(config: Config) -> None:
+    """Raise ContimgError on a host that sees the state folder, where another host has the databases. Reads only."""
+    paths = Paths.of(config)
+    owner = (found_json(paths.databases_host) or {}) if config.paths.databases else {}
+    if owner and owner.get("host") != socket.gethostname():
+        raise ContimgError(
+            f"the databases of {paths.state} are on host {owner.get('host')}: do this there. (If they were moved here for good: "
+            f"remove {paths.databases_host}, once nothing runs there any more.)"
+        )
 
 
 def settle_cluster(config: Config, say: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ groups will take before another one may choose. The folder is chosen once a run,
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -48,7 +49,9 @@ def choose(config: Config, plans: Mapping[str, Plan], cores: int, keep: bool = F
         return Path(config.paths.staging) / roots["tmpfs"].name
     if config.conversion.staging != "auto":
         return roots[config.conversion.staging]
-    has_room = not keep and _tmpfs_room(roots["tmpfs"].name) >= needed_bytes(config, plans, cores) + _left_free(config)
+    tmpfs = roots["tmpfs"]
+    needed = needed_bytes(config, plans, cores) + _left_free(config)
+    has_room = not keep and _can_be_ours(tmpfs) and _tmpfs_room(tmpfs.name) >= needed
     return roots["tmpfs" if has_room else "disk"]
 
 
@@ -62,10 +65,17 @@ def _tmpfs_room(mine: str = "") -> int:
         return 0
     free = min(shutil.disk_usage(TMPFS).free, _available_memory())
     for reservation in TMPFS.glob("contimg-*.*.reserved"):
-        folder, size, _ = reservation.name.split(".")
-        if folder != mine and holder_of(reservation):
+        folder, _, size = reservation.name.removesuffix(".reserved").rpartition(".")
+        if size.isdecimal() and folder != mine and _is_held(reservation):
             free -= max(0, int(size) - _used(TMPFS / folder))
     return free
+
+
+def _is_held(reservation: Path) -> bool:
+    try:
+        return holder_of(reservation) is not None
+    except OSError:  # of another user, who does not show it
+        return False
 
 
 def _available_memory() -> int:
@@ -78,9 +88,28 @@ def _used(folder: Path) -> int:
     used = 0
     for where, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 used += os.stat(os.path.join(where, name)).st_blocks * 512
     return used
+
+
+def _can_be_ours(root: Path) -> bool:
+    """Whether a folder is this user's, or not there yet; anybody can make one in tmpfs, or a link, under any name."""
+    try:
+        found = os.lstat(root)
+    except FileNotFoundError:
+        return True
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def make(root: Path) -> None:
+    """Make a staging folder that nobody else can read or write; raises StorageError if it is somebody else's."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    if not _can_be_ours(root):
+        raise StorageError(f"{root} belongs to another user, or is no folder. Set conversion.staging to disk, or paths.staging.")
+    root.chmod(0o700)
 
 
 @contextmanager
@@ -92,6 +121,7 @@ def reserved(config: Config, root: Path, size: int) -> Iterator[None]:
     # Left by a run that was killed: one at a time works on a state folder.
     for left in TMPFS.glob(f"{root.name}.*.reserved"):
         left.unlink(missing_ok=True)
+    make(root)
     if TMPFS not in root.parents:
         yield
         return

@@ -23,13 +23,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
-from contimg import arrivals, db, ingest
+from contimg import arrivals, db, indexing, ingest
 from contimg.config import Config
 from contimg.errors import ContimgError
-from contimg.files import holder_of, lock, write_json
+from contimg.files import found_json, holder_of, lock, write_json
 from contimg.paths import Paths
 from contimg.planning import WATCHED, Plan, make_plans
-from contimg.run import NOT_NOW, keep_newest, refresh, settle_cluster, snakemake_command
+from contimg.run import NOT_NOW, REFUSED, keep_newest, refresh, require_site, settle_cluster, snakemake_command
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,8 @@ class Watcher:
         self._not_before_s = self._settle_at_s = 0.0
         self._stops = 0  # signals that asked to stop
         self._waits_for: str | None = None
+        self._problem: str | None = None  # said already
+        self._refused: str | None = None  # why the last run did not begin
         self._idle_for: set[str] = set()  # pending groups of which none could go
         self._idle_until_s = 0.0
         self._reader, self._writer = os.pipe()
@@ -106,6 +108,7 @@ class Watcher:
 
     def watch(self) -> None:
         """Work until SIGTERM or SIGINT; raises LockError if another watcher is at work here."""
+        require_site(self.config)
         with lock(self.paths.watch_lock, wait=False, what="another watcher is at work on this state folder"):
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._stop)
@@ -113,15 +116,20 @@ class Watcher:
             log.info("watching %s; a group every run of at most %d", self.config.paths.incoming,
                      self.config.ingest.groups_per_run)  # fmt: skip
             os.environ[WATCHED] = "1"
+            indexing.remake(self.config, log.warning)
             while not (self._stops and self._child is None):
                 busy = False
                 try:
                     busy = self._step()
+                    self._problem = None
                     self._tell(None)
                 except (OSError, SQLAlchemyError, ContimgError) as error:  # a full disk, a lost mount: they come back
-                    log.error("%s: %s", type(error).__name__, error)
+                    words = f"{type(error).__name__}: {error}"
+                    if words != self._problem:  # it may last for hours
+                        log.error("%s", words)
+                    self._problem = words
                     with suppress(OSError):
-                        self._tell(f"{type(error).__name__}: {error}")
+                        self._tell(words)
                 if not busy:
                     self._sleep()
             if observer:
@@ -237,7 +245,7 @@ class Watcher:
             for row in rows:
                 if row.error and row.state in ("failed", "pending"):
                     log.error("%s: %s after attempt %d: %s", row.group_id, row.state, row.retry_count, row.error)
-            not_now = self._stops or code == NOT_NOW
+            not_now = self._stops or code in (NOT_NOW, REFUSED)
             blamed = None if begun or not_now else self._refusals.refused(self._batch, killed=code < 0)
             row = session.get(ingest.Group, blamed) if blamed else None
             if row is not None and row.state == "pending":
@@ -246,8 +254,13 @@ class Watcher:
                 log.error("%s: %s: %s", blamed, state, error)
         words = ", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "nothing was begun"
         log.info("run %s ended with status %d: %s", self._stamp, code, words)
+        refused = (found_json(self.paths.refusal) or {}).get("error") if code == REFUSED and not begun else None
         if begun:
             self._refusals.begun(self._batch)
+        elif refused:
+            if refused != self._refused:
+                log.error("no run begins: %s. Looking again every %g s", refused, _IDLE_S)
+            self._not_before_s = now_s + _IDLE_S
         elif not_now:
             self._not_before_s = now_s + self.config.ingest.poll_s
         else:
@@ -256,8 +269,12 @@ class Watcher:
             log.error("the run ended before it began; see %s. Next attempt in %g s, with one group",
                       self.paths.run_log(self._stamp), wait_s)  # fmt: skip
 
+        self._refused = refused
+
     def _tell(self, problem: str | None) -> None:
         """For `contimg status`: what the watcher does now."""
+        if self._refused:
+            problem = f"no run begins: {self._refused}"
         if number := self._refusals.in_a_row:
             problem = f"the last {number} runs ended before they began; see {self.paths.run_log(self._stamp)}"
         write_json(

@@ -176,7 +176,11 @@ onstart:
         logger.error("--cores (and no --jobs) is for one machine, --jobs (and no --cores) for a cluster: nothing was begun")
         sys.exit(1)
     if ELSEWHERE:
-        cluster.prepare(PATHS, workflow.scheduler._executor)
+        try:
+            cluster.prepare(PATHS, workflow.scheduler._executor)
+        except ContimgError as error:
+            logger.error(f"{type(error).__name__}: {error}")
+            sys.exit(contimg_run.refused(CONFIG, error))
     todo = {}
     for job in workflow.dag.needrun_jobs():
         if "group" in job.wildcards_dict:

@@ -10,7 +10,7 @@ from contimg.paths import Paths
 @pytest.fixture
 def paths(tmp_path):
     (tmp_path / "state").mkdir()
-    found = Paths(tmp_path / "incoming", tmp_path / "products", tmp_path / "state")
+    found = Paths(tmp_path / "incoming", tmp_path / "products", tmp_path / "state", tmp_path / "state")
     found.cluster_mark.touch()
     return found
 

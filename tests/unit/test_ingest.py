@@ -309,7 +309,7 @@ def test_what_is_recorded_is_what_was_seen(database):
 
 
 def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
-    paths = Paths(tmp_path, tmp_path / "products", tmp_path / "state")
+    paths = Paths(tmp_path, tmp_path / "products", tmp_path / "state", tmp_path / "state")
     add(session, "completed")
     for sb in range(16):
         path = tmp_path / f"{GROUP}_sb{sb:02d}.hdf5"

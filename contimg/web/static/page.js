@@ -40,7 +40,7 @@ document.addEventListener("visibilitychange", refresh);
 document.getElementById("goto").addEventListener("submit", (event) => {
   event.preventDefault();
   const group = event.target.group.value.trim();
-  if (group) location.href = `/groups/${encodeURIComponent(group)}`;
+  if (group) location.href = `${document.documentElement.dataset.root}/groups/${encodeURIComponent(group)}`;
 });
 
 document.querySelector("form.reprocess")?.addEventListener("submit", async (event) => {
@@ -48,7 +48,7 @@ document.querySelector("form.reprocess")?.addEventListener("submit", async (even
   const form = event.target, said = form.querySelector("output");
   let answer, text;
   try {
-    answer = await fetch(`/api/reprocess/${encodeURIComponent(form.dataset.group)}`, {
+    answer = await fetch(`${document.documentElement.dataset.root}/api/reprocess/${encodeURIComponent(form.dataset.group)}`, {
       method: "POST",
       headers: { "content-type": "application/json", "x-api-key": form.key.value },
       body: JSON.stringify({ from_stage: form.from_stage.value || null }),

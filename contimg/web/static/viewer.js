@@ -43,7 +43,7 @@ class Viewer {
   }
   async fetch(x0, y0, width, height) {
     const step = Math.ceil(Math.max(width, height) / MOST);
-    const answer = await fetch(`/api/images/${this.id}/pixels?x0=${x0}&y0=${y0}&width=${width}&height=${height}&step=${step}`);
+    const answer = await fetch(`${document.documentElement.dataset.root}/api/images/${this.id}/pixels?x0=${x0}&y0=${y0}&width=${width}&height=${height}&step=${step}`);
     if (!answer.ok) { const { detail } = await answer.json(); this.say(typeof detail === "string" ? detail : JSON.stringify(detail)); throw new Error(answer.status); }
     return { ...JSON.parse(answer.headers.get("x-image")), values: new Float32Array(await answer.arrayBuffer()) };
   }
