@@ -44,8 +44,8 @@ def _site(configfile: list[Path] | None, begun: bool = False) -> configuration.C
     require_databases_here(config)
     if begun and not Paths.of(config).ingest_db.exists():
         raise InputError(
-            f"nothing is known here: {Paths.of(config).databases.absolute()} has no databases, so no run or watcher has worked with "
-            "this configuration yet"
+            f"nothing is known here: {Paths.of(config).databases.absolute()} has no databases, so no run or watcher has worked "
+            "with this configuration yet"
         )
     return config
 

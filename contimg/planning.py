@@ -68,7 +68,8 @@ def make_plans(
         status = known.get(group.id, GroupStatus(group.id, "collecting"))
         common = {"group": group, "missing": group.missing(options.expected_subbands), "error": status.error,
                   "calibrators": status.calibrators, "mid_mjd": status.mid_mjd, "app_dec_deg": status.app_dec_deg,
-                  "not_before": status.not_before, "attempts": status.retry_count}  # fmt: skip
+                  "not_before": status.not_before, "attempts": status.retry_count,
+                  "redo": ("convert",) if status.state == "failed" and has_news(group, status) else ()}  # fmt: skip
         outcome, why = verdict(group, options, now_s)
         has_index = status.state != "completed" and found_json(paths.result(group.id, "index")) is not None
         if group.id in elsewhere:
@@ -134,7 +135,7 @@ def _plan_pending(
         mid, dec, own = outline.mid_mjd, outline.app_dec_deg, set_name(group.id, options.fast)
         common = known | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": names}
         frozen = _frozen_choice(paths, group.id, sets, refused, options)
-        redo = broken[group.id] + (("solve", "register") if group.id in unfit else ())
+        redo = known["redo"] + broken[group.id] + (("solve", "register") if group.id in unfit else ())
         if frozen is None and paths.result(group.id, "caltables").exists():
             redo += ("caltables", "apply", "image", "qa")
         common["redo"] = redo

@@ -127,9 +127,21 @@ class Run:
             except StateError as error:
                 self._claimed.clear()
                 raise LockError(f"{error}: another run has it, or had it a moment ago: run it again") from None
+        surprised = []
         for group in self._groups:  # what is to be done again is not done, should this run not come to it
             stages = [_RESULT_OF.get(rule, rule) for rule in self._jobs.get(group, ())]
-            ingest.remove_results(self.paths, group, [stage for stage in STAGES if stage in stages])
+            redo = [stage for stage in self.plans[group].redo if self.paths.result(group, stage).exists()]
+            if not set(redo) <= set(stages):  # Snakemake goes by the disk's clock, which may be ahead of ours
+                surprised.append(group)
+            ingest.remove_results(self.paths, group, [stage for stage in STAGES if stage in (*stages, *redo)])
+        if surprised:
+            with db.writing(self.paths.ingest_db, ingest.Base) as session:
+                for group in self._claimed:
+                    ingest.release(session, group)
+            self._claimed.clear()
+            raise LockError(
+                f"{', '.join(surprised)}: other files or another calibration came, its old results are gone: run it again"
+            )
         for path, base in ((self.paths.registry_db, RegistryBase), (self.paths.products_db, products.Base)):
             with db.writing(path, base):
                 pass

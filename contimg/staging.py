@@ -121,8 +121,8 @@ def reserved(config: Config, root: Path, size: int) -> Iterator[None]:
     # Left by a run that was killed: one at a time works on a state folder.
     for left in TMPFS.glob(f"{root.name}.*.reserved"):
         left.unlink(missing_ok=True)
-    make(root)
     if TMPFS not in root.parents:
+        make(root)
         yield
         return
     reservation = TMPFS / f"{root.name}.{size}.reserved"
@@ -131,9 +131,11 @@ def reserved(config: Config, root: Path, size: int) -> Iterator[None]:
             free_choice = config.paths.staging == config.conversion.staging == "auto"
             if free_choice and _tmpfs_room(root.name) < size + _left_free(config):
                 raise LockError(f"another run reserved the memory of {TMPFS} that this one was to use: run it again")
+            make(root)
             yield
     finally:
         reservation.unlink(missing_ok=True)
+        remove_if_empty(root)
 
 
 def clean(paths: Paths, chosen: Path, keep: set[str], cluster: bool = False) -> None:

@@ -68,7 +68,7 @@ def test_a_fused_chain_that_fails_in_its_middle(current, send):
     for number, rule in enumerate(CHAIN):
         info(send, number, rule)
     write_json(current.paths.result(CALIBRATOR_START, "convert"), {"seconds": 1.0})
-    words = {"stage": "concat", "error": "OSError: disk full", "permanent": False, "at": db.now()}
+    words = {"stage": "concat", "error": "OSError: disk full", "permanent": False, "run": current.id}
     write_json(current.paths.error(CALIBRATOR_START), words)
     for number, rule in enumerate(CHAIN):
         send(LogEvent.JOB_ERROR, jobid=number, rule_name=rule)

@@ -1,6 +1,7 @@
 """Our solver and applier against known gains, and against CASA."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from contimg import caltables, casa, prediction, registry, skymodel
 from contimg import measurement_set as mset
 from contimg.calibration import apply_set, solve_group
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig, from_mapping
-from contimg.errors import CalibrationError, ConfigError, NoCalibrationError, ValidationError
+from contimg.errors import CalibrationError, ConfigError, NoCalibrationError, ProductError, ValidationError
 from contimg.findings import of_level
 from contimg.geometry import meridian_vector, track
 from contimg.groups import RawFile, cluster
+from contimg.paths import CHANGING_MARK
 from contimg.preparation import prepare, weigh
 from contimg.simulate import Simulation, antenna_gains, simulate_group
 from contimg.solver import phase_channels, solve
@@ -310,27 +312,51 @@ def test_a_set_from_elsewhere_is_imported_when_its_tables_are_what_they_should_b
         registry.select_for(database, 61101.9, DEC_DEG, options)
 
 
-def test_weights_that_were_being_written_are_not_used(solved):
-    """A row may have been scaled in part of its channels."""
+def test_a_measurement_set_that_was_being_written_to_is_not_used(solved):
+    """A row may have been scaled in part of its channels, a column be there in part."""
     ms, results, _ = solved
-    data, flags, rows = caltables.apply(ms, results["fast"]["tables"], None)
-    mset.set_mark(ms, "WEIGHTS_CHANGING", True)
+    with pytest.raises(KeyboardInterrupt), mset.changing(ms):
+        raise KeyboardInterrupt
+    mark = ms / CHANGING_MARK
     try:
-        with pytest.raises(ValidationError, match="was killed while it wrote the weights"):
-            weigh(ms, data, flags, rows, 117)
+        for read in (
+            lambda: caltables.apply(ms, results["fast"]["tables"], None),
+            lambda: prepare(ms, FlaggingConfig(), STATIONS),
+        ):
+            with pytest.raises(ProductError, match=r"was killed while it wrote into it\. The next run converts the group again"):
+                read()
     finally:
-        mset.set_mark(ms, "WEIGHTS_CHANGING", False)
+        mark.unlink()
+    data, flags, rows = caltables.apply(ms, results["fast"]["tables"], None)
     weigh(ms, data, flags, rows, 117)
+    assert not mark.exists()
 
 
-def test_tables_of_other_antennas_are_refused(solved, tmp_path):
+def test_tables_go_by_the_names_of_stations(solved, tmp_path):
+    """A station more in the headers than when the set was solved, others in another order: each gets its own gain."""
     ms, results, _ = solved
-    swapped = tmp_path / "swapped.bpcal"
-    shutil.copytree(results["fast"]["tables"]["B"], swapped)
-    with mset.open_table(swapped / "ANTENNA", readonly=False) as antenna:
-        antenna.putcol("NAME", list(antenna.getcol("NAME"))[::-1])
-    with pytest.raises(CalibrationError, match="its antennas are not those of"):
-        caltables.apply(ms, results["fast"]["tables"] | {"B": swapped}, None)
+    tables, table = dict(results["fast"]["tables"]), tmp_path / "other.bpcal"
+    expected, flags, _ = caltables.apply(ms, tables, None)
+    shutil.copytree(tables["B"], table)
+    with mset.open_table(table / "ANTENNA", readonly=False) as antenna:
+        names = list(antenna.getcol("NAME"))
+        antenna.putcol("NAME", names[::-1])
+    with mset.open_table(table, readonly=False) as rows:
+        rows.putcol("ANTENNA1", len(names) - 1 - rows.getcol("ANTENNA1"))
+    found, now, _ = caltables.apply(ms, tables | {"B": table}, None)
+    assert np.array_equal(found[~flags], expected[~flags])
+    assert np.array_equal(now, flags)
+    lost = int(mset.read_rows(ms).ant_1[-1])
+    with mset.open_table(table / "ANTENNA", readonly=False) as antenna:
+        antenna.putcell("NAME", len(names) - 1 - lost, "new")
+    _, now, rows = caltables.apply(ms, tables | {"B": table}, None)
+    of_lost = (rows.ant_1 == lost) | (rows.ant_2 == lost)
+    assert now[:, of_lost].all()
+    assert np.array_equal(now[:, ~of_lost], flags[:, ~of_lost])
+    with mset.open_table(table / "ANTENNA", readonly=False) as antenna:
+        antenna.putcol("NAME", [f"x{name}" for name in names])
+    with pytest.raises(CalibrationError, match="has none of the stations"):
+        caltables.apply(ms, tables | {"B": table}, None)
 
 
 def solved_again(solved, folder, **calibration):

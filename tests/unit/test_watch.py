@@ -8,7 +8,7 @@ import pytest
 
 from contimg import arrivals, ingest
 from contimg.config import Config, IngestConfig, PathsConfig
-from contimg.errors import InputError
+from contimg.errors import AbsentError
 from contimg.groups import FileGroup
 from contimg.planning import Plan
 from contimg.watch import Refusals, Watcher, choose
@@ -101,7 +101,7 @@ def test_a_disk_that_is_not_mounted_fails_no_group(config, make_group):
     assert before[group.id].state == "pending"
     config.paths.incoming.rename(config.paths.incoming.with_name("unmounted"))
     for _ in range(2):
-        with pytest.raises(InputError, match="is the disk mounted"):
+        with pytest.raises(AbsentError, match="is the disk mounted"):
             watcher._step()
         config.paths.incoming.mkdir(exist_ok=True)  # an empty mount point
     assert ingest.known_groups(watcher.paths.ingest_db) == before
