@@ -225,11 +225,12 @@ def _with_parts(sorted_files: dict[str, list[RawFile]], window_s: float, fixed: 
             inside = other.start_mjd - margin <= one.start_mjd and one.end_mjd <= other.end_mjd + margin
             longer = other.end_mjd - other.start_mjd > one.end_mjd - one.start_mjd
             near = abs(timestamp_s(part) - timestamp_s(whole)) <= window_s
-            if not (inside and longer and near) or part in fixed or subbands[part] & subbands[whole]:
+            both_fixed = part in fixed and whole in fixed
+            if not (inside and longer and near) or both_fixed or subbands[part] & subbands[whole]:
                 continue
             del spans[part]
             merged = sorted_files.pop(part) + sorted_files.pop(whole)
-            first = whole if whole in fixed else min(part, whole, key=timestamp_s)
+            first = next((key for key in (part, whole) if key in fixed), min(part, whole, key=timestamp_s))
             sorted_files[first], subbands[first] = merged, subbands.pop(part) | subbands.pop(whole)
             spans[first] = spans.pop(whole)
             break

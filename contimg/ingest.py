@@ -534,8 +534,11 @@ def reprocess(session: Session, paths: Paths, group_id: str, first: str | None, 
     until their stage replaces them. Raises StateError for a group that is being worked on, InputError for a stage that
     it does not have or whose input is gone.
     """
-    stages = [s for s in STAGES if s not in ("solve", "register", "caltables")]
-    stages = list(STAGES) if paths.result(group_id, "solve").exists() else ["caltables", *stages]
+    stages = list(STAGES)
+    if not paths.result(group_id, "solve").exists():
+        stages = [stage for stage in stages if stage not in ("solve", "register")]
+        if not is_converted(paths, group_id):  # a target chooses before anything is done with its data
+            stages.sort(key=lambda stage: stage != "caltables")
     first = first or stages[0]
     if first not in stages:
         raise InputError(f"group {group_id} has no stage {first}; it goes through {', '.join(stages)}")

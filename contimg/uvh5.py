@@ -193,7 +193,7 @@ def _values(header: h5g.GroupID, name: str, dtype: type = np.float64) -> np.ndar
 def _scalar(header: h5g.GroupID, name: str, dtype: type = np.float64) -> float | int:
     """An item that is one number; or an array (pyuvdata writes some since version 1.1 of the format) of equal ones."""
     values = np.ravel(_values(header, name, dtype))
-    if len(values) == 0 or not (values == values[0]).all():
+    if len(values) == 0 or (len(values) > 1 and not (values == values[0]).all()):
         raise ValueError(f"{name} has {len(values)} values that differ, expected one number")
     return values[0].item()
 

@@ -15,6 +15,7 @@ STATIONS = CATALOGUES / "dsa110_stations.csv"
 DEC_DEG = 16.15
 CALIBRATOR_START, TARGET_START = "2026-03-02T20:03:10", "2026-03-02T20:18:37"
 SPAN_S = 120
+LONG = bool(os.environ.get("CONTIMG_LONG"))  # `make test-all`: the proofs that take hours
 
 
 _FIGURES = pytest.StashKey[list]()

@@ -1,7 +1,6 @@
 """Our solver and applier against known gains, and against CASA."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
