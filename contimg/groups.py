@@ -220,7 +220,7 @@ def _with_parts(sorted_files: dict[str, list[RawFile]], window_s: float, fixed: 
             spans[key] = _together(outlines)
     margin = _SAME_START_S / _DAY_S
     for part in sorted(spans, key=lambda key: spans[key].end_mjd - spans[key].start_mjd):
-        for whole in spans.keys() - {part}:
+        for whole in sorted(spans.keys() - {part}) if part in spans else ():
             one, other = spans[part], spans[whole]
             inside = other.start_mjd - margin <= one.start_mjd and one.end_mjd <= other.end_mjd + margin
             longer = other.end_mjd - other.start_mjd > one.end_mjd - one.start_mjd
