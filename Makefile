@@ -5,7 +5,12 @@ CONFIGFILES = config/config.yaml $(CONFIG)
 SNAKEMAKE = .venv/bin/snakemake
 CONTIMG = .venv/bin/contimg
 
-.PHONY: run setup test lint bench clean
+# pip's programs, and the scripts that Snakemake starts, do not work in such a folder.
+ifneq ($(words $(CURDIR)),1)
+$(error $(CURDIR): clone it into a folder without spaces in its name)
+endif
+
+.PHONY: run setup test test-all lint bench clean
 
 run: .venv/installed
 	@$(CONTIMG) simulate --if-empty $(addprefix --configfile ,$(CONFIG))
@@ -19,6 +24,7 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/requirements.txt
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
+	$(CONTIMG) selftest
 	@touch $@
 
 .venv/installed-dev: .venv/installed envs/dev.txt
@@ -27,6 +33,10 @@ setup: .venv/installed
 
 test: lint
 	.venv/bin/python -m pytest
+
+# The proofs that take hours, too: every write of a run, five ways to lose it; the long fuzz.
+test-all: lint
+	CONTIMG_LONG=1 .venv/bin/python -m pytest
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -40,7 +40,7 @@ _MOST_ROWS, _MOST_PIXELS = 500, 1_500_000
 _LOG_BYTES = 4000
 _IMAGES_AT_ONCE, _MOST_WAITING = 2, 100
 _TAR_BLOCK = 1 << 20
-_CHECK_EVERY_S = 60.0
+_CHECK_EVERY_S = 10.0
 _FITS_NAME = rf"^{GROUP_PATTERN}(\.quick)?\.(image|pbcor|pb)\.fits$"
 _LOOK_EVERY_S = 3.0
 _IMAGE_TYPES = tuple(quick + kind for quick in ("", "quick_") for kind in ("image", "pbcor", "pb", "residual"))
@@ -278,7 +278,7 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:
-        """ok, if the databases can be read, from end to end (once a minute)."""
+        """ok, if the databases can be read, from end to end (looked at every ten seconds at most)."""
         for path in (paths.ingest_db, paths.registry_db, paths.products_db):
             when_s, found = checks.get(path, (-math.inf, ""))
             if time.monotonic() - when_s > _CHECK_EVERY_S:

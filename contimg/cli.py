@@ -431,6 +431,26 @@ def simulate(
 
 
 @_command
+def selftest():
+    """Image one tiny simulated group in a temporary folder: everything is installed, and compiled for the runs to come."""
+    from contimg.simulate import Simulation, read_sky, simulate_group
+
+    with tempfile.TemporaryDirectory(prefix="contimg-selftest-") as work:
+        folder, lists = Path(work), configuration.load().catalogues
+        options = Simulation(start="2026-03-02T20:03:10", antennas=16, channels=2, integrations=6, seed=1, gain_seed=1)
+        simulate_group(folder / "incoming", options, read_sky(lists.sky, lists.calibrators), lists.stations)
+        site = {"paths": {name: str(folder / name) for name in ("incoming", "products", "state")},
+                "imaging": {"imsize": 512, "cell_arcsec": 16.0}, "calibration": {"min_median_snr": 1e-3}}  # fmt: skip
+        (folder / "site.json").write_text(json.dumps(site))
+        begin = time.perf_counter()
+        command = snakemake_command("profiles/local", [folder / "site.json"])
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        if outcome.returncode or not (folder / "products" / "results" / f"{options.start}.index.json").exists():
+            raise ContimgError(f"a tiny group could not be imaged. What Snakemake said:\n{outcome.stderr[-4000:]}")
+    print(f"a tiny group was imaged in {time.perf_counter() - begin:.0f} s: everything works")
+
+
+@_command
 def catalog(
     output: Annotated[Path, typer.Argument(help="File to write, .csv or indexed .sqlite3; name it in catalogues.sky.")],
     configfile: ConfigFiles = None,

@@ -25,7 +25,6 @@ FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
 GROUP_PLOTS = ("image", "thumbnail", "catalogue", "residual", "beam", "uv", "spectra", "bandpass", "gains", "flags")
 REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
 TMPFS = Path("/dev/shm")
-AGAIN = Path(".snakemake/contimg_again")  # newer than the results that a run must not believe
 CHANGING_MARK = "contimg_changing"  # in a Measurement Set's folder while its columns change
 
 
@@ -143,6 +142,11 @@ class Paths:
     def cluster_mark(self) -> Path:
         """There from the begin of a run on a cluster until none of its jobs is left."""
         return self.state / "cluster_jobs"
+
+    @property
+    def again(self) -> Path:
+        """Newer than the results that a run must not believe; in Snakemake's working folder, which a dry-run changes, too."""
+        return Path(".snakemake") / f"contimg_again.{self.tag}"
 
     @property
     def tag(self) -> str:

@@ -90,9 +90,9 @@ def verify(config: Config) -> Iterator[str]:
             yield f"group {group}: {', '.join(changed)} changed after the image's data were read: contimg reprocess {group}"
         if any(row.group_id == group for row in kept):  # also the products that have no row of their own
             expected = (found_json(index) or {}).get("checksums", {}) | expected
-        for stage in STAGES:
-            if (path := paths.result(group, stage)).exists() and found_json(path) is None:
-                yield f"{path} cannot be read: empty, or cut off"
+    for path in sorted(paths.result("x", "y").parent.glob("[!.]*.json")):
+        if found_json(path) is None:
+            yield f"{path} cannot be read: empty, or cut off; the next run that needs it makes it again"
     for path, sha256 in sorted(expected.items()):
         yield from altered([(path, sha256)]) if sha256 else [f"{path} has no checksum: indexed by an earlier contimg"]
     for path, status, group in of_sets:

@@ -188,7 +188,7 @@ def finished(
     query = query.where(Group.group_id.in_(names)) if names else query
     query = query.where(Group.group_id >= as_utc(start)) if start else query
     query = query.where(Group.group_id < as_utc(end)) if end else query
-    query = query if dec_deg is None else query.where(func.abs(Group.app_dec_deg - dec_deg) <= _HALF_STRIP_DEG)
+    query = query if dec_deg is None else query.where(func.abs(Group.app_dec_deg - dec_deg) <= _HALF_STRIP_DEG + 1e-6)
     with db.reading(paths.ingest_db) as session:
         found = [] if session is None else session.scalars(query).all()
     if calibration_set is None and verdict is None:

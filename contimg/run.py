@@ -82,8 +82,19 @@ class Run:
     def begin(self) -> None:
         """Take the lane's lock, clean what dead runs left, bring the queue up to date, claim the run's groups.
 
-        Raises LockError if another run has the lane, or one of the groups: nothing is claimed then.
+        Raises LockError if another run has the lane, or one of the groups; whatever it raises, nothing is claimed then.
         """
+        try:
+            self._begin()
+        except BaseException:
+            if self._claimed:
+                with suppress(SQLAlchemyError, StateError), db.writing(self.paths.ingest_db, ingest.Base) as session:
+                    for group in self._claimed:
+                        ingest.release(session, group)
+            self._claimed.clear()
+            raise
+
+    def _begin(self) -> None:
         require_site(self.config)
         what = f"another run ({self.lane}) is working on this state folder"
         self._held.enter_context(lock(self.paths.run_lock(self.lane), wait=False, what=what))
@@ -95,6 +106,9 @@ class Run:
             settle_cluster(self.config, self._say)
         mine = {g for g, plan in self.plans.items() if plan.action == "run"}
         staging.clean(self.paths, self._staging, mine, self._on_cluster)
+        for path, base in ((self.paths.registry_db, RegistryBase), (self.paths.products_db, products.Base)):
+            with db.writing(path, base):
+                pass
         if not self._on_cluster:
             needed = staging.needed_bytes(self.config, self.plans, self._cores)
             self._held.enter_context(staging.reserved(self.config, self._staging, needed))
@@ -135,16 +149,9 @@ class Run:
                 surprised.append(group)
             ingest.remove_results(self.paths, group, [stage for stage in STAGES if stage in (*stages, *redo)])
         if surprised:
-            with db.writing(self.paths.ingest_db, ingest.Base) as session:
-                for group in self._claimed:
-                    ingest.release(session, group)
-            self._claimed.clear()
             raise LockError(
                 f"{', '.join(surprised)}: other files or another calibration came, its old results are gone: run it again"
             )
-        for path, base in ((self.paths.registry_db, RegistryBase), (self.paths.products_db, products.Base)):
-            with db.writing(path, base):
-                pass
         indexing.reconcile(self.config, self._say)
         if changed := publishing.mark(self.config):
             self._say(f"the calibration sets of {', '.join(changed)} are not what they were: see contimg registry list")

@@ -140,7 +140,7 @@ def again(stage):
 
     def newer(wildcards):
         plan = PLANS.get(wildcards.group)
-        return [str(names.AGAIN)] if plan and stage in plan.redo else []
+        return [str(PATHS.again)] if plan and stage in plan.redo else []
 
     return newer
 
@@ -162,8 +162,8 @@ def summary():
 if workflow.is_main_process:
     say_what_is_left_out()
     if any(plan.redo for plan in PLANS.values()):
-        names.AGAIN.parent.mkdir(exist_ok=True)
-        names.AGAIN.touch()
+        PATHS.again.parent.mkdir(exist_ok=True)
+        PATHS.again.write_text(f"{time.time_ns()}\n")  # of one content it would be the same file to Snakemake, however new
 
 
 onstart:

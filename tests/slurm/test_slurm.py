@@ -36,19 +36,23 @@ OTHERWISE = {"id", "at", "owner", "received_at", "last_update", "recorded_at", "
              "load_time", "phase_time", "write_time", "total_time", "stages",
              "checksum", "cal_checksums", "bytes"}  # fmt: skip  # of files: casacore leaves some bytes of a table unset
 NODE_MB, TOO_LITTLE_MB = 16000, 400
+NODE = "contimg-node"
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    """A cluster of one node with 4 CPUs; its daemon, and so its jobs, have a /dev/shm that nobody else sees."""
+    """A cluster of one node with 4 CPUs. It is another host: it has a name and a /dev/shm of its own, and does not see the
+    folder that is given, on a local disk of this one."""
     if os.getuid():
         pytest.skip("NOT TESTED with a real SLURM: needs root")
     Path(JOBS).unlink(missing_ok=True)
-    start = f"mount -t tmpfs -o size=8g tmpfs /dev/shm && {HERE}/start-slurm.sh --cpus 4 --mem {NODE_MB} --clean"
-    started = subprocess.run(["unshare", "-m", "bash", "-c", start], capture_output=True, text=True, timeout=300)
+    here = tmp_path_factory.mktemp("local")
+    start = f"hostname {NODE} && mount -t tmpfs -o size=8g tmpfs /dev/shm && mount -t tmpfs tmpfs {here} && "
+    start += f"{HERE}/start-slurm.sh --cpus 4 --mem {NODE_MB} --clean"
+    started = subprocess.run(["unshare", "-m", "-u", "bash", "-c", start], capture_output=True, text=True, timeout=300)
     if started.returncode:
         pytest.skip(f"NOT TESTED with a real SLURM: {started.stderr.strip().splitlines()[-1:]}")
-    yield
+    yield here
     subprocess.run([HERE / "stop-slurm.sh"], timeout=120, check=True)
 
 
@@ -78,6 +82,9 @@ def site(slurm, tmp_path, incoming, profile):
     """The six groups."""
     small = {"imsize": 1024, "cell_arcsec": 12.0}
     site = make_site(tmp_path / "site", incoming, imaging=SMALL_IMAGES | small, ingest={"retry_backoff_s": 1, "max_retries": 1})
+    values = yaml.safe_load(site.configfile.read_text())
+    values["paths"]["databases"] = str(slurm / tmp_path.name)
+    site.configfile.write_text(yaml.safe_dump(values))
     return site
 
 
@@ -161,8 +168,9 @@ def running(site: Site) -> list[str]:
     return [line.split()[0] for line in said.splitlines() if cluster.job_prefix(site.paths) in line]
 
 
-def test_two_days_are_imaged_as_they_would_be_here(site, tmp_path, incoming, figure):
-    """One job a target, two a calibrator group; nothing is left on the node; the same images as on one machine."""
+def test_two_days_are_imaged_as_they_would_be_here(slurm, site, tmp_path, incoming, figure):
+    """One job a target, two a calibrator group; nothing is left on the node, which never sees a database; the same images as on
+    one machine."""
     begin = time.perf_counter()
     outcome = backlog(site)
     figure(f"SLURM: six groups in {time.perf_counter() - begin:.0f} s, 4 CPUs claimed of {os.cpu_count()}")
@@ -177,6 +185,12 @@ def test_two_days_are_imaged_as_they_would_be_here(site, tmp_path, incoming, fig
         assert read_json(site.paths.result(group, "caltables"))["set_name"] == calibrator
         results = [read_json(path) for path in site.paths.result(group, "x").parent.glob(f"{group}.*.json")]
         assert len({result["run"] for result in results}) == 1
+        hosts = {result["stage"]: result["host"] for result in results}
+        assert {hosts["convert"], hosts["image"]} == {NODE}
+        assert {hosts["caltables"], hosts["index"]} == {os.uname().nodename}
+    assert on_the_node("ls", str(slurm)) == ""
+    assert (slurm / tmp_path.name / "ingest.sqlite3").exists()
+    assert not list(site.paths.state.glob("*.sqlite3"))
     again = backlog(site)
     assert (again.returncode, len(jobs(site))) == (0, len(ended))
     here = make_site(tmp_path / "here", incoming, imaging=site.config.imaging.model_dump(mode="json"))

@@ -1,9 +1,12 @@
 """What is asked of SLURM, without one; tests/slurm has the real one."""
 
+import os
+
 import pytest
+from snakemake_executor_plugin_slurm import Executor as slurm_executor
 
 from contimg import cluster
-from contimg.errors import LockError
+from contimg.errors import ContimgError, LockError
 from contimg.paths import Paths
 
 
@@ -47,3 +50,27 @@ def test_a_controller_that_forgets_jobs_too_early_is_told(monkeypatch, age_s, sa
     words = []
     cluster.warn_of_short_memory(words.append)
     assert len(words) == said
+
+
+def test_only_jobs_of_this_user_and_this_state_folder_are_ours(paths, monkeypatch):
+    """K38: whatever others call theirs."""
+    asked, mine = [], cluster.job_prefix(paths)
+    rows = f"1|RUNNING|\n2|RUNNING|{mine}_x\n3|PENDING|a b | c\n4|COMPLETED|{mine}_y\n5|PENDING|{mine}_a|b\nslurm: warning\n\n"
+    monkeypatch.setattr(cluster, "_slurm", lambda *command: (asked.append(command), rows)[1])
+    assert cluster.left_jobs(paths) == ["2", "5"]
+    assert f"--user={os.getuid()}" in asked[0]
+
+
+def test_a_plugin_whose_parts_have_other_names_is_refused(paths):
+    """K38: jobs of a run that died could not be found."""
+
+    class Executor:
+        run_uuid = "x"
+
+    Executor.__module__ = "snakemake_executor_plugin_slurm"
+    with pytest.raises(ContimgError, match=r"has no run_job, _report_job_error_threadsafe: .* what envs/requirements.txt says"):
+        cluster.prepare(paths, Executor())
+    Executor.__module__ = "snakemake_executor_plugin_lsf"
+    with pytest.raises(ContimgError, match="executor snakemake_executor_plugin_lsf: only SLURM's is known here"):
+        cluster.prepare(paths, Executor())
+    assert all(hasattr(slurm_executor, name) for name in ("run_job", "_report_job_error_threadsafe"))

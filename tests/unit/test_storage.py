@@ -1,5 +1,6 @@
 """Staging and retention: what is written where, and when it goes."""
 
+import os
 import shutil
 from collections import namedtuple
 from datetime import UTC, datetime, timedelta
@@ -88,6 +89,44 @@ def test_what_a_run_reserved_is_not_free_for_another(free, tmp_path):
             pass
     assert kind(other, plans) == "tmpfs"
     assert list(staging.TMPFS.iterdir()) == []
+
+
+def test_reservations_of_others_whatever_their_names_are_passed_over(free, tmp_path):
+    """K31: of a user called jane.doe, of another contimg, of nobody."""
+    free["tmpfs"] = 100 * GB
+    config = make_config(tmp_path)
+    for name in ("contimg-jane.doe-0a1b2c3d.1000", "contimg-x-y.huge", "contimg-", "contimg-a.b.c.9"):
+        (staging.TMPFS / f"{name}.reserved").touch()
+    assert kind(config, plans_of(GB)) == "tmpfs"
+    assert Paths.of(config).staging_roots()["tmpfs"].name.split("-")[1] == str(os.getuid())
+
+
+def others(root):
+    root.mkdir(mode=0o777)
+    os.chown(root, 65534, 65534)
+
+
+@pytest.mark.parametrize(
+    "make", [others, lambda root: root.symlink_to("/tmp"), lambda root: root.touch()], ids=["another user's", "link", "file"]
+)
+def test_a_staging_folder_that_is_not_ours_is_not_used(free, tmp_path, make):
+    """K32: anybody may have made one by that name; disk then, or refused in words where tmpfs was asked for."""
+    free["tmpfs"] = 100 * GB
+    config = make_config(tmp_path)
+    root = Paths.of(config).staging_roots()["tmpfs"]
+    make(root)
+    assert kind(config, plans_of(GB)) == "disk"
+    with pytest.raises(StorageError, match="belongs to another user, or is no folder"), staging.reserved(config, root, 1):
+        pass
+
+
+def test_a_staging_folder_is_for_its_owner_alone(free, tmp_path):
+    config = make_config(tmp_path)
+    free["tmpfs"] = 100 * GB
+    for root in Paths.of(config).staging_roots().values():
+        root.mkdir(parents=True, mode=0o755)
+        with staging.reserved(config, root, 1):
+            assert root.stat().st_mode & 0o777 == 0o700
 
 
 def test_what_is_left_in_staging_goes_and_what_was_kept_on_purpose_stays(free, tmp_path):
