@@ -102,7 +102,8 @@ def _pace(session, now_s: float) -> dict:
 def _watcher(paths: Paths) -> dict | None:
     """What the watcher does now; None when there is none."""
     holder = holder_of(paths.watch_lock)
-    unknown = {"pid": holder, "at": "-", "run": None, "groups": [], "problem": f"{paths.watcher} cannot be read"}
+    problem = f"{paths.watcher} cannot be read" if paths.watcher.exists() else None  # it has only begun
+    unknown = {"pid": holder, "at": "-", "run": None, "groups": [], "problem": problem}
     return None if holder is None else found_json(paths.watcher) or unknown
 
 

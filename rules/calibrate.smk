@@ -48,7 +48,7 @@ rule register:
 rule select:
     input:
         own=own_registration,
-        registered=ancient(registered_first),
+        registered=registered_first,
         again=again("caltables"),
     output:
         result=result("{group}", "caltables"),
@@ -72,7 +72,7 @@ rule apply:
         ms=ms_path("{group}"),
         converted=result("{group}", "convert"),
         prepared=result("{group}", "prepare"),
-        chosen=ancient(result("{group}", "caltables")),
+        chosen=chosen_set,
         again=again("apply"),
     output:
         result=result("{group}", "apply"),

@@ -121,7 +121,18 @@ def calibration_first(wildcards):
     """A target chooses its calibration before anything is done with its data; a calibrator group cannot."""
     if plan_of(wildcards).own_set or is_converted(PATHS, wildcards.group):
         return []
-    return [result(wildcards.group, "caltables")]
+    return [chosen_set(wildcards)]
+
+
+def chosen_set(wildcards):
+    return standing(wildcards.group, "caltables")
+
+
+def standing(group, stage):
+    """A result that, being newer, repeats nothing. Not where its group does something again: Snakemake 9.27 takes all that
+    follows from such a job as seen to, and by way of an ancient() file that is there goes no further."""
+    plan = PLANS.get(group)
+    return result(group, stage) if plan and plan.redo else ancient(result(group, stage))
 
 
 def own_registration(wildcards):
@@ -132,7 +143,7 @@ def own_registration(wildcards):
 def registered_first(wildcards):
     """A set that is solved in this run is registered before another group chooses it."""
     plan = plan_of(wildcards)
-    return [result(plan.depends_on, "register")] if plan.depends_on not in (None, wildcards.group) else []
+    return [standing(plan.depends_on, "register")] if plan.depends_on not in (None, wildcards.group) else []
 
 
 def again(stage):

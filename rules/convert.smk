@@ -4,7 +4,7 @@
 rule convert:
     input:
         files=ancient(raw_files),
-        chosen=ancient(calibration_first),
+        chosen=calibration_first,
         again=again("convert"),
     output:
         subbands=temp(directory(str(STAGING / "{group}"))),  # a Measurement Set for each; as one output for quick dry-runs

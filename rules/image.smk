@@ -10,7 +10,7 @@ rule image:
         ms=ms_path("{group}"),
         converted=result("{group}", "convert"),
         applied=result("{group}", "apply"),
-        chosen=ancient(result("{group}", "caltables")),
+        chosen=chosen_set,
         again=again("image"),
     output:
         casa=CASA_PRODUCTS,
@@ -36,7 +36,7 @@ rule qa:
     input:
         ms=ms_path("{group}"),
         imaged=result("{group}", "image"),
-        chosen=ancient(result("{group}", "caltables")),
+        chosen=chosen_set,
         prepared=result("{group}", "prepare"),
         again=again("qa"),
     output:

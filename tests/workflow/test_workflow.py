@@ -413,7 +413,7 @@ def test_reprocess_from_a_stage_repeats_that_and_what_follows(first_run):
     assert [s for s in times if again[s] != times[s]] == ["qa"]
     wrong = site.contimg("reprocess", TARGET_START, "--from", "cleaning")
     assert wrong.returncode == 1
-    assert "has no stage cleaning; it goes through caltables, convert" in wrong.stderr
+    assert "has no stage cleaning; it goes through convert, concat, prepare, caltables" in wrong.stderr
     assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [("completed",)]
 
 
@@ -533,8 +533,6 @@ def test_quick_looks_from_fast_calibration_never_end_up_in_science(tmp_path, inc
     assert "done: imaged and indexed, with another configuration" in site.contimg("plan").stdout
     assert site.contimg("reprocess", TARGET_START, "--from", "apply").returncode == 0
     applied = str(paths.result(TARGET_START, "apply"))
-    refused = site.snakemake("--", applied)
-    assert "its old results are gone: run it again" in refused.stdout + refused.stderr
     outcome = site.snakemake("--", applied)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     assert read_json(paths.result(TARGET_START, "apply"))["set_name"] == CALIBRATOR_START

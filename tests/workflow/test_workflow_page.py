@@ -201,7 +201,7 @@ def test_the_api_tells_what_the_databases_know(api, site):
     assert 'contimg_groups{state="failed"} 1.0' in metrics
     assert "contimg_disk_free_bytes" in metrics
     paths = api.get("/openapi.json").json()["paths"]
-    assert len([p for p in paths if p.startswith("/api")]) == 13
+    assert len([p for p in paths if p.startswith("/api")]) == 16
 
 
 def test_images_are_found_by_time_place_noise_and_verdict(api):
