@@ -13,7 +13,7 @@ from numba import njit, prange
 from contimg import casa
 from contimg import measurement_set as mset
 from contimg.config import CalibrationConfig
-from contimg.errors import CalibrationError
+from contimg.errors import CalibrationError, ContimgError
 from contimg.files import publish, remove
 from contimg.solver import Gains
 
@@ -115,7 +115,8 @@ def solve_casa(
 
 @contextmanager
 def _publishing(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
-    """Names beside `outputs` to write to; renamed together at the end, removed if anything fails."""
+    """Names beside `outputs` to write to; renamed together at the end, removed if anything fails. A table that would be replaced
+    by one with the same solutions stays: to what was calibrated with it, it is the same (casacore leaves some bytes unset)."""
     partial = {kind: path.with_name(f".{path.name}.partial") for kind, path in outputs.items()}
     for kind, path in partial.items():
         outputs[kind].parent.mkdir(parents=True, exist_ok=True)
@@ -123,10 +124,19 @@ def _publishing(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     try:
         yield partial
         for kind, path in outputs.items():
-            publish(partial[kind], path)
+            if not _same(path, partial[kind]):
+                publish(partial[kind], path)
     finally:
         for path in partial.values():
             remove(path)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        pairs = zip(astuple(read(one)), astuple(read(other)), strict=True)
+        return _stations(one) == _stations(other) and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+    except (ContimgError, RuntimeError):  # none there, or a damaged one
+        return False
 
 
 def write_solutions(
@@ -419,9 +429,11 @@ def prepared_flags(ms: Path, ntime: int) -> np.ndarray:
 
 
 def save_flags(ms: Path, name: str) -> None:
-    """Keep the FLAG column as a CASA flag version, replacing one of the same name."""
-    with mset.changing(ms), _agent(ms) as agent:
-        agent.saveflagversion(name, "contimg", "replace")
+    """Keep the FLAG column as a CASA flag version, instead of all there are: one may be left half-written."""
+    with mset.changing(ms):
+        remove(Path(f"{ms}.flagversions"))
+        with _agent(ms) as agent:
+            agent.saveflagversion(name, "contimg", "replace")
 
 
 def restore_flags(ms: Path, name: str) -> None:

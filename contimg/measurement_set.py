@@ -64,7 +64,7 @@ def open_table(path: Path | str, readonly: bool = True) -> Iterator[ct.table]:
     try:
         table = ct.table(str(path), readonly=readonly, ack=False, lockoptions="auto")
     except RuntimeError as error:
-        raise ValidationError(f"{path}: not readable as a table: {error}") from None
+        raise ProductError(f"{path}: not readable as a table: {error}") from None
     try:
         yield table
     finally:

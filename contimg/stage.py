@@ -22,9 +22,9 @@ from pathlib import Path
 
 from contimg import db
 from contimg.config import Config, from_mapping
-from contimg.errors import ContimgError, InputError, NoCalibrationError, NotNow, is_full
-from contimg.files import found_json, lock, write_json
-from contimg.paths import Paths
+from contimg.errors import ContimgError, InputError, NoCalibrationError, NotNow, ProductError, is_full
+from contimg.files import found_json, lock, set_mark, write_json
+from contimg.paths import CHANGING_MARK, Paths
 from contimg.processes import die_with_parent, ended_before, kill_group
 
 RUN_PID = "CONTIMG_RUN_PID"
@@ -87,6 +87,10 @@ def stage(smk) -> Iterator[Stage]:
         message = f"{type(error).__name__}: {error}"
         log.error("%s", message if isinstance(error, ContimgError) else traceback.format_exc())
         _leave_word(running, message, isinstance(error, InputError), _waits_for(error))
+        ms = getattr(smk.input, "ms", None)
+        # casacore's own errors, of a table that a power cut left: not to be read again and again.
+        if ms and Path(ms).is_dir() and isinstance(error, RuntimeError | ProductError) and not is_full(error):
+            set_mark(Path(ms) / CHANGING_MARK)
         sys.exit(1)
 
 

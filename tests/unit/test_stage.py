@@ -26,7 +26,7 @@ from contimg.errors import *
 from contimg.stage import stage
 folder, work = sys.argv[1:]
 paths = {{"products": folder + "/products", "state": folder + "/state"}}
-smk = SimpleNamespace(config={{"paths": paths}}, wildcards=SimpleNamespace(group="{GROUP}"), threads=1,
+smk = SimpleNamespace(config={{"paths": paths}}, input=SimpleNamespace(), wildcards=SimpleNamespace(group="{GROUP}"), threads=1,
                       log=[folder + "/log"], output=SimpleNamespace(result=folder + "/products/results/{GROUP}.prepare.json"))
 with stage(smk) as job:
     exec(work)

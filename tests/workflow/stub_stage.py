@@ -1,7 +1,8 @@
 """Takes the place of every science script in the replay: no data, but results, outputs and ends like a real stage.
 
 What began and ended is in `journal` beside the site's state folder. A group named in `fails_always` or `fails_once`
-fails in its image stage; one in `slow` takes its time in every stage.
+fails in its image stage, one in `fails_in_convert` there, with subbands in its folder; one in `slow` takes its time in
+every stage.
 """
 
 import fcntl
@@ -45,12 +46,18 @@ with lock.open("a") as file:
     error = products / "logs" / "errors" / f"{group}.json"
     error.unlink(missing_ok=True)
     failed_before = site / f"failed.{group}"
-    if stage == "image" and (named("fails_always") or (named("fails_once") and not failed_before.exists())):
+    in_image = stage == "image" and (named("fails_always") or (named("fails_once") and not failed_before.exists()))
+    in_convert = stage == "convert" and named("fails_in_convert")
+    if in_image or in_convert:
         failed_before.touch()
         error.parent.mkdir(parents=True, exist_ok=True)
-        words = {"stage": stage, "error": "ImagingError: the stub was told to fail", "permanent": False,
-                 "at": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
+        words = {"stage": stage, "error": "ImagingError: the stub was told to fail", "permanent": in_convert,
+                 "run": os.environ["CONTIMG_RUN_ID"]}  # fmt: skip
         error.write_text(json.dumps(words))
+        for number in range(300 if in_convert else 0):  # as many as a real one has, for whoever removes them
+            path = Path(snakemake.output.subbands) / f"sb{number % 16:02d}.ms" / f"table.f{number}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         raise SystemExit(1)
     time.sleep(6 if named("slow") else 0.02)
     for path in map(Path, snakemake.output):

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from contimg.paths import STAGES
-from tests.conftest import ROOT
+from tests.conftest import LONG, ROOT
 from tests.workflow.conftest import BIN, Site, make_site
 from tests.workflow.replay import Night
 
-# The undisturbed replay is the shorter one in CI; CONTIMG_REPLAY_GROUPS=300 gives it the same night as the other.
-GROUPS = {0: int(os.environ.get("CONTIMG_REPLAY_GROUPS", 60)), 10: 300}
+# The undisturbed replays are the shorter ones in CI; CONTIMG_REPLAY_GROUPS=300 gives them the same night as the other.
+GROUPS = {0: int(os.environ.get("CONTIMG_REPLAY_GROUPS", 300 if LONG else 60)), 10: 300}
 REAL = ("register.py",)  # writes the registry, from which later runs choose
 INGEST = {"settle_s": 0.3, "poll_s": 1, "collecting_timeout_s": 15, "retry_backoff_s": 1, "groups_per_run": 24}
 
@@ -122,13 +122,19 @@ def check(night: Night, site: Site, found: dict) -> Counter:
     return Counter(state for state, _ in found.values())
 
 
-@pytest.mark.parametrize("kills", [0, 10], ids=["undisturbed", "killed-ten-times"])
-def test_a_replay(site, tmp_path, figure, kills):
+@pytest.mark.parametrize(
+    ("kills", "failing"), [(0, 0.0), (10, 0.0), (0, 0.05)], ids=["undisturbed", "killed-ten-times", "twentieth-fails"]
+)
+def test_a_replay(site, tmp_path, figure, kills, failing):
     night = Night(tmp_path / "incoming", GROUPS[kills], seed=7 + kills)
     always, once = (g for g, (state, _) in list(night.expected.items())[5:60:40] if state == "completed")
     night.expected[always] = ("failed", "image: ImagingError: the stub was told to fail")
     (site.configfile.parent / "fails_always").write_text(always)
     (site.configfile.parent / "fails_once").write_text(once)
+    good = [g for g, (state, _) in night.expected.items() if state == "completed" and g not in (always, once)]
+    in_convert = good[3 :: round(1 / failing)] if failing else []
+    night.expected |= dict.fromkeys(in_convert, ("failed", "convert: ImagingError: the stub was told to fail"))
+    (site.configfile.parent / "fails_in_convert").write_text("\n".join(in_convert))
     watch = Watch(site, stub_workflow(tmp_path / "workflow"), tmp_path / "watch.log")
     begin = time.monotonic()
     watch.start()
@@ -160,7 +166,8 @@ def test_a_replay(site, tmp_path, figure, kills):
     assert watch.snakemake() is None
     runs = len(list(site.paths.products.glob("logs/runs/*.log")))
     fates = ", ".join(f"{n} {fate}" for fate, n in night.counts.items())
-    figure(f"replay, {kills} kills ({dict(killed)}): {GROUPS[kills]} groups in {seconds:.0f} s, {runs} runs")
+    failed = f"{len(in_convert)} failing in convert"
+    figure(f"replay, {kills} kills ({dict(killed)}), {failed}: {GROUPS[kills]} groups in {seconds:.0f} s, {runs} runs")
     figure(f"  {dict(states)}: {fates}")
 
 
