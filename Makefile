@@ -42,7 +42,7 @@ lint: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/snakefmt --check Snakefile rules
-	$(SNAKEMAKE) --lint
+	$(SNAKEMAKE) --lint --config 'paths={incoming: config}' # some folder that is there
 
 bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/start_up_scan.py
