@@ -373,7 +373,7 @@ def backlog(
         until = end or (datetime.fromisoformat(start) + timedelta(days=1)).isoformat()
     except ValueError:
         raise InputError(f"{start}: not a UTC time like 2026-01-25 or 2026-01-25T22:26:05") from None
-    config = configuration.load(configfile or ())
+    config = _site(configfile)
     chosen = {"ingest": {"start": start, "end": until, "groups": groups_from.read_text().split() if groups_from else []}}
     wanted = configuration.from_mapping(configuration.merge(config.model_dump(mode="json"), chosen)).ingest
     states = work_off(config, wanted, configfile or (), profile, slice_groups, print, snakefile)

@@ -423,7 +423,7 @@ def is_alive(row: Group, options: IngestConfig, now_s: float) -> bool:
 
 def recover(
     session: Session, is_finished: Callable[[str], bool], options: IngestConfig, now_s: float, held: str | None = None,
-    free: Collection[str] = ("local",),
+    free: Collection[str] = ("local",), no_fault_of: Callable[[str, str | None], bool] = lambda group, owner: False,
 ) -> dict[str, str]:  # fmt: skip
     """Groups of dead runs go on or back, and finished ones are completed.
 
@@ -432,6 +432,7 @@ def recover(
     is_finished  whether the last result of a group is on disk, whatever the queue says
     held         the lane whose lock the caller holds: no other run lives there, and none of its jobs
     free         lanes whose lock nobody held a moment ago: their runs are dead if they give no sign of life
+    no_fault_of  whether the last words of a group's stage, in a run, are that there was no room
     Returns the new state of each group that was moved.
     """
     moved = {}
@@ -442,7 +443,7 @@ def recover(
         if row.state != "in_progress" and is_finished(row.group_id):
             move(session, row.group_id, "completed", error=None)
             moved[row.group_id] = "completed"
-        elif row.running_stage is None:
+        elif row.running_stage is None or no_fault_of(row.group_id, row.owner):
             release(session, row.group_id)
             moved[row.group_id] = "pending"
         else:

@@ -229,11 +229,21 @@ class Run:
             error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
         if rule != "convert" and not self._on_cluster:  # convert's own output Snakemake removes, at this moment
             staging.remove_group(self._staging, group)
-        waits_for = noted and noted.get("waits_for")
+        waits_for = noted.get("waits_for") if noted else "room" if self._is_full(group) else None
         # A node's disk is not known to come back.
         spent = waits_for is None or (waits_for == "room" and self._on_cluster)
         self._note(group, rule or "", error)
         ingest.attempt_failed(session, group, error, self.config.ingest, time.time(), permanent, spent)
+
+    def _is_full(self, group: str) -> bool:
+        """Whether a stage could not even leave a word: nothing can be written beside the products now."""
+        probe = self.paths.error(group).with_suffix(".probe")
+        try:
+            write_json(probe, {"padding": " " * 4096})
+            probe.unlink()
+        except OSError as error:
+            return is_full(error)
+        return False
 
     def _note(self, group: str, stage: str, reason: str | None = None) -> None:
         """Tell the index; when it cannot be written, the queue is not held up by that."""
@@ -272,21 +282,10 @@ class Run:
                 except LockError as error:  # their groups stay with this run until the next one has ended them
                     self._say(f"{error}")
                     self._lost |= self._claimed
-            with db.writing(self.paths.ingest_db, ingest.Base) as session:
-                for group in sorted(self._claimed - self._lost):
-                    row = session.get(ingest.Group, group)
-                    if row is None or row.state == "completed" or not self._holds(session, group):
-                        continue
-                    stage = row.running_stage
-                    if row.state == "in_progress":
-                        ingest.release(session, group)
-                    elif self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
-                        self._fail(session, group, stage)
-                    elif self.paths.result(group, "index").exists():
-                        ingest.record_performance(session, group, indexing.results_of(self.paths, group))
-                        ingest.move(session, group, "completed", error=None)
-                    else:
-                        ingest.release(session, group)
+            try:
+                self._settle()
+            except SQLAlchemyError as error:  # a full disk, say: the next run finds out from the results and the notes
+                self._say(f"the queue could not be told how this run ended: {error}")
             self._ended.set()
             try:
                 for group in () if self._on_cluster else self._lost:
@@ -301,6 +300,24 @@ class Run:
                     self._say(f"retention: {problem}")
             finally:
                 self._held.close()
+
+    def _settle(self) -> None:
+        """What became of the groups that are still claimed."""
+        with db.writing(self.paths.ingest_db, ingest.Base) as session:
+            for group in sorted(self._claimed - self._lost):
+                row = session.get(ingest.Group, group)
+                if row is None or row.state == "completed" or not self._holds(session, group):
+                    continue
+                stage = row.running_stage
+                if row.state == "in_progress":
+                    ingest.release(session, group)
+                elif self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
+                    self._fail(session, group, stage)
+                elif self.paths.result(group, "index").exists():
+                    ingest.record_performance(session, group, indexing.results_of(self.paths, group))
+                    ingest.move(session, group, "completed", error=None)
+                else:
+                    ingest.release(session, group)
 
 
 def refresh(
@@ -333,7 +350,13 @@ def refresh(
 def _recover(session: Session, config: Config, held: str | None, free: Collection[str]) -> dict[str, str]:
     """`ingest.recover` by the results on disk; groups that turn out to be completed get their seconds."""
     paths = Paths.of(config)
-    moved = ingest.recover(session, lambda g: paths.result(g, "index").exists(), config.ingest, time.time(), held, free)
+
+    def no_fault_of(group: str, owner: str | None) -> bool:
+        noted = found_json(paths.error(group))
+        return noted is not None and noted.get("run") == owner and noted.get("waits_for") is not None
+
+    finished = {"is_finished": lambda group: paths.result(group, "index").exists(), "no_fault_of": no_fault_of}
+    moved = ingest.recover(session, options=config.ingest, now_s=time.time(), held=held, free=free, **finished)
     for group, state in moved.items():
         if state == "completed":
             ingest.record_performance(session, group, indexing.results_of(paths, group))

@@ -169,12 +169,11 @@ def _last_line(running: Stage) -> str:
 
 def _keep(reader: int, logfile: Path, said: bytearray) -> None:
     """Write what comes from a pipe to the log, as far as the disk lets us; `said` has the end of it."""
-    with open(logfile, "ab", buffering=0) as file:
-        while block := os.read(reader, 1 << 16):
-            said += block
-            del said[:-_LAST_WORDS]
-            with suppress(OSError):
-                file.write(block)
+    while block := os.read(reader, 1 << 16):
+        said += block
+        del said[:-_LAST_WORDS]
+        with suppress(OSError), open(logfile, "ab", buffering=0) as file:
+            file.write(block)
 
 
 def _made_by(config: Config) -> dict:
