@@ -96,7 +96,7 @@ UvRange = Annotated[str | None, BeforeValidator(parse_uvrange)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)  # stations have numbers for names
 
 
 class PathsConfig(_Section):

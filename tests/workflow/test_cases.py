@@ -428,12 +428,12 @@ def test_what_can_be_meant_is_taken(tmp_path):
     from contimg.config import load
 
     mine = tmp_path / "mine.yaml"
-    mine.write_text(
-        "ingest: {start: 2026-01-25, groups: 2026-01-25T22:26:05}\ncalibration: {allow: 3C48}\nvalidation: {publish: good}\n"
-    )
+    times = "ingest: {start: 2026-01-25, groups: 2026-01-25T22:26:05}"
+    mine.write_text(f"{times}\ncalibration: {{allow: 3C48, refant: 12}}\nvalidation: {{publish: good}}\n")
     config = load([mine])
     assert (config.ingest.start, config.ingest.groups) == ("2026-01-25T00:00:00", ("2026-01-25T22:26:05",))
     assert (config.calibration.allow, config.validation.publish) == (("3C48",), ("good",))
+    assert config.calibration.refant == "12"
 
 
 def test_an_unknown_group_is_one_line(made):
