@@ -17,7 +17,7 @@ from contimg.checksums import checksum
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
 from contimg.files import found_json
-from contimg.paths import STAGES, Paths, lasting_files
+from contimg.paths import STAGES, Paths, lasting_files, set_name
 from contimg.products import Base, Image, MeasurementSet, QaArtifact, note_stage, record_group
 from contimg.stage import RUN_ID
 
@@ -127,30 +127,33 @@ def note(config: Config, group: str, stage: str, reason: str | None = None) -> N
 
 
 def remake(config: Config, say: Callable[[str], None]) -> None:
-    """What a queue or a registry without any row (lost, or damaged and moved aside) had of finished groups and solved sets,
-    from their results."""
+    """Finished groups that the queue does not know, and solved sets that the registry does not know (lost, or damaged and moved
+    aside), get their rows again from their results."""
     paths = Paths.of(config)
-    if not registry.all_tables(paths.registry_db):
-        found = {}
-        for path in sorted(paths.result("x", "register").parent.glob("*.register.json")):
-            results = results_of(paths, path.name.removesuffix(".register.json"))
+    known, found = {table.set_name for table in registry.all_tables(paths.registry_db)}, {}
+    for group in _with_result(paths, "register"):
+        if known.isdisjoint({set_name(group, fast) for fast in (False, True)}):
+            results = results_of(paths, group)
             if {"solve", "register"} <= results.keys():
                 one, own = results["solve"], results.get("caltables", {})
                 sums = own["checksums"] if own.get("set_name") == one["set_name"] else []
                 found[one["set_name"]] = one | {"register": results["register"], "checksums": sums}
-        if again := registry.remake(paths.registry_db, found, config.calibration):
-            say(f"{paths.registry_db.name} was lost: {len(again)} sets are in it again, from their results")
-    if not ingest.known_groups(paths.ingest_db, files=False):
-        done = []
-        for path in sorted(paths.result("x", "index").parent.glob("*.index.json")):
-            results = results_of(paths, path.name.removesuffix(".index.json"))
-            if {"convert", "index"} <= results.keys():
-                done.append((path.name.removesuffix(".index.json"), results))
-        if done:
-            with db.writing(paths.ingest_db, ingest.Base) as session:
-                for group, results in done:
-                    ingest.restore(session, group, results, config.ingest)
-            say(f"{paths.ingest_db.name} was lost: {len(done)} finished groups are in it again, from their results")
+    if found and (again := registry.remake(paths.registry_db, found, config.calibration)):
+        say(f"{paths.registry_db.name} did not know {len(again)} sets: they are in it again, from their results")
+    known = ingest.known_groups(paths.ingest_db, files=False).keys()
+    done = {group: results_of(paths, group) for group in _with_result(paths, "index") if group not in known}
+    done = {group: results for group, results in done.items() if {"convert", "index"} <= results.keys()}
+    if done:
+        with db.writing(paths.ingest_db, ingest.Base) as session:
+            for group, results in done.items():
+                ingest.restore(session, group, results, config.ingest)
+        say(f"{paths.ingest_db.name} did not know {len(done)} finished groups: they are in it again, from their results")
+
+
+def _with_result(paths: Paths, stage: str) -> list[str]:
+    """Groups that have a result of a stage."""
+    ending = f".{stage}.json"
+    return sorted(path.name.removesuffix(ending) for path in paths.result("x", stage).parent.glob(f"[!.]*{ending}"))
 
 
 def reconcile(config: Config, say: Callable[[str], None]) -> None:

@@ -10,6 +10,8 @@ from contimg.stage import stage
 with stage(snakemake) as job:
     converted, chosen, applied = (read_json(snakemake.input[name]) for name in ("converted", "chosen", "applied"))
     if applied["set_name"] != chosen["set_name"]:
-        raise ValidationError(f"group {job.group}: applied another set than {chosen['set_name']}. Remove its apply.json.")
+        raise ValidationError(
+            f"group {job.group}: applied another set than {chosen['set_name']}. contimg reprocess {job.group} --from apply"
+        )
     ms = Path(snakemake.input.ms)
     job.result = image_group(ms, job.group, job.config, converted, chosen, snakemake.threads, job.logfile, applied)
