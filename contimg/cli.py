@@ -42,9 +42,10 @@ def _site(configfile: list[Path] | None, begun: bool = False) -> configuration.C
     """
     config = configuration.load(configfile or ())
     require_databases_here(config)
-    if begun and not Paths.of(config).ingest_db.exists():
+    paths = Paths.of(config)
+    if begun and not any(path.exists() for path in (paths.ingest_db, paths.registry_db, paths.products_db)):
         raise InputError(
-            f"nothing is known here: {Paths.of(config).databases.absolute()} has no databases, so no run or watcher has worked "
+            f"nothing is known here: {paths.databases.absolute()} has no databases, so no run or watcher has worked "
             "with this configuration yet"
         )
     return config
