@@ -329,15 +329,17 @@ def test_files_keep_their_names_one_or_a_days(api, site, tmp_path):
     (image,) = api.get(f"/api/images?type=pbcor&group_id={TARGET_START}").json()["items"]
     by_number = tmp_path / "by number"
     by_number.mkdir()
-    subprocess.run(["curl", "-s", "-O", f"{api.base_url}api/files/{name}"], cwd=tmp_path, check=True)
-    subprocess.run(["curl", "-s", "-O", "-J", f"{api.base_url}api/images/{image['id']}/fits"], cwd=by_number, check=True)
+    subprocess.run(["curl", "-s", "-O", f"{api.base_url}/api/files/{name}"], cwd=tmp_path, check=True)
+    subprocess.run(["curl", "-s", "-O", "-J", f"{api.base_url}/api/images/{image['id']}/fits"], cwd=by_number, check=True)
     for folder in (tmp_path, by_number):
         assert (folder / name).read_bytes() == whole
     names = {f"{group}.pbcor.fits" for group in (CALIBRATOR_START, TARGET_START)}
     listed = api.get(f"/api/days/{day}/list?publishable=false").text.splitlines()
     assert {address.rpartition("/")[2] for address in listed} == names
     assert httpx.get(next(a for a in listed if a.endswith(name))).content == whole
-    subprocess.run(f"curl -s {api.base_url}api/days/{day}/tar?publishable=false | tar xf -", shell=True, cwd=tmp_path, check=True)
+    subprocess.run(
+        f"curl -s {api.base_url}/api/days/{day}/tar?publishable=false | tar xf -", shell=True, cwd=tmp_path, check=True
+    )
     assert {p.name for p in tmp_path.glob("*.fits")} == names
     assert (tmp_path / name).read_bytes() == whole
     may = api.get(f"/api/images?type=pbcor&publishable=true&start={day}").json()["total"]
