@@ -170,15 +170,19 @@ def register(
         )  # fmt: skip
 
 
+def _solved_set(solved: Mapping, options: CalibrationConfig) -> CalSet:
+    """The set that `{group}.solve.json` describes."""
+    return CalSet(
+        solved["set_name"], solved["mid_mjd"], solved["app_dec_deg"], solved["calibrator"], solved["flux_scale"],
+        solved["quality"]["G"]["median_snr"], *validity(solved["mid_mjd"], options), tuple(solved["tables"].items()),
+        science=solved["science"],
+    )  # fmt: skip
+
+
 def register_solved(path: Path, solved: Mapping, options: CalibrationConfig, gates_options: GatesConfig | None = None) -> dict:
     """Register what `{group}.solve.json` describes, as failed when its quality is not good enough; returns the result for
     `{group}.register.json`, with its gains against those of the nearest other set."""
-    start, end = validity(solved["mid_mjd"], options)
-    calset = CalSet(
-        solved["set_name"], solved["mid_mjd"], solved["app_dec_deg"], solved["calibrator"], solved["flux_scale"],
-        solved["quality"]["G"]["median_snr"], start, end, tuple(solved["tables"].items()),
-        science=solved["science"],
-    )  # fmt: skip
+    calset = _solved_set(solved, options)
     numbers, findings = _against_others(path, calset, options, gates_options or GatesConfig())
     wrong = [*solved["problems"], *of_level(findings, "fail")]
     status, notes = ("failed", "; ".join(wrong)) if wrong else ("active", "")
@@ -189,7 +193,8 @@ def register_solved(path: Path, solved: Mapping, options: CalibrationConfig, gat
         status, notes = "retired", refused.removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
     return {
-        "set_name": calset.name, "science": calset.science, "valid_start_mjd": start, "valid_end_mjd": end,
+        "set_name": calset.name, "science": calset.science, "valid_start_mjd": calset.valid_start_mjd,
+        "valid_end_mjd": calset.valid_end_mjd,
         "status": status, "notes": notes, "gates": numbers | {"findings": [one.as_json() for one in findings]},
     }  # fmt: skip
 
@@ -269,12 +274,15 @@ def remake(path: Path, solved: Mapping[str, Mapping], options: CalibrationConfig
         judged = result["register"] | (found_json(_decision(Path(tables[0][1]))) or {})
         if wrong := altered(zip((table for _, table in tables), result.get("checksums", ()), strict=False)):
             judged |= {"status": "failed", "notes": "; ".join(wrong)}
-        start, end = validity(result["mid_mjd"], options)
-        calset = CalSet(
-            name, result["mid_mjd"], result["app_dec_deg"], result["calibrator"], result["flux_scale"],
-            result["quality"]["G"]["median_snr"], start, end, tables, science=result["science"],
-        )  # fmt: skip
-        register(path, calset, result["refant"], judged["status"], judged["notes"], result["quality"], result["versions"])
+        register(
+            path,
+            _solved_set(result, options),
+            result["refant"],
+            judged["status"],
+            judged["notes"],
+            result["quality"],
+            result["versions"],
+        )
         again.append(name)
     return again
 

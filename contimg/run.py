@@ -355,8 +355,10 @@ def _recover(session: Session, config: Config, held: str | None, free: Collectio
         noted = found_json(paths.error(group))
         return noted is not None and noted.get("run") == owner and noted.get("waits_for") is not None
 
-    finished = {"is_finished": lambda group: paths.result(group, "index").exists(), "no_fault_of": no_fault_of}
-    moved = ingest.recover(session, options=config.ingest, now_s=time.time(), held=held, free=free, **finished)
+    def is_finished(group: str) -> bool:
+        return paths.result(group, "index").exists()
+
+    moved = ingest.recover(session, is_finished, config.ingest, time.time(), held, free, no_fault_of)
     for group, state in moved.items():
         if state == "completed":
             ingest.record_performance(session, group, indexing.results_of(paths, group))
