@@ -1,5 +1,6 @@
-"""Full-size calibrator groups (96 antennas, 24 x 768 x 2): our solver and applier against CASA's, in seconds and in what
-comes out; calibrators of 13 and 1 Jy, in the middle of the beam and a degree off. Prints Markdown; keeps nothing.
+"""Full-size calibrator groups (96 antennas, 24 x 768 x 2): our solver and applier against CASA's,
+in seconds and in what comes out; calibrators of 13 and 1 Jy, in the middle of the beam and a degree
+off. Prints Markdown; keeps nothing.
 """
 
 import json
@@ -12,13 +13,16 @@ from pathlib import Path
 import numpy as np
 
 from bench.full_size import CONFIG, convert_and_concat
-from contimg import caltables
-from contimg import measurement_set as mset
-from contimg.calibration import solve_group
+from contimg.calibration import apply as application
+from contimg.calibration import casa_tasks
+from contimg.calibration import tables as caltables
+from contimg.calibration.weighing import weigh
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
-from contimg.preparation import prepare, weigh
 from contimg.simulate import Simulation, antenna_gains, read_sky, simulate_group
-from contimg.uvh5 import inspect, parse_name
+from contimg.stages.prepare import prepare
+from contimg.stages.solve import solve_group
+from contimg.visibilities import measurement_set as mset
+from contimg.visibilities.uvh5 import inspect, parse_name
 
 START, DEC_DEG = "2026-03-02T20:03:10", 16.15
 CASES = {
@@ -30,13 +34,16 @@ CASES = {
 
 
 def make(folder: Path, flux_jy: float | None, off_deg: float) -> tuple[Path, float]:
-    """A prepared Measurement Set with interference and a dead antenna; 3C454.3 has `flux_jy`, `off_deg` north of the middle."""
+    """A prepared Measurement Set with interference and a dead antenna; 3C454.3 has `flux_jy`,
+    `off_deg` north of the middle."""
     catalogues = CONFIG.catalogues
     sky = read_sky(catalogues.sky, catalogues.calibrators)
     (source,) = [s for s in sky if s["name"] == "3C454.3" or s["flux"] > 10]
     source["flux"] = flux_jy or source["flux"]
     dec_deg = DEC_DEG - off_deg
-    options = Simulation(start=START, dec_deg=dec_deg, antennas=96, channels=48, gain_seed=7, rfi=True, dead=(36,))
+    options = Simulation(
+        start=START, dec_deg=dec_deg, antennas=96, channels=48, gain_seed=7, rfi=True, dead=(36,)
+    )
     paths = simulate_group(folder / "raw", options, sky, catalogues.stations)
     ms = folder / f"{START}.ms"
     convert_and_concat({parse_name(p.name)[1]: p for p in paths}, folder / "staging", ms, 2)
@@ -44,24 +51,30 @@ def make(folder: Path, flux_jy: float | None, off_deg: float) -> tuple[Path, flo
     for path in paths:
         path.unlink()
     prepare(ms, FlaggingConfig(), catalogues.stations)
-    caltables.save_flags(ms, caltables.PREPARED_FLAGS)
+    casa_tasks.save_flags(ms, casa_tasks.PREPARED_FLAGS)
     return ms, outline.app_dec_deg
 
 
-def solve(folder: Path, ms: Path, dec_deg: float, flux_jy: float | None, solver: str = "fast", **more) -> tuple[dict, float]:
+def solve(
+    folder: Path, ms: Path, dec_deg: float, flux_jy: float | None, solver: str = "fast", **more
+) -> tuple[dict, float]:
     """The solve stage with one of the solvers; its result, and seconds."""
     override = {"flux_override": {"2253+161": flux_jy}} if flux_jy else {}
     config = Config(
-        paths=PathsConfig(products=folder / solver, state=folder / "state"), catalogues=CONFIG.catalogues,
-        calibration=CalibrationConfig(solver=solver, min_beam=0.3, allow=("2253+161",), **override, **more),
-    )  # fmt: skip
+        paths=PathsConfig(products=folder / solver, state=folder / "state"),
+        catalogues=CONFIG.catalogues,
+        calibration=CalibrationConfig(
+            solver=solver, min_beam=0.3, allow=("2253+161",), **override, **more
+        ),
+    )
     begin = time.perf_counter()
     result = solve_group(ms, START, dec_deg, config, Path(os.devnull))
     return result, time.perf_counter() - begin
 
 
 def compare(ours: Path, theirs: Path) -> tuple[float, float]:
-    """99th percentiles of the difference in amplitude (%) and phase (deg), where both are unflagged."""
+    """99th percentiles of the difference in amplitude (%) and phase (deg), where both are
+    unflagged."""
     one, other = caltables.read(ours), caltables.read(theirs)
     both = ~one.flags & ~other.flags
     ratio = one.gain[both] / other.gain[both]
@@ -70,12 +83,22 @@ def compare(ours: Path, theirs: Path) -> tuple[float, float]:
 
 
 def field_left_out() -> None:
-    """What a model of the calibrator alone costs, as a function of its share of the flux in the beam."""
+    """What a model of the calibrator alone costs, as a function of its share of the flux in the
+    beam."""
     print(
-        "| calibrator (Jy at 1.4 GHz, deg off axis) | its share | gains, median | rms | thermal | with the field, median | rms |"
+        "| calibrator (Jy at 1.4 GHz, deg off axis) | its share | gains, median | rms | thermal | "
+        "with the field, median | rms |"
     )
     print("|---|---|---|---|---|---|---|")
-    for flux_jy, off_deg in ((12.66, 0.0), (12.66, 1.0), (5.0, 0.5), (5.0, 1.0), (2.0, 0.5), (2.0, 1.0), (1.0, 1.0)):
+    for flux_jy, off_deg in (
+        (12.66, 0.0),
+        (12.66, 1.0),
+        (5.0, 0.5),
+        (5.0, 1.0),
+        (2.0, 0.5),
+        (2.0, 1.0),
+        (1.0, 1.0),
+    ):
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work)
             ms, dec_deg = make(folder, flux_jy, off_deg)
@@ -83,11 +106,15 @@ def field_left_out() -> None:
             sim = Simulation(start=START, antennas=96, channels=48, gain_seed=7)
             truth = (
                 np.sqrt(sim.scale)
-                * np.abs(antenna_gains(sim, len(observation.antenna_names), observation.freq_hz[::-1]))[:, ::-1]
+                * np.abs(
+                    antenna_gains(sim, len(observation.antenna_names), observation.freq_hz[::-1])
+                )[:, ::-1]
             )
             words = []
             for radius_deg in (0.01, 2.5):
-                result, _ = solve(folder, ms, dec_deg, flux_jy, sky_radius_deg=radius_deg, min_flux_jy=0.5)
+                result, _ = solve(
+                    folder, ms, dec_deg, flux_jy, sky_radius_deg=radius_deg, min_flux_jy=0.5
+                )
                 bandpass, gain = (caltables.read(Path(result["tables"][kind])) for kind in "BG")
                 good = ~bandpass.flags & ~gain.flags
                 ratio = np.abs(bandpass.gain * gain.gain)[good] / truth[good]
@@ -102,33 +129,46 @@ def main() -> None:
     """Every case."""
     if "field" in sys.argv:
         return field_left_out()
-    print("| calibrator | solve, ours | CASA | fast mode | apply and weigh | apply, CASA | B against CASA | G against CASA | V |")
+    print(
+        "| calibrator | solve, ours | CASA | fast mode | apply and weigh | apply, CASA | B against "
+        "CASA | G against CASA | V |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, (flux_jy, off_deg) in CASES.items():
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work)
             ms, dec_deg = make(folder, flux_jy, off_deg)
-            solve(folder, ms, dec_deg, flux_jy, "fast")  # compiled, MODEL_DATA there, in the page cache
+            solve(
+                folder, ms, dec_deg, flux_jy, "fast"
+            )  # compiled, MODEL_DATA there, in the page cache
             fast, fast_s = solve(folder, ms, dec_deg, flux_jy, "fast")
             reference, casa_s = solve(folder, ms, dec_deg, flux_jy, "casa")
             tables, nant = fast["tables"], len(mset.read_observation(ms).antenna_names)
             solve(folder, ms, dec_deg, flux_jy, fast=True)
             _, quick_s = solve(folder, ms, dec_deg, flux_jy, fast=True)
-            caltables.apply_casa(ms, tables, Path(os.devnull))
-            weigh(ms, *caltables.apply(ms, tables, None), nant)
+            casa_tasks.apply_casa(ms, tables, Path(os.devnull))
+            weigh(ms, *application.apply(ms, tables, None), nant)
             begin = time.perf_counter()
-            data, flags, rows = caltables.apply(ms, tables, None)
+            data, flags, rows = application.apply(ms, tables, None)
             weigh(ms, data, flags, rows, nant)
             apply_s = time.perf_counter() - begin
             begin = time.perf_counter()
-            caltables.apply_casa(ms, tables, Path(os.devnull))
+            casa_tasks.apply_casa(ms, tables, Path(os.devnull))
             apply_casa_s = time.perf_counter() - begin
             theirs = mset.read_grid(ms, "CORRECTED_DATA", rows.shape[0])
             apart = np.abs(data - theirs)[~flags].max() / np.abs(theirs[~flags]).max()
-            words = ["{:.4f} %, {:.4f} deg".format(*compare(Path(tables[k]), Path(reference["tables"][k]))) for k in "BG"]
+            words = [
+                "{:.4f} %, {:.4f} deg".format(
+                    *compare(Path(tables[k]), Path(reference["tables"][k]))
+                )
+                for k in "BG"
+            ]
             times = " | ".join(f"{s:.1f}" for s in (fast_s, casa_s, quick_s, apply_s, apply_casa_s))
             print(f"| {name} | {times} | {' | '.join(words)} | {apart:.1e} |", flush=True)
-            print(json.dumps({"quality": fast["quality"], "problems": fast["problems"]}), file=sys.stderr)
+            print(
+                json.dumps({"quality": fast["quality"], "problems": fast["problems"]}),
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""One full-size group (96 antennas, 24 x 768 x 2; 2.3 GB): conversion against the reference, staging, workers, tiles,
-and what every flagging strategy catches, loses and costs. Prints Markdown tables; needs 25 GB of disk, keeps nothing.
+"""One full-size group (96 antennas, 24 x 768 x 2; 2.3 GB): conversion against the reference,
+staging, workers, tiles, and what every flagging strategy catches, loses and costs. Prints Markdown
+tables; needs 25 GB of disk, keeps nothing.
 
     python bench/full_size.py [conversion] [tiles] [flagging]
 """
@@ -19,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from contimg import measurement_set as mset
 from contimg.config import Config, FlaggingConfig
-from contimg.conversion import concat_subbands, convert_group, plan_group
-from contimg.files import remove
 from contimg.paths import TMPFS, staged
 from contimg.simulate import Simulation, antenna_gains, read_sky, simulate_group
-from contimg.uvh5 import parse_name
+from contimg.store.files import remove
+from contimg.visibilities import measurement_set as mset
+from contimg.visibilities.conversion import concat_subbands, convert_group, plan_group
+from contimg.visibilities.uvh5 import parse_name
 
 CONFIG = Config()
 START, GAIN_SEED, DEAD, REPEATS = "2026-03-02T20:18:37", 7, 36, 3
@@ -34,14 +35,19 @@ FORK = multiprocessing.get_context("fork")
 
 def simulate(folder: Path, **options) -> dict[int, Path]:
     """A full-size group's files by subband; same noise each time."""
-    sim = Simulation(start=START, antennas=96, channels=48, gain_seed=GAIN_SEED, dead=(DEAD,), **options)
+    sim = Simulation(
+        start=START, antennas=96, channels=48, gain_seed=GAIN_SEED, dead=(DEAD,), **options
+    )
     catalogues = CONFIG.catalogues
-    paths = simulate_group(folder, sim, read_sky(catalogues.sky, catalogues.calibrators), catalogues.stations)
+    paths = simulate_group(
+        folder, sim, read_sky(catalogues.sky, catalogues.calibrators), catalogues.stations
+    )
     return {parse_name(path.name)[1]: path for path in paths}
 
 
 def measured(function, *args, context=FORK) -> tuple[float, float]:
-    """Seconds, and the most memory (GB, shared pages not counted) of a call in a process of its own."""
+    """Seconds, and the most memory (GB, shared pages not counted) of a call in a process of its
+    own."""
     process = context.Process(target=function, args=args)
     begin = time.perf_counter()
     process.start()
@@ -51,7 +57,13 @@ def measured(function, *args, context=FORK) -> tuple[float, float]:
         nonlocal peak
         while process.is_alive():
             with suppress(psutil.Error):  # ended meanwhile
-                peak = max(peak, sum(p.memory_full_info().uss for p in [watched, *watched.children(recursive=True)]))
+                peak = max(
+                    peak,
+                    sum(
+                        p.memory_full_info().uss
+                        for p in [watched, *watched.children(recursive=True)]
+                    ),
+                )
             time.sleep(0.1)
 
     watcher = threading.Thread(target=watch)
@@ -85,20 +97,24 @@ def plain_copy(files, target: Path) -> None:
 
 
 def _pyuvdata_one(job) -> None:
-    from contimg.pyuvdata_writer import read_phased
+    from contimg.visibilities.pyuvdata_writer import read_phased
 
     header, centre, output = job
     read_phased(header, centre).write_ms(str(output), clobber=True, fix_autos=True)
 
 
 def pyuvdata_and_concat(files, staging: Path, ms: Path) -> None:
-    """The straightforward recipe: pyuvdata in two processes with its checks, then CASA's concat (16 spectral windows)."""
-    from contimg import casa
+    """The straightforward recipe: pyuvdata in two processes with its checks, then CASA's concat (16
+    spectral windows)."""
+    from contimg.visibilities import casa
 
     plan = plan_group(files, 16, "OVRO_MMA")
     staging.mkdir()
     outputs = [staging / f"{sb}.ms" for sb in files]
-    jobs = [(plan.headers[sb], plan.observation.phase_centre_deg, out) for sb, out in zip(files, outputs, strict=True)]
+    jobs = [
+        (plan.headers[sb], plan.observation.phase_centre_deg, out)
+        for sb, out in zip(files, outputs, strict=True)
+    ]
     with FORK.Pool(2) as pool:
         pool.map(_pyuvdata_one, jobs, chunksize=1)
     begin = time.perf_counter()
@@ -118,7 +134,12 @@ def bench_conversion(work: Path, files) -> None:
         "4 workers, tmpfs": (convert_and_concat, files, fast / "s", ms, 4),
         "16 workers, tmpfs": (convert_and_concat, files, fast / "s", ms, 16),
         "2 workers, staging on disk": (convert_and_concat, files, disk, ms, 2),
-        "pyuvdata in 2 processes, tmpfs, CASA concat": (pyuvdata_and_concat, files, fast / "p", work / "reference.ms"),
+        "pyuvdata in 2 processes, tmpfs, CASA concat": (
+            pyuvdata_and_concat,
+            files,
+            fast / "p",
+            work / "reference.ms",
+        ),
     }
     times, peaks = {name: [] for name in cases}, dict.fromkeys(cases, 0.0)
     for turn in range(REPEATS):
@@ -135,12 +156,16 @@ def bench_conversion(work: Path, files) -> None:
     shutil.rmtree(fast)
     ours = statistics.median(times["2 workers, staging in tmpfs"])
     print(
-        "\n| conversion, files to final Measurement Set | median s | s, each | times ours | GB of memory |\n|---|---|---|---|---|"
+        "\n| conversion, files to final Measurement Set | median s | s, each | times ours | GB of "
+        "memory |\n|---|---|---|---|---|"
     )
     for name, seconds in times.items():
         median = statistics.median(seconds)
         each = " ".join(f"{s:.1f}" for s in seconds)
-        print(f"| {name} | {median:.1f} | {each} | {median / ours:.2f} | {peaks[name]:.2f} |", flush=True)
+        print(
+            f"| {name} | {median:.1f} | {each} | {median / ours:.2f} | {peaks[name]:.2f} |",
+            flush=True,
+        )
 
 
 def bench_tiles(work: Path, ms: Path) -> None:
@@ -148,9 +173,18 @@ def bench_tiles(work: Path, ms: Path) -> None:
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     data = mset.read_grid(ms, "DATA", rows.shape[0]).reshape(-1, 768, 2)
     nbaseline, copy = rows.shape[1], work / "tiles.ms"
-    print("\n| tile: channels x rows | write | all, by time | 200 rows | one baseline | 8 channels |\n|---|---|---|---|---|---|")
+    print(
+        "\n| tile: channels x rows | write | all, by time | 200 rows | one baseline | 8 channels "
+        "|\n|---|---|---|---|---|---|"
+    )
     original = mset.tile_rows
-    for channels, tall in ((768, 21), (768, 85), (192, 291), (48, original(nbaseline, 48)), (48, nbaseline)):
+    for channels, tall in (
+        (768, 21),
+        (768, 85),
+        (192, 291),
+        (48, original(nbaseline, 48)),
+        (48, nbaseline),
+    ):
         mset.tile_rows = lambda *_, tall=tall: tall
         remove(copy)
         clock = [time.perf_counter()]
@@ -169,7 +203,10 @@ def bench_tiles(work: Path, ms: Path) -> None:
             clock.append(time.perf_counter())
             table.getcolslice("DATA", [100, 0], [107, 1])
             clock.append(time.perf_counter())
-        print(f"| {channels} x {tall} | " + " | ".join(f"{s:.2f}" for s in np.diff(clock)) + " |", flush=True)
+        print(
+            f"| {channels} x {tall} | " + " | ".join(f"{s:.2f}" for s in np.diff(clock)) + " |",
+            flush=True,
+        )
     mset.tile_rows = original
     remove(copy)
 
@@ -184,14 +221,17 @@ def whole_ms(work: Path, name: str, **options) -> tuple[Path, dict]:
 
 
 def _prepare(ms: Path, strategy: str, result: Path) -> None:
-    from contimg.preparation import prepare
+    from contimg.stages.prepare import prepare
 
-    outcome = prepare(ms, FlaggingConfig(strategy=strategy), CONFIG.catalogues.stations, Path(os.devnull))
+    outcome = prepare(
+        ms, FlaggingConfig(strategy=strategy), CONFIG.catalogues.stations, Path(os.devnull)
+    )
     result.write_text(json.dumps(outcome))
 
 
 def bench_flagging(work: Path) -> None:
-    """Each strategy on the same data with interference; judged on the same noise without, and on the sky alone."""
+    """Each strategy on the same data with interference; judged on the same noise without, and on
+    the sky alone."""
     print("making three groups: sky alone, with noise, with interference ...", file=sys.stderr)
     sky_ms, _ = whole_ms(work, "sky", noise_jy=0.0)
     clean_ms, _ = whole_ms(work, "clean")
@@ -212,10 +252,17 @@ def bench_flagging(work: Path) -> None:
     autos = ~cross
     ideal = np.repeat(~good[:, None, :, None], nbaseline, 1).repeat(2, 3)
     ideal[:, bad_antenna | autos] = True
-    gains = antenna_gains(Simulation(start=START, gain_seed=GAIN_SEED), len(observation.antenna_names), observation.freq_hz)
+    gains = antenna_gains(
+        Simulation(start=START, gain_seed=GAIN_SEED),
+        len(observation.antenna_names),
+        observation.freq_hz,
+    )
     solution = gains[rows.ant_1] * np.conj(gains[rows.ant_2]) * Simulation(start=START).scale
     baseline_flux, ideal_rms = _flux(clean, model, ideal), None
-    print("\n| strategy | s | narrow-band | burst | weak | dead antenna | good data lost | flux bias | image rms |")
+    print(
+        "\n| strategy | s | narrow-band | burst | weak | dead antenna | good data lost | flux bias "
+        "| image rms |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     dirty = mset.read_grid(ms, "DATA", ntime)
     for strategy in ("only what is bad", "none", "mad", "aoflagger", "tfcrop"):
@@ -233,9 +280,11 @@ def bench_flagging(work: Path) -> None:
         ideal_rms = ideal_rms or rms
         dead = flags[:, cross & bad_antenna].mean()
         print(
-            f"| {strategy} | {seconds:.1f} | " + " | ".join(f"{100 * c:.2f} %" for c in [*caught, dead]) +
-            f" | {100 * lost:.3f} % | {100 * bias:+.3f} % | {rms / ideal_rms:.3f} |", flush=True,
-        )  # fmt: skip
+            f"| {strategy} | {seconds:.1f} | "
+            + " | ".join(f"{100 * c:.2f} %" for c in [*caught, dead])
+            + f" | {100 * lost:.3f} % | {100 * bias:+.3f} % | {rms / ideal_rms:.3f} |",
+            flush=True,
+        )
 
 
 def _flux(data: np.ndarray, model: np.ndarray, flags: np.ndarray) -> float:
@@ -257,9 +306,17 @@ def _image_rms(data, model, solution, flags, observation, rows) -> float:
         value[t] = (mine * (data[t] - model[t]) / solution).sum(-1)
         weight[t] = mine.sum(-1)
     image = ducc0.wgridder.vis2dirty(
-        uvw=rows.uvw_m.reshape(-1, 3), freq=observation.freq_hz, vis=value.reshape(-1, value.shape[-1]),
-        npix_x=1024, npix_y=1024, pixsize_x=2.4e-5, pixsize_y=2.4e-5, epsilon=1e-4, do_wgridding=False, nthreads=2,
-    )  # fmt: skip
+        uvw=rows.uvw_m.reshape(-1, 3),
+        freq=observation.freq_hz,
+        vis=value.reshape(-1, value.shape[-1]),
+        npix_x=1024,
+        npix_y=1024,
+        pixsize_x=2.4e-5,
+        pixsize_y=2.4e-5,
+        epsilon=1e-4,
+        do_wgridding=False,
+        nthreads=2,
+    )
     return float(image.std() / weight.sum())
 
 

@@ -1,5 +1,6 @@
-"""Full-size imaging: a target with a realistic sky (catalogue, faint sources, spectral indices), calibrated by another
-group; each backend's seconds, memory, fluxes and positions. Prints Markdown; keeps nothing.
+"""Full-size imaging: a target with a realistic sky (catalogue, faint sources, spectral indices),
+calibrated by another group; each backend's seconds, memory, fluxes and positions. Prints Markdown;
+keeps nothing.
 
     python bench/imaging.py [speed] [accuracy]
 """
@@ -15,27 +16,34 @@ import numpy as np
 import pandas as pd
 
 from bench.full_size import convert_and_concat, measured
-from contimg import caltables
-from contimg.calibration import apply_set, solve_group
-from contimg.checksums import checksum
+from contimg.calibration import casa_tasks
 from contimg.config import CataloguesConfig, Config, FlaggingConfig, PathsConfig
-from contimg.files import read_json, write_json
-from contimg.imaging.group import image_group
-from contimg.preparation import prepare
 from contimg.simulate import Simulation, read_sky, simulate_group
-from contimg.uvh5 import inspect, parse_name
+from contimg.stages.apply_caltables import apply_set
+from contimg.stages.image import image_group
+from contimg.stages.prepare import prepare
+from contimg.stages.solve import solve_group
+from contimg.store.files import checksum, read_json, write_json
+from contimg.visibilities.uvh5 import inspect, parse_name
 from tests.accuracy import measure
 
-CALIBRATOR, NEXT, TARGET, DEC_DEG = "2026-03-02T20:03:10", "2026-03-02T20:08:19", "2026-03-02T20:18:37", 16.15
+CALIBRATOR, NEXT, TARGET, DEC_DEG = (
+    "2026-03-02T20:03:10",
+    "2026-03-02T20:08:19",
+    "2026-03-02T20:18:37",
+    16.15,
+)
 FAST_BACKENDS = ("wgridder", *(["wsclean"] if shutil.which("wsclean") else []))
 SPAWN = multiprocessing.get_context("spawn")
 BACKENDS = (*FAST_BACKENDS, "tclean")
 
 
 def realistic_sky(folder: Path, faint: bool = True) -> tuple[list[dict], Path]:
-    """Sources of the simulation, and the catalogue (CSV) that the pipeline is given: all but the faint ones.
+    """Sources of the simulation, and the catalogue (CSV) that the pipeline is given: all but the
+    faint ones.
 
-    Faint sources: 4 to 50 mJy, number above S proportional to S^-0.8, 20 a square degree above 5 mJy, as the NVSS has them.
+    Faint sources: 4 to 50 mJy, number above S proportional to S^-0.8, 20 a square degree above 5
+    mJy, as the NVSS has them.
     """
     lists = CataloguesConfig()
     rng = np.random.default_rng(11)
@@ -43,20 +51,38 @@ def realistic_sky(folder: Path, faint: bool = True) -> tuple[list[dict], Path]:
     for one in sources:
         one["alpha"] = float(np.clip(rng.normal(-0.7, 0.25), -1.5, 0.3))
     catalogue = folder / "catalogue.csv"
-    columns = {"name": "name", "ra_deg": "ra", "dec_deg": "dec", "flux_jy": "flux", "alpha": "alpha"}
-    pd.DataFrame({name: [s[key] for s in sources] for name, key in columns.items()}).to_csv(catalogue, index=False)
+    columns = {
+        "name": "name",
+        "ra_deg": "ra",
+        "dec_deg": "dec",
+        "flux_jy": "flux",
+        "alpha": "alpha",
+    }
+    pd.DataFrame({name: [s[key] for s in sources] for name, key in columns.items()}).to_csv(
+        catalogue, index=False
+    )
     if faint:
         number = int(20 * 6 * 3 * (5 / 4) ** 0.8)
         for k in range(number):
             flux = 0.004 * (1 - rng.random() * (1 - (50 / 4) ** -0.8)) ** (-1 / 0.8)
-            sources.append({"name": f"faint {k}", "ra": rng.uniform(344.5, 350.5), "dec": rng.uniform(14.6, 17.6), "flux": flux,
-                            "alpha": float(rng.normal(-0.7, 0.25))})  # fmt: skip
+            sources.append(
+                {
+                    "name": f"faint {k}",
+                    "ra": rng.uniform(344.5, 350.5),
+                    "dec": rng.uniform(14.6, 17.6),
+                    "flux": flux,
+                    "alpha": float(rng.normal(-0.7, 0.25)),
+                }
+            )
     return sources, catalogue
 
 
 def prepared(folder: Path, start: str, sources: list[dict], **options) -> tuple[Path, float]:
     """A simulated group's prepared Measurement Set, and its declination."""
-    sim = Simulation(**{"start": start, "dec_deg": DEC_DEG, "antennas": 96, "channels": 48, "gain_seed": 7} | options)
+    sim = Simulation(
+        **{"start": start, "dec_deg": DEC_DEG, "antennas": 96, "channels": 48, "gain_seed": 7}
+        | options
+    )
     paths = simulate_group(folder, sim, sources, CataloguesConfig().stations)
     ms = folder / f"{start}.ms"
     convert_and_concat({parse_name(p.name)[1]: p for p in paths}, folder / "staging", ms, 2)
@@ -64,22 +90,30 @@ def prepared(folder: Path, start: str, sources: list[dict], **options) -> tuple[
     for path in paths:
         path.unlink()
     prepare(ms, FlaggingConfig(), CataloguesConfig().stations)
-    caltables.save_flags(ms, caltables.PREPARED_FLAGS)
+    casa_tasks.save_flags(ms, casa_tasks.PREPARED_FLAGS)
     return ms, outline.app_dec_deg
 
 
-def make(folder: Path, faint: bool = True, target: str = TARGET, **options) -> tuple[Path, float, Config]:
+def make(
+    folder: Path, faint: bool = True, target: str = TARGET, **options
+) -> tuple[Path, float, Config]:
     """A calibrated target and the configuration to image it with."""
     folder.mkdir(exist_ok=True)
     sources, catalogue = realistic_sky(folder, faint)
     config = Config(
-        paths=PathsConfig(products=folder / "products", state=folder / "state"), catalogues=CataloguesConfig(sky=catalogue)
+        paths=PathsConfig(products=folder / "products", state=folder / "state"),
+        catalogues=CataloguesConfig(sky=catalogue),
     )
     ms, dec_deg = prepared(folder, CALIBRATOR, sources, seed=1, **options)
     solved = solve_group(ms, CALIBRATOR, dec_deg, config, folder / "casa.log")
     ms, dec_deg = prepared(folder, target, sources, seed=2, **options)
     sums = [checksum(Path(path)) for path in solved["tables"].values()]
-    chosen = {"set_name": CALIBRATOR, "science": True, "tables": solved["tables"], "checksums": sums}
+    chosen = {
+        "set_name": CALIBRATOR,
+        "science": True,
+        "tables": solved["tables"],
+        "checksums": sums,
+    }
     apply_set(ms, chosen, dec_deg, config, None)
     return ms, dec_deg, config
 
@@ -87,7 +121,13 @@ def make(folder: Path, faint: bool = True, target: str = TARGET, **options) -> t
 def image(folder: Path, ms: Path, dec_deg: float, config: Config, **options) -> dict:
     """The image stage on one Measurement Set."""
     config = config.model_copy(update={"imaging": config.imaging.model_copy(update=options)})
-    chosen = {"set_name": CALIBRATOR, "set_mid_mjd": 0.0, "cal_field": "", "flux_scale": "", "science": True}
+    chosen = {
+        "set_name": CALIBRATOR,
+        "set_mid_mjd": 0.0,
+        "cal_field": "",
+        "flux_scale": "",
+        "science": True,
+    }
     converted = {"app_dec_deg": dec_deg, "subbands": list(range(16))}
     return image_group(ms, ms.stem, config, converted, chosen, 2, folder / "stage.log")
 
@@ -99,32 +139,53 @@ def _work(folder: Path, ms: Path, dec_deg: float, config: Config, options: dict)
 
 
 def speed(folder: Path) -> None:
-    """Every backend on the same calibrated data and the same averaging; then the default, and a quick look."""
+    """Every backend on the same calibrated data and the same averaging; then the default, and a
+    quick look."""
     ms, dec_deg, config = make(folder)
     common = {"imsize": 2048, "niter": 1000}
-    print("| what | seconds | memory (GB) | noise (mJy/beam) | sources | flux ratio | offset |\n|---|---|---|---|---|---|---|")
-    cases = [(f"{name}, 2048 x 3 arcsec, 1000 iterations, 4 channels averaged", {"backend": name, "average_channels": 4} | common)
-             for name in BACKENDS]  # fmt: skip
-    cases += [("wgridder, the same, averaged by baseline", common), ("wgridder, default (4800 x 3 arcsec)", {}),
-              ("wgridder, quick look", {"mode": "quick"})]  # fmt: skip
+    print(
+        "| what | seconds | memory (GB) | noise (mJy/beam) | sources | flux ratio | offset "
+        "|\n|---|---|---|---|---|---|---|"
+    )
+    cases = [
+        (
+            f"{name}, 2048 x 3 arcsec, 1000 iterations, 4 channels averaged",
+            {"backend": name, "average_channels": 4} | common,
+        )
+        for name in BACKENDS
+    ]
+    cases += [
+        ("wgridder, the same, averaged by baseline", common),
+        ("wgridder, default (4800 x 3 arcsec)", {}),
+        ("wgridder, quick look", {"mode": "quick"}),
+    ]
     image(folder, ms, dec_deg, config, mode="quick")  # compiled, and the data in the page cache
     for name, options in cases:
         _, peak_gb = measured(_work, folder, ms, dec_deg, config, options, context=SPAWN)
         result = read_json(folder / "timed.json")
         seconds, check = result["seconds"], result["catalogue"]
         noise_mjy, found = result["rms_jy"] * 1e3, f"{check['found']} of {check['expected']}"
-        print(f"| {name} | {seconds:.1f} | {peak_gb:.1f} | {noise_mjy:.2f} | {found} | {check['flux_ratio']} "
-              f'| {check["offset_arcsec"]}" |', flush=True)  # fmt: skip
+        print(
+            f"| {name} | {seconds:.1f} | {peak_gb:.1f} | {noise_mjy:.2f} | {found} | "
+            f"{check['flux_ratio']} "
+            f'| {check["offset_arcsec"]}" |',
+            flush=True,
+        )
 
 
 def accuracy(folder: Path) -> None:
-    """Fluxes and positions of every source above 50 sigma out to the 30 % point of the beam, against what was simulated."""
-    print("| sky | imager | sources | flux ratio | of sigma (rms) | east, north (mean) | of sigma (rms) | noise / thermal |")
+    """Fluxes and positions of every source above 50 sigma out to the 30 % point of the beam,
+    against what was simulated."""
+    print(
+        "| sky | imager | sources | flux ratio | of sigma (rms) | east, north (mean) | of sigma "
+        "(rms) | noise / thermal |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for sky, start, faint, backends in (
-        ("catalogue", TARGET, False, FAST_BACKENDS), ("12 Jy 1.6 deg off", NEXT, False, FAST_BACKENDS),
+        ("catalogue", TARGET, False, FAST_BACKENDS),
+        ("12 Jy 1.6 deg off", NEXT, False, FAST_BACKENDS),
         ("with faint sources", TARGET, True, BACKENDS),
-    ):  # fmt: skip
+    ):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             place = Path(work)
             ms, dec_deg, config = make(place, faint, start, channels=12)
@@ -132,13 +193,26 @@ def accuracy(folder: Path) -> None:
                 result = image(place, ms, dec_deg, config, backend=backend)
                 files = (result["images"][name] for name in ("image.fits", "pbcor.fits"))
                 found = measure(*files, place / f"truth.{start}.json", least_snr=50, least_beam=0.3)
-                blur_arcsec = np.sqrt(result["beam_major_arcsec"] * result["beam_minor_arcsec"]) / 2 / found.snr
+                blur_arcsec = (
+                    np.sqrt(result["beam_major_arcsec"] * result["beam_minor_arcsec"])
+                    / 2
+                    / found.snr
+                )
                 flux = (found.ratio - 1) / np.hypot(1 / found.snr, 0.02)
-                offset = np.concatenate([found.east_arcsec, found.north_arcsec]) / np.tile(np.hypot(blur_arcsec, 0.3), 2)
+                offset = np.concatenate([found.east_arcsec, found.north_arcsec]) / np.tile(
+                    np.hypot(blur_arcsec, 0.3), 2
+                )
                 east, north = found.east_arcsec.mean(), found.north_arcsec.mean()
-                words = [sky, backend, len(flux), f"{np.median(found.ratio):.4f}", f"{np.sqrt(np.mean(flux**2)):.2f}",
-                         f'{east:+.3f}", {north:+.3f}"', f"{np.sqrt(np.mean(offset**2)):.2f}",
-                         f"{result['rms_jy'] / result['thermal_jy']:.2f}"]  # fmt: skip
+                words = [
+                    sky,
+                    backend,
+                    len(flux),
+                    f"{np.median(found.ratio):.4f}",
+                    f"{np.sqrt(np.mean(flux**2)):.2f}",
+                    f'{east:+.3f}", {north:+.3f}"',
+                    f"{np.sqrt(np.mean(offset**2)):.2f}",
+                    f"{result['rms_jy'] / result['thermal_jy']:.2f}",
+                ]
                 print(f"| {' | '.join(map(str, words))} |", flush=True)
 
 

@@ -1,4 +1,5 @@
-"""What a dry-run, a plan and the start of a run cost with 10 to 8400 groups (a month). Prints Markdown; keeps nothing but a plot.
+"""What a dry-run, a plan and the start of a run cost with 10 to 8400 groups (a month). Prints
+Markdown; keeps nothing but a plot.
 
     python bench/scaling.py [PLOT.png]      dry-runs and plans
     python bench/scaling.py running [N...]  processor seconds a group, with stubs for the science
@@ -16,10 +17,12 @@ from pathlib import Path
 import yaml
 
 from bench.start_up_scan import write_archive
-from contimg import arrivals, db, ingest
 from contimg.config import Config, load
 from contimg.paths import Paths
-from contimg.run import refresh
+from contimg.queue import arrivals, moves
+from contimg.queue import tables as queue_tables
+from contimg.runs.recovery import refresh
+from contimg.store import db
 from tests.workflow.test_replay import stub_workflow
 
 SIZES = (10, 100, 279, 1000, 8400)
@@ -27,7 +30,8 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command: str, cpu: bool = False) -> tuple[float, float, str]:
-    """Seconds (of the clock, or of processors, all children included), peak memory in GiB, and output."""
+    """Seconds (of the clock, or of processors, all children included), peak memory in GiB, and
+    output."""
     before = time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
@@ -41,14 +45,19 @@ def run(*command: str, cpu: bool = False) -> tuple[float, float, str]:
 
 
 def archive(work: Path, size: int) -> tuple[Path, Config, list[str]]:
-    """A place with so many groups, all in the queue: its configuration file, configuration and groups."""
+    """A place with so many groups, all in the queue: its configuration file, configuration and
+    groups."""
     site, incoming = work / "site.yaml", work / "incoming"
     incoming.mkdir()
-    where = {"incoming": str(incoming), "products": str(work / "products"), "state": str(work / "state")}
+    where = {
+        "incoming": str(incoming),
+        "products": str(work / "products"),
+        "state": str(work / "state"),
+    }
     site.write_text(yaml.safe_dump({"paths": where, "ingest": {"settle_s": 0}}))
     write_archive(incoming, size)
     config = load([site])
-    known = ingest.known_groups(Paths.of(config).ingest_db)
+    known = moves.known_groups(Paths.of(config).ingest_db)
     groups = arrivals.look(config, known, time.time())
     refresh(config, known, groups)
     return site, config, sorted(g.id for g in groups)
@@ -62,32 +71,55 @@ def running(sizes: list[int]) -> None:
             site, _, _ = archive(Path(work), size)
             Path(work, "workflow").mkdir()
             snakefile = stub_workflow(Path(work, "workflow"))
-            command = (str(BIN / "snakemake"), "--snakefile", str(snakefile), "--profile", str(snakefile.parent))
-            seconds, memory, _ = run(*command, "--configfile", "config/config.yaml", str(site), cpu=True)
+            command = (
+                str(BIN / "snakemake"),
+                "--snakefile",
+                str(snakefile),
+                "--profile",
+                str(snakefile.parent),
+            )
+            seconds, memory, _ = run(
+                *command, "--configfile", "config/config.yaml", str(site), cpu=True
+            )
             print(f"| {size} | {seconds / size:.1f} | {memory:.2f} |", flush=True)
 
 
 def main() -> None:
     """A table, and a plot if a name for it is given."""
     print(
-        "| groups pending | dry-run s | GiB | jobs | `contimg plan` s | dry-run with one pending s |\n|---|---|---|---|---|---|"
+        "| groups pending | dry-run s | GiB | jobs | `contimg plan` s | dry-run with one pending s "
+        "|\n|---|---|---|---|---|---|"
     )
     rows = []
     for size in SIZES:
         with tempfile.TemporaryDirectory() as work:
             site, config, groups = archive(Path(work), size)
-            options = ["-n", "-q", "rules", "--profile", "local", "--configfile", "config/config.yaml", str(site)]
+            options = [
+                "-n",
+                "-q",
+                "rules",
+                "--profile",
+                "local",
+                "--configfile",
+                "config/config.yaml",
+                str(site),
+            ]
             dry = (str(BIN / "snakemake"), *options)
             seconds, memory, text = run(*dry)
-            jobs = next((line.split()[1] for line in text.splitlines() if line.startswith("total")), "0")
+            jobs = next(
+                (line.split()[1] for line in text.splitlines() if line.startswith("total")), "0"
+            )
             plan_s, _, _ = run(str(BIN / "contimg"), "plan", "--configfile", str(site))
-            with db.writing(Paths.of(config).ingest_db, ingest.Base) as session:
+            with db.writing(Paths.of(config).ingest_db, queue_tables.Base) as session:
                 for group in groups[:-1]:
                     for state in ("in_progress", "processing_fresh", "completed"):
-                        ingest.move(session, group, state)
+                        moves.move(session, group, state)
             one_s, _, _ = run(*dry)
             rows.append((size, seconds, memory, plan_s, one_s))
-            print(f"| {size} | {seconds:.1f} | {memory:.2f} | {jobs} | {plan_s:.1f} | {one_s:.1f} |", flush=True)
+            print(
+                f"| {size} | {seconds:.1f} | {memory:.2f} | {jobs} | {plan_s:.1f} | {one_s:.1f} |",
+                flush=True,
+            )
     if len(sys.argv) > 1:
         draw(rows, Path(sys.argv[1]))
 
@@ -101,7 +133,11 @@ def draw(rows: list[tuple], path: Path) -> None:
 
     sizes, seconds, memory, plan_s, one_s = zip(*rows, strict=True)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    curves = ((seconds, "dry-run, all pending", "o-"), (plan_s, "contimg plan", "s-"), (one_s, "dry-run, one pending", "^-"))
+    curves = (
+        (seconds, "dry-run, all pending", "o-"),
+        (plan_s, "contimg plan", "s-"),
+        (one_s, "dry-run, one pending", "^-"),
+    )
     for values, label, marker in curves:
         left.loglog(sizes, values, marker, label=label)
     left.set(xlabel="Groups", ylabel="Seconds")

@@ -9,12 +9,14 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from contimg import arrivals, db, ingest
 from contimg.config import Config, IngestConfig, PathsConfig
-from contimg.groups import RawFile, cluster
 from contimg.paths import Paths
-from contimg.planning import make_plans
-from contimg.run import refresh
+from contimg.queue import arrivals, moves
+from contimg.queue import tables as queue_tables
+from contimg.queue.groups import RawFile, form_groups
+from contimg.queue.planning import make_plans
+from contimg.runs.recovery import refresh
+from contimg.store import db
 from tests.workflow.replay import SPACING_S, START, SUBBANDS, template
 
 GROUPS = 3000
@@ -35,7 +37,9 @@ def write_archive(folder: Path, groups: int = GROUPS) -> None:
         original = folder / f"{begin:%Y-%m-%dT%H:%M:%S}_sb00.hdf5"
         original.write_bytes(template(begin.timestamp() / 86400 + 2440587.5, folder))
         for subband in range(1, SUBBANDS):
-            name = f"{begin + timedelta(seconds=2 * subband):%Y-%m-%dT%H:%M:%S}_sb{subband:02d}.hdf5"
+            name = (
+                f"{begin + timedelta(seconds=2 * subband):%Y-%m-%dT%H:%M:%S}_sb{subband:02d}.hdf5"
+            )
             os.link(original, folder / name)
     (folder / "template.hdf5").unlink()
 
@@ -45,27 +49,53 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         incoming = Path(work, "incoming")
         incoming.mkdir()
-        paths = PathsConfig(incoming=incoming, products=Path(work, "products"), state=Path(work, "state"))
+        paths = PathsConfig(
+            incoming=incoming, products=Path(work, "products"), state=Path(work, "state")
+        )
         config = Config(paths=paths, ingest=IngestConfig(settle_s=0))
         timed("(writing the archive)", write_archive, incoming)
-        names = timed("list 48,000 names", lambda: [RawFile.named(path) for path in incoming.iterdir()])
-        timed("group them by name", cluster, names, 120, 300, SUBBANDS)
-        groups = timed("first look of the watcher: list, open files for 5 s, group", arrivals.look, config, {}, time.time(), 5)
+        names = timed(
+            "list 48,000 names", lambda: [RawFile.named(path) for path in incoming.iterdir()]
+        )
+        timed("group them by name", form_groups, names, 120, 300, SUBBANDS)
+        groups = timed(
+            "first look of the watcher: list, open files for 5 s, group",
+            arrivals.look,
+            config,
+            {},
+            time.time(),
+            5,
+        )
         timed("all into the queue", refresh, config, {}, groups)
-        print(f"{len(groups)} groups, of which {sum(g.is_checked() for g in groups)} were looked into and can go")
+        print(
+            f"{len(groups)} groups, of which {sum(g.is_checked() for g in groups)} were looked "
+            "into and can go"
+        )
         groups = timed("without the limit: open every file", arrivals.look, config, {}, time.time())
-        timed("into the queue", refresh, config, ingest.known_groups(Paths.of(config).ingest_db), groups)
-        known = timed("read the queue back", ingest.known_groups, Paths.of(config).ingest_db)
+        timed(
+            "into the queue",
+            refresh,
+            config,
+            moves.known_groups(Paths.of(config).ingest_db),
+            groups,
+        )
+        known = timed("read the queue back", moves.known_groups, Paths.of(config).ingest_db)
         groups = timed("every later look", arrivals.look, config, known, time.time())
         timed("and what it writes", refresh, config, known, groups)
-        plans = timed("plan all of them (what a dry-run does before its DAG)", make_plans, config, time.time())
+        plans = timed(
+            "plan all of them (what a dry-run does before its DAG)", make_plans, config, time.time()
+        )
         print(f"{len(plans)} groups: {sum(p.action == 'run' for p in plans.values())} to be run")
-        with db.writing(Paths.of(config).ingest_db, ingest.Base) as session:
+        with db.writing(Paths.of(config).ingest_db, queue_tables.Base) as session:
             for group in known:
-                ingest.claim(session, group, "bench")
-                ingest.start(session, group, resuming=False)
-                ingest.move(session, group, "completed")
-        known = timed("the same when all are completed: the queue", ingest.known_groups, Paths.of(config).ingest_db)
+                moves.claim(session, group, "bench")
+                moves.start(session, group, resuming=False)
+                moves.move(session, group, "completed")
+        known = timed(
+            "the same when all are completed: the queue",
+            moves.known_groups,
+            Paths.of(config).ingest_db,
+        )
         groups = timed("  a look at the folder", arrivals.look, config, known, time.time())
         timed("  and what it writes", refresh, config, known, groups)
 

@@ -1,1 +1,2 @@
-"""Continuum imaging of DSA-110 drift scans: everything that can be called and tested without Snakemake."""
+"""Continuum imaging of DSA-110 drift scans: everything that can be called and tested without
+Snakemake."""

@@ -1,7 +1,8 @@
-"""The configuration: one frozen model, documented field by field, built once and handed to the stages.
+"""The configuration: one frozen model, documented field by field, built once and handed to the
+stages.
 
-`config/config.yaml` states every default with a comment; `config/config.schema.json` is generated from these
-models (`python -m contimg.config`), and a test fails when the three drift apart.
+`config/config.yaml` states every default with a comment; `config/config.schema.json` is generated
+from these models (`python -m contimg.config`), and a test fails when the three drift apart.
 """
 
 import json
@@ -19,24 +20,29 @@ from contimg.errors import ConfigError
 
 DEFAULT_CONFIG = Path("config/config.yaml")
 _CLONE = Path(__file__).parents[1]
-
 _PYUVDATA_SUBBANDS = 2
 _SMALLEST_DEG, _LARGEST_DEG = 0.2, 12.0  # side of an image
 _FLUX_UNITS_JY = {"jy": 1.0, "mjy": 1e-3, "ujy": 1e-6}
 
 
 def parse_flux_jy(value: Any) -> float:
-    """Flux density in Jy from a number (Jy) or a text such as ``0.1mJy``, ``50 uJy``, ``1e-4 Jy``."""
+    """Flux density in Jy from a number (Jy) or a text such as ``0.1mJy``, ``50 uJy``, ``1e-4
+    Jy``."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z]+)\s*", str(value))
+    match = re.fullmatch(
+        r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z]+)\s*", str(value)
+    )
     if not match or match.group(2).lower() not in _FLUX_UNITS_JY:
-        raise ValueError(f"{value!r} is not a flux density; write a number in Jy, or a text such as '0.1mJy'")
+        raise ValueError(
+            f"{value!r} is not a flux density; write a number in Jy, or a text such as '0.1mJy'"
+        )
     return float(match.group(1)) * _FLUX_UNITS_JY[match.group(2).lower()]
 
 
 def parse_uvrange(value: Any) -> str | None:
-    """CASA's `uvrange` with one bound or two: '>0.1klambda', '<1km', '50~2000m'; what `uv_limits` understands."""
+    """CASA's `uvrange` with one bound or two: '>0.1klambda', '<1km', '50~2000m'; what `uv_limits`
+    understands."""
     if value in (None, ""):
         return None
     uv_limits(str(value))
@@ -46,10 +52,13 @@ def parse_uvrange(value: Any) -> str | None:
 def uv_limits(text: str) -> tuple[float, float, bool]:
     """Shortest and longest baseline of a `uvrange`, and whether in wavelengths (else in m)."""
     match = re.fullmatch(
-        r"([<>]?)([\d.]+(?:[eE][+-]?\d+)?)(?:~([\d.]+(?:[eE][+-]?\d+)?))?(k|M)?(lambda|m)", "".join(text.split())
+        r"([<>]?)([\d.]+(?:[eE][+-]?\d+)?)(?:~([\d.]+(?:[eE][+-]?\d+)?))?(k|M)?(lambda|m)",
+        "".join(text.split()),
     )
     if not match or bool(match[1]) == bool(match[3]):
-        raise ValueError(f"{text!r} is no uvrange; write something like '>0.1klambda', '<500m', '0.1~1klambda'")
+        raise ValueError(
+            f"{text!r} is no uvrange; write something like '>0.1klambda', '<500m', '0.1~1klambda'"
+        )
     scale = {None: 1.0, "k": 1e3, "M": 1e6}[match[4]]
     low, high = float(match[2]) * scale, float(match[3] or match[2]) * scale
     low, high = {"<": (0.0, high), ">": (low, float("inf"))}.get(match[1], (low, high))
@@ -96,48 +105,93 @@ UvRange = Annotated[str | None, BeforeValidator(parse_uvrange)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)  # stations have numbers for names
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True
+    )  # stations have numbers for names
 
 
 class PathsConfig(_Section):
     """Where data come from and go to; relative paths are relative to the working directory."""
 
-    incoming: Path = Field(Path("data/incoming"), description="raw *_sb??.hdf5 files; never written by the workflow")
-    staging: str = Field("auto", description="subband Measurement Sets go into a subfolder of this; auto: conversion.staging")
-    products: Path = Field(Path("data/products"), description="Measurement Sets, tables, images, results, plots, logs")
-    state: Path = Field(Path("data/state"), description="run snapshots, locks; shared with the nodes of a cluster")
+    incoming: Path = Field(
+        Path("data/incoming"), description="raw *_sb??.hdf5 files; never written by the workflow"
+    )
+    staging: str = Field(
+        "auto",
+        description="subband Measurement Sets go into a subfolder of this; auto: "
+        "conversion.staging",
+    )
+    products: Path = Field(
+        Path("data/products"), description="Measurement Sets, tables, images, results, plots, logs"
+    )
+    state: Path = Field(
+        Path("data/state"), description="run snapshots, locks; shared with the nodes of a cluster"
+    )
     databases: Path | None = Field(
-        None, description="SQLite databases: on a disk of the one host that writes them; null: in paths.state"
+        None,
+        description="SQLite databases: on a disk of the one host that writes them; null: in "
+        "paths.state",
     )
 
 
 class CataloguesConfig(_Section):
     """Catalogues as CSV, positions ICRS."""
 
-    stations: Path = Field(Path("config/catalogues/dsa110_stations.csv"), description="stations of the array (WGS84)")
-    calibrators: Path = Field(Path("config/catalogues/vla_calibrators.csv"), description="VLA calibrator list")
+    stations: Path = Field(
+        Path("config/catalogues/dsa110_stations.csv"), description="stations of the array (WGS84)"
+    )
+    calibrators: Path = Field(
+        Path("config/catalogues/vla_calibrators.csv"), description="VLA calibrator list"
+    )
     sky: Path = Field(
-        Path("config/catalogues/nvss_ra344_dec16.csv"), description="sky at 1.4 GHz: name, ra_deg, dec_deg, flux_jy"
+        Path("config/catalogues/nvss_ra344_dec16.csv"),
+        description="sky at 1.4 GHz: name, ra_deg, dec_deg, flux_jy",
     )
 
 
 class IngestConfig(_Section):
     """How files become groups, and which groups a run takes."""
 
-    expected_subbands: int = Field(16, ge=1, le=99, description="a group is complete with the set 0..N-1")
-    min_subbands: int = Field(16, ge=1, description="start with fewer after collecting_timeout_s; the rest is flagged")
-    tolerance_s: float = Field(120, gt=0, lt=309, description="file names this close to the first are one group")
-    chunk_minutes: float = Field(5, gt=0, description="length of a group; caps the span of names, also where headers join files")
-    settle_s: float = Field(2, ge=0, description="a file written to less than this long ago is not looked at yet")
-    collecting_timeout_s: float = Field(3600, gt=0, description="an incomplete group fails this long after its last file came")
-    max_retries: int = Field(3, ge=0, description="attempts after the first before a group is failed")
-    retry_backoff_s: float = Field(
-        60, ge=0, description="the watcher waits this long before the second attempt, then twice as long"
+    expected_subbands: int = Field(
+        16, ge=1, le=99, description="a group is complete with the set 0..N-1"
     )
-    lease_s: float = Field(120, gt=0, description="groups of a run that gave no sign of life for this long are taken back")
+    min_subbands: int = Field(
+        16, ge=1, description="start with fewer after collecting_timeout_s; the rest is flagged"
+    )
+    tolerance_s: float = Field(
+        120, gt=0, lt=309, description="file names this close to the first are one group"
+    )
+    chunk_minutes: float = Field(
+        5,
+        gt=0,
+        description="length of a group; caps the span of names, also where headers join files",
+    )
+    settle_s: float = Field(
+        2, ge=0, description="a file written to less than this long ago is not looked at yet"
+    )
+    collecting_timeout_s: float = Field(
+        3600, gt=0, description="an incomplete group fails this long after its last file came"
+    )
+    max_retries: int = Field(
+        3, ge=0, description="attempts after the first before a group is failed"
+    )
+    retry_backoff_s: float = Field(
+        60,
+        ge=0,
+        description="the watcher waits this long before the second attempt, then twice as long",
+    )
+    lease_s: float = Field(
+        120,
+        gt=0,
+        description="groups of a run that gave no sign of life for this long are taken back",
+    )
     order: Literal["oldest", "newest"] = Field("oldest", description="which groups go first")
-    groups_per_run: int = Field(16, ge=1, description="most groups that the watcher gives to one run")
-    poll_s: float = Field(10, gt=0, description="the watcher looks at least this often; network disks send no events")
+    groups_per_run: int = Field(
+        16, ge=1, description="most groups that the watcher gives to one run"
+    )
+    poll_s: float = Field(
+        10, gt=0, description="the watcher looks at least this often; network disks send no events"
+    )
     start: UtcText | None = Field(None, description="only groups at or after this UTC time (ISO)")
     end: UtcText | None = Field(None, description="only groups before this UTC time (ISO)")
     groups: UtcTexts = Field((), description="only these group ids; empty: all")
@@ -146,13 +200,18 @@ class IngestConfig(_Section):
         """Whether a group is asked for."""
         if self.groups and group_id not in self.groups:
             return False
-        return (self.start is None or group_id >= self.start) and (self.end is None or group_id < self.end)
+        return (self.start is None or group_id >= self.start) and (
+            self.end is None or group_id < self.end
+        )
 
     def span(self, also: Collection[str] = ()) -> tuple[str, str]:
-        """First and last time in the names of the files that can belong to a group asked for, or to one of `also`."""
+        """First and last time in the names of the files that can belong to a group asked for, or to
+        one of `also`."""
         first = min(max(self.start or "", min(self.groups, default="")), *also, "9")
         last = max(min(self.end or "9", max(self.groups, default="9")), *also, "")
-        margin = timedelta(minutes=2 * self.chunk_minutes)  # groups at the edges are seen whole, to be told from those beyond
+        margin = timedelta(
+            minutes=2 * self.chunk_minutes
+        )  # groups at the edges are seen whole, to be told from those beyond
         return (
             (_moment(first) - margin).isoformat(timespec="seconds") if first else "",
             (_moment(last) + margin).isoformat(timespec="seconds") if last != "9" else last,
@@ -163,166 +222,304 @@ class ConversionConfig(_Section):
     """UVH5 to Measurement Set."""
 
     writer: Literal["auto", "parallel-subband", "pyuvdata"] = Field(
-        "auto", description="pyuvdata: a check, for 1 or 2 subbands; auto: that for so few, else parallel-subband"
+        "auto",
+        description="pyuvdata: a check, for 1 or 2 subbands; auto: that for so few, else "
+        "parallel-subband",
     )
-    workers: int = Field(16, ge=1, description="subbands converted at once; bounded by the cores of the job")
-    staging: Literal["auto", "tmpfs", "disk"] = Field("auto", description="auto: tmpfs when it has room, else disk")
-    tmpfs_keep_free_gb: float = Field(4, ge=0, description="memory that staging in tmpfs leaves to others")
-    telescope_name: str = Field("OVRO_MMA", description="name in the Measurement Set; CASA must know it")
+    workers: int = Field(
+        16, ge=1, description="subbands converted at once; bounded by the cores of the job"
+    )
+    staging: Literal["auto", "tmpfs", "disk"] = Field(
+        "auto", description="auto: tmpfs when it has room, else disk"
+    )
+    tmpfs_keep_free_gb: float = Field(
+        4, ge=0, description="memory that staging in tmpfs leaves to others"
+    )
+    telescope_name: str = Field(
+        "OVRO_MMA", description="name in the Measurement Set; CASA must know it"
+    )
 
 
 class FlaggingConfig(_Section):
     """Flags before calibration."""
 
     strategy: Literal["mad", "aoflagger", "tfcrop", "none"] = Field(
-        "mad", description="what looks for interference: mad (array-averaged power), aoflagger, tfcrop (CASA), or none"
+        "mad",
+        description="what looks for interference: mad (array-averaged power), aoflagger, tfcrop "
+        "(CASA), or none",
     )
-    channel_sigma: float = Field(6.0, gt=3, description="mad: array-averaged power of a time and channel, above its neighbours")
-    sample_sigma: float = Field(7.0, gt=4, description="mad: amplitude of one visibility, above its baseline's")
-    max_channel_fraction: float = Field(0.5, gt=0, le=1, description="mad: flag a channel with more than this flagged")
-    max_time_fraction: float = Field(0.5, gt=0, le=1, description="mad: flag an integration with more than this flagged")
+    channel_sigma: float = Field(
+        6.0,
+        gt=3,
+        description="mad: array-averaged power of a time and channel, above its neighbours",
+    )
+    sample_sigma: float = Field(
+        7.0, gt=4, description="mad: amplitude of one visibility, above its baseline's"
+    )
+    max_channel_fraction: float = Field(
+        0.5, gt=0, le=1, description="mad: flag a channel with more than this flagged"
+    )
+    max_time_fraction: float = Field(
+        0.5, gt=0, le=1, description="mad: flag an integration with more than this flagged"
+    )
     dead_coherence: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="an antenna with less than this share of the median coherent power, and next to none, is dead",
+        description="an antenna with less than this share of the median coherent power, and next "
+        "to none, is dead",
     )
-    odd_noise_factor: float = Field(5.0, gt=1, description="flag an antenna with this much more noise than most, or less")
+    odd_noise_factor: float = Field(
+        5.0, gt=1, description="flag an antenna with this much more noise than most, or less"
+    )
 
 
 class CalibrationConfig(_Section):
     """Calibrator choice, sky model, solutions, validity."""
 
-    solver: Literal["fast", "casa"] = Field("fast", description="fast: our own least squares; casa: gaincal and bandpass")
+    solver: Literal["fast", "casa"] = Field(
+        "fast", description="fast: our own least squares; casa: gaincal and bandpass"
+    )
     do_k: bool = Field(False, description="solve delays (K) before the bandpass; with CASA")
-    sky_min_mjy: float = Field(10, ge=0, description="faintest catalogue source in the model, mJy at 1.4 GHz")
+    sky_min_mjy: float = Field(
+        10, ge=0, description="faintest catalogue source in the model, mJy at 1.4 GHz"
+    )
     sky_radius_deg: float = Field(
-        2.5, ge=0, description="catalogue sources this close to the calibrator are in the model; 2.5 is the whole beam"
+        2.5,
+        ge=0,
+        description="catalogue sources this close to the calibrator are in the model; 2.5 is the "
+        "whole beam",
     )
     min_flux_jy: FluxJy = Field(1.0, description="faintest calibrator, flux at 1.4 GHz")
-    min_beam: float = Field(0.5, gt=0, lt=1, description="smallest mean beam response at a calibrator")
+    min_beam: float = Field(
+        0.5, gt=0, lt=1, description="smallest mean beam response at a calibrator"
+    )
     allow: Texts = Field((), description="only these calibrators (names of the list); empty: all")
     deny: Texts = Field((), description="never these calibrators")
-    flux_override: dict[str, FluxJy] = Field({}, description="flux at 1.4 GHz by calibrator name, before any catalogue")
-    uvrange: UvRange = Field(None, description="baselines to solve with, as CASA has it: '>0.1klambda', '50~2000m'")
+    flux_override: dict[str, FluxJy] = Field(
+        {}, description="flux at 1.4 GHz by calibrator name, before any catalogue"
+    )
+    uvrange: UvRange = Field(
+        None, description="baselines to solve with, as CASA has it: '>0.1klambda', '50~2000m'"
+    )
     refant: str = Field("auto", description="station name, or auto: healthy and central")
     min_snr: float = Field(3.0, gt=0, description="solutions below are flagged")
     gain_interval_s: float | None = Field(
-        None, gt=0, description="a gain this often, for the calibrator's own group; null: one. Others get the mean"
+        None,
+        gt=0,
+        description="a gain this often, for the calibrator's own group; null: one. Others get "
+        "the mean",
     )
-    fill_channels: int = Field(4, ge=0, description="bandpass gaps up to this wide are interpolated")
+    fill_channels: int = Field(
+        4, ge=0, description="bandpass gaps up to this wide are interpolated"
+    )
     fast: bool = Field(False, description="quick solutions from averaged data, marked NON_SCIENCE")
     timebin_s: float = Field(30, gt=0, description="fast: average data over this long")
     chanbin: int = Field(4, ge=1, description="fast: average data over so many channels")
     fast_uvrange: UvRange = Field(">1klambda", description="fast: baselines to solve with")
     phase_only: bool = Field(True, description="fast: gains have phases only, after the bandpass")
     max_model_misfit: float = Field(
-        0.3, gt=0, description="calibrated data and catalogue differ more than this in amplitude: not for science"
+        0.3,
+        gt=0,
+        description="calibrated data and catalogue differ more than this in amplitude: not for "
+        "science",
     )
-    min_antennas: int = Field(5, ge=5, description="a set with solutions for fewer antennas is not used")
-    max_flagged: float = Field(0.5, gt=0, le=1, description="nor one with more of its solutions flagged")
-    min_median_snr: float = Field(5.0, gt=0, description="nor one whose median solution has less signal to noise")
-    max_amplitude_scatter: float = Field(0.2, gt=0, description="nor one that scatters more about its neighbours, relative")
-    max_phase_scatter_deg: float = Field(12.0, gt=0, description="nor one that scatters more about its neighbours, deg")
-    min_modelled: float = Field(0.8, ge=0, le=1, description="nor one whose model lacks more of the flux in the beam")
-    validity_h: float = Field(24, gt=0, description="a set is valid this long before and after its mid time")
-    dec_tolerance_deg: float = Field(1.0, gt=0, description="a set is valid for pointings this close in declination")
+    min_antennas: int = Field(
+        5, ge=5, description="a set with solutions for fewer antennas is not used"
+    )
+    max_flagged: float = Field(
+        0.5, gt=0, le=1, description="nor one with more of its solutions flagged"
+    )
+    min_median_snr: float = Field(
+        5.0, gt=0, description="nor one whose median solution has less signal to noise"
+    )
+    max_amplitude_scatter: float = Field(
+        0.2, gt=0, description="nor one that scatters more about its neighbours, relative"
+    )
+    max_phase_scatter_deg: float = Field(
+        12.0, gt=0, description="nor one that scatters more about its neighbours, deg"
+    )
+    min_modelled: float = Field(
+        0.8, ge=0, le=1, description="nor one whose model lacks more of the flux in the beam"
+    )
+    validity_h: float = Field(
+        24, gt=0, description="a set is valid this long before and after its mid time"
+    )
+    dec_tolerance_deg: float = Field(
+        1.0, gt=0, description="a set is valid for pointings this close in declination"
+    )
 
 
 class GatesConfig(_Section):
-    """What calibrated data look like, whatever is in the field: beyond, a set or an image is passable (warn) or wrong (fail)."""
+    """What calibrated data look like, whatever is in the field: beyond, a set or an image is
+    passable (warn) or wrong (fail)."""
 
-    sefd_jy: float = Field(7000, gt=0, description="noise of a receiver: 6500 by design, 8016 as measured in 2026")
-    warn_sefd_factor: float = Field(2.0, gt=1, description="median receiver, so many times noisier or quieter than that")
+    sefd_jy: float = Field(
+        7000, gt=0, description="noise of a receiver: 6500 by design, 8016 as measured in 2026"
+    )
+    warn_sefd_factor: float = Field(
+        2.0, gt=1, description="median receiver, so many times noisier or quieter than that"
+    )
     fail_sefd_factor: float = Field(3.5, gt=1, description="the same")
-    warn_sefd_scatter: float = Field(0.6, gt=0, description="scatter of ln(noise) among receivers; 0.27 as measured")
+    warn_sefd_scatter: float = Field(
+        0.6, gt=0, description="scatter of ln(noise) among receivers; 0.27 as measured"
+    )
     fail_sefd_scatter: float = Field(1.2, gt=0, description="the same")
-    warn_snr_share: float = Field(0.5, gt=0, lt=1, description="signal to noise of the gains, of what the model promises")
+    warn_snr_share: float = Field(
+        0.5, gt=0, lt=1, description="signal to noise of the gains, of what the model promises"
+    )
     fail_snr_share: float = Field(0.2, gt=0, lt=1, description="the same")
-    warn_explained: float = Field(0.8, gt=0, lt=1, description="share of the coherent power that the model explains")
+    warn_explained: float = Field(
+        0.8, gt=0, lt=1, description="share of the coherent power that the model explains"
+    )
     fail_explained: float = Field(0.5, gt=0, lt=1, description="the same")
-    warn_offset_arcsec: float = Field(30.0, gt=0, description="place of the calibrator in the calibrated data")
+    warn_offset_arcsec: float = Field(
+        30.0, gt=0, description="place of the calibrator in the calibrated data"
+    )
     fail_offset_arcsec: float = Field(120.0, gt=0, description="the same")
-    warn_gain_change: float = Field(1.3, gt=1, description="gains of all antennas, against the nearest other set: ratio")
+    warn_gain_change: float = Field(
+        1.3, gt=1, description="gains of all antennas, against the nearest other set: ratio"
+    )
     fail_gain_change: float = Field(3.0, gt=1, description="the same")
-    antenna_gain_change: float = Field(1.5, gt=1, description="an antenna whose gain changed by more than the others' is named")
+    antenna_gain_change: float = Field(
+        1.5, gt=1, description="an antenna whose gain changed by more than the others' is named"
+    )
     antenna_phase_change_deg: float = Field(60.0, gt=0, description="or by so much in phase")
-    warn_antennas_changed: float = Field(0.2, gt=0, le=1, description="share of the antennas that changed")
+    warn_antennas_changed: float = Field(
+        0.2, gt=0, le=1, description="share of the antennas that changed"
+    )
     fail_antennas_changed: float = Field(0.6, gt=0, le=1, description="the same")
-    warn_sefd_change: float = Field(1.3, gt=1, description="noise of a calibrated group over that of its set's observation")
+    warn_sefd_change: float = Field(
+        1.3, gt=1, description="noise of a calibrated group over that of its set's observation"
+    )
     fail_sefd_change: float = Field(4.0, gt=1, description="the same")
-    antenna_sefd_change: float = Field(2.0, gt=1, description="an antenna whose noise changed so much is named")
-    warn_model_misfit: float = Field(0.1, gt=0, description="amplitude of the catalogue in calibrated data, off 1")
+    antenna_sefd_change: float = Field(
+        2.0, gt=1, description="an antenna whose noise changed so much is named"
+    )
+    warn_model_misfit: float = Field(
+        0.1, gt=0, description="amplitude of the catalogue in calibrated data, off 1"
+    )
 
 
 class ImagingConfig(_Section):
     """Imaging."""
 
-    mode: Literal["full", "quick"] = Field("full", description="quick: a small coarse image to look at, marked so")
+    mode: Literal["full", "quick"] = Field(
+        "full", description="quick: a small coarse image to look at, marked so"
+    )
     backend: Literal["wgridder", "tclean", "wsclean"] = Field(
         "wgridder", description="wgridder (ducc0 + radler), tclean (CASA), or wsclean (a program)"
     )
-    imsize: int = Field(4800, ge=128, le=32768, multiple_of=2, description="pixels on a side; even, with small prime factors")
-    cell_arcsec: float = Field(3.0, ge=0.2, le=20, description="pixel size; a fifth of the restoring beam or less")
-    weighting: Literal["briggs", "natural", "uniform"] = Field("briggs", description="of the visibilities")
+    imsize: int = Field(
+        4800,
+        ge=128,
+        le=32768,
+        multiple_of=2,
+        description="pixels on a side; even, with small prime factors",
+    )
+    cell_arcsec: float = Field(
+        3.0, ge=0.2, le=20, description="pixel size; a fifth of the restoring beam or less"
+    )
+    weighting: Literal["briggs", "natural", "uniform"] = Field(
+        "briggs", description="of the visibilities"
+    )
     robust: float = Field(0.0, ge=-2, le=2, description="Briggs robust parameter")
     taper_arcsec: float | None = Field(None, gt=0, description="Gaussian taper, FWHM in the image")
     uvrange: UvRange = Field(None, description="baselines to image, as CASA has it: '>0.1klambda'")
     average_channels: int | None = Field(
-        None, ge=1, description="average so many; null: as many as cost 0.3 % at the beam's 30 % point"
+        None,
+        ge=1,
+        description="average so many; null: as many as cost 0.3 % at the beam's 30 % point",
     )
     subtract_above_jy: FluxJy | None = Field(
-        0.5, description="catalogue sources that are apparently brighter leave the visibilities with their beam track; null: none"
+        0.5,
+        description="catalogue sources that are apparently brighter leave the visibilities with "
+        "their beam track; null: none",
     )
-    subtract_outside_above_jy: FluxJy = Field(0.02, description="the same for sources outside the image, which no clean reaches")
-    beam_file: Path | None = Field(None, description="measured primary beam (FITS, power) instead of the Airy disk")
+    subtract_outside_above_jy: FluxJy = Field(
+        0.02, description="the same for sources outside the image, which no clean reaches"
+    )
+    beam_file: Path | None = Field(
+        None, description="measured primary beam (FITS, power) instead of the Airy disk"
+    )
     niter: int = Field(50000, ge=0, description="most clean components")
     gain: float = Field(0.1, gt=0, lt=1, description="of the clean's minor cycle")
     multiscale: bool = Field(False, description="clean on several scales")
     max_major_cycles: int = Field(12, ge=1, description="then the clean ends")
     max_minutes: float = Field(30, gt=0, description="then the clean ends, after its major cycle")
-    threshold: FluxJy | None = Field(None, description="stop at this residual peak ('0.5mJy'); null: threshold_sigma")
-    threshold_sigma: float = Field(1.5, gt=0, description="stop at this many sigma inside the automatic mask")
-    mask_sigma: float = Field(5.0, gt=0, description="peaks above this many sigma enter the automatic mask")
-    beam_limit: float = Field(0.2, gt=0, lt=1, description="the primary-beam corrected image is blank below")
+    threshold: FluxJy | None = Field(
+        None, description="stop at this residual peak ('0.5mJy'); null: threshold_sigma"
+    )
+    threshold_sigma: float = Field(
+        1.5, gt=0, description="stop at this many sigma inside the automatic mask"
+    )
+    mask_sigma: float = Field(
+        5.0, gt=0, description="peaks above this many sigma enter the automatic mask"
+    )
+    beam_limit: float = Field(
+        0.2, gt=0, lt=1, description="the primary-beam corrected image is blank below"
+    )
     skip_fits: bool = Field(False, description="write the CASA images only")
 
 
 class ValidationConfig(_Section):
-    """When an image is only passable (warn), or must not be used (fail). What data must be like is in `gates`."""
+    """When an image is only passable (warn), or must not be used (fail). What data must be like is
+    in `gates`."""
 
     warn_rms: float = Field(1.5, gt=0, description="noise over the thermal expectation")
     fail_rms: float = Field(10.0, gt=0, description="the same")
-    warn_flux: float = Field(0.03, gt=0, description="median flux ratio to the catalogue, difference from 1")
+    warn_flux: float = Field(
+        0.03, gt=0, description="median flux ratio to the catalogue, difference from 1"
+    )
     fail_flux: float = Field(0.2, gt=0, description="the same")
     warn_offset_arcsec: float = Field(1.0, gt=0, description="median offset from the catalogue")
     fail_offset_arcsec: float = Field(5.0, gt=0, description="the same")
-    warn_lost: float = Field(0.1, ge=0, description="share of the catalogue's bright sources that were not found")
+    warn_lost: float = Field(
+        0.1, ge=0, description="share of the catalogue's bright sources that were not found"
+    )
     fail_lost: float = Field(0.5, ge=0, description="the same")
-    min_compared: int = Field(4, ge=1, description="sources that a comparison takes; with fewer an image is unverified")
-    warn_data: float = Field(0.8, ge=0, le=1, description="share of the group's visibilities that is in the image")
+    min_compared: int = Field(
+        4, ge=1, description="sources that a comparison takes; with fewer an image is unverified"
+    )
+    warn_data: float = Field(
+        0.8, ge=0, le=1, description="share of the group's visibilities that is in the image"
+    )
     fail_data: float = Field(0.1, ge=0, le=1, description="the same")
-    warn_antennas: float = Field(0.85, ge=0, le=1, description="share of the antennas that took part")
+    warn_antennas: float = Field(
+        0.85, ge=0, le=1, description="share of the antennas that took part"
+    )
     fail_antennas: float = Field(0.3, ge=0, le=1, description="the same")
     warn_band: float = Field(0.8, ge=0, le=1, description="share of the channels")
     fail_band: float = Field(0.2, ge=0, le=1, description="the same")
     warn_time: float = Field(0.8, ge=0, le=1, description="share of the integrations")
     fail_time: float = Field(0.2, ge=0, le=1, description="the same")
-    warn_beam: float = Field(0.2, gt=0, description="area of the beam against that of all antennas, larger or smaller by")
+    warn_beam: float = Field(
+        0.2, gt=0, description="area of the beam against that of all antennas, larger or smaller by"
+    )
     fail_beam: float = Field(2.0, gt=0, description="the same")
-    publish: Annotated[tuple[Literal["good", "warn", "unverified", "fail"], ...], BeforeValidator(_as_list)] = Field(
-        ("good", "warn", "unverified"), description="verdicts with which an image may be published, if nothing else is against it"
+    publish: Annotated[
+        tuple[Literal["good", "warn", "unverified", "fail"], ...], BeforeValidator(_as_list)
+    ] = Field(
+        ("good", "warn", "unverified"),
+        description="verdicts with which an image may be published, if nothing else is against it",
     )
 
 
 class RetentionConfig(_Section):
-    """What is deleted when it is no longer needed. Nothing by default; docs/storage.md has the sizes."""
+    """What is deleted when it is no longer needed. Nothing by default; docs/storage.md has the
+    sizes."""
 
     measurement_sets_days: float | None = Field(
-        None, ge=0, description="a Measurement Set goes this long after its image was verified; null: never"
+        None,
+        ge=0,
+        description="a Measurement Set goes this long after its image was verified; null: never",
     )
-    tables_days: float | None = Field(None, ge=0, description="a calibration set goes this long after it was last valid")
-    images_days: float | None = Field(None, ge=0, description="images (CASA and FITS) go this long after they were made")
+    tables_days: float | None = Field(
+        None, ge=0, description="a calibration set goes this long after it was last valid"
+    )
+    images_days: float | None = Field(
+        None, ge=0, description="images (CASA and FITS) go this long after they were made"
+    )
 
 
 class Config(_Section):
@@ -344,28 +541,46 @@ class Config(_Section):
         """The writer that conversion uses."""
         if self.conversion.writer != "auto":
             return self.conversion.writer
-        return "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
+        return (
+            "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
+        )
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
-    """The configuration from a (merged) mapping; raises ConfigError naming every key that is wrong."""
+    """The configuration from a (merged) mapping; raises ConfigError naming every key that is
+    wrong."""
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
         lines = [f"  {_in_words(one)}" for one in error.errors()]
-        raise ConfigError("configuration:\n" + "\n".join(lines) + "\nEvery key is explained in config/config.yaml.") from None
+        raise ConfigError(
+            "configuration:\n"
+            + "\n".join(lines)
+            + "\nEvery key is explained in config/config.yaml."
+        ) from None
     if config.ingest.min_subbands > config.ingest.expected_subbands:
-        raise ConfigError("configuration: ingest.min_subbands is larger than ingest.expected_subbands")
+        raise ConfigError(
+            "configuration: ingest.min_subbands is larger than ingest.expected_subbands"
+        )
     _check_image(config.imaging)
     retention = config.retention
-    if retention.images_days is not None and (retention.measurement_sets_days or 0) > retention.images_days:
-        raise ConfigError("configuration: retention.images_days is less than measurement_sets_days: images would go first")
+    if (
+        retention.images_days is not None
+        and (retention.measurement_sets_days or 0) > retention.images_days
+    ):
+        raise ConfigError(
+            "configuration: retention.images_days is less than measurement_sets_days: images would "
+            "go first"
+        )
     if config.calibration.do_k and config.calibration.gain_interval_s:
-        raise ConfigError("configuration: calibration.do_k and gain_interval_s do not go together: choose one")
+        raise ConfigError(
+            "configuration: calibration.do_k and gain_interval_s do not go together: choose one"
+        )
     if config.writer == "pyuvdata" and config.ingest.expected_subbands > _PYUVDATA_SUBBANDS:
         raise ConfigError(
-            f"configuration: conversion.writer pyuvdata is for {_PYUVDATA_SUBBANDS} subbands at most, and "
-            f"ingest.expected_subbands is {config.ingest.expected_subbands}: choose parallel-subband"
+            f"configuration: conversion.writer pyuvdata is for {_PYUVDATA_SUBBANDS} subbands at "
+            f"most, and ingest.expected_subbands is {config.ingest.expected_subbands}: choose "
+            "parallel-subband"
         )
     return config
 
@@ -374,7 +589,8 @@ def _check_image(options: ImagingConfig) -> None:
     side_deg = options.imsize * options.cell_arcsec / 3600
     if not _SMALLEST_DEG <= side_deg <= _LARGEST_DEG:
         raise ConfigError(
-            f"configuration: imaging.imsize {options.imsize} of imaging.cell_arcsec {options.cell_arcsec:g} is an image of "
+            f"configuration: imaging.imsize {options.imsize} of imaging.cell_arcsec "
+            f"{options.cell_arcsec:g} is an image of "
             f"{side_deg:.3g} deg; expected {_SMALLEST_DEG:g} to {_LARGEST_DEG:g}"
         )
 
@@ -386,11 +602,15 @@ def _in_words(error: Mapping) -> str:
     if error["type"] != "extra_forbidden":
         words = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         return f"{name}: {words} (found {error['input']!r})"
-    fields = {name: section.annotation.model_fields for name, section in Config.model_fields.items()}
+    fields = {
+        name: section.annotation.model_fields for name, section in Config.model_fields.items()
+    }
     if sections:
         near = get_close_matches(key, fields.get(sections[0], ()), 1)
     else:
-        near = [f"{one}.{key}" for one, keys in fields.items() if key in keys] or get_close_matches(key, fields, 1)
+        near = [f"{one}.{key}" for one, keys in fields.items() if key in keys] or get_close_matches(
+            key, fields, 1
+        )
     return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
@@ -404,8 +624,9 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(files: Iterable[Path] = ()) -> Config:
-    """The default file, then `files` over it in turn. Raises ConfigError also where there is no site: in a working directory
-    without the default file, unless `files` name all folders by absolute paths; the catalogues are those of the clone then."""
+    """The default file, then `files` over it in turn. Raises ConfigError also where there is no
+    site: in a working directory without the default file, unless `files` name all folders by
+    absolute paths; the catalogues are those of the clone then."""
     values: dict[str, Any] = {}
     elsewhere = not DEFAULT_CONFIG.exists()
     for path in [_CLONE / DEFAULT_CONFIG if elsewhere else DEFAULT_CONFIG, *map(Path, files)]:
@@ -421,10 +642,15 @@ def load(files: Iterable[Path] = ()) -> Config:
 
 
 def _of_another_folder(config: Config) -> Config:
-    folders = {name: path for name, path in config.paths.model_dump().items() if isinstance(path, Path)}
-    if relative := [f"paths.{name} ({path})" for name, path in folders.items() if not path.is_absolute()]:
+    folders = {
+        name: path for name, path in config.paths.model_dump().items() if isinstance(path, Path)
+    }
+    if relative := [
+        f"paths.{name} ({path})" for name, path in folders.items() if not path.is_absolute()
+    ]:
         raise ConfigError(
-            f"there is no site here: {Path.cwd()} has no {DEFAULT_CONFIG}, and {', '.join(relative)} would lie in it. Go to the "
+            f"there is no site here: {Path.cwd()} has no {DEFAULT_CONFIG}, and "
+            f"{', '.join(relative)} would lie in it. Go to the "
             "clone, or name a --configfile in which these are absolute"
         )
     lists = {name: _CLONE / path for name, path in config.catalogues.model_dump().items()}
@@ -440,14 +666,20 @@ def default_yaml() -> str:
     """The default configuration with a comment on every key."""
     lines = [
         "# yaml-language-server: $schema=config.schema.json",
-        "# Every key with its default. Written by `python -m contimg.config` from contimg/config.py, which checks it.",
-        "# Do not edit: put what you want otherwise into a file of your own (`make run CONFIG=my.yaml`).",
+        "# Every key with its default. Written by `python -m contimg.config` from "
+        "contimg/config.py, which checks it.",
+        "# Do not edit: put what you want otherwise into a file of your own (`make run "
+        "CONFIG=my.yaml`).",
     ]
     for name, section in Config.model_fields.items():
         lines += ["", f"# {section.annotation.__doc__}", f"{name}:"]
         for key, entry in section.annotation.model_fields.items():
             value = getattr(section.default, key)
-            text = yaml.safe_dump(_plain(value), default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+            text = (
+                yaml.safe_dump(_plain(value), default_flow_style=True)
+                .removesuffix("\n")
+                .removesuffix("\n...")
+            )
             lines.append(f"  {key}: {text}  # {entry.description}")
     return "\n".join(lines) + "\n"
 
@@ -459,8 +691,10 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-GENERATED = {Path("config/config.schema.json"): json_schema, Path("config/config.yaml"): default_yaml}
-
+GENERATED = {
+    Path("config/config.schema.json"): json_schema,
+    Path("config/config.yaml"): default_yaml,
+}
 if __name__ == "__main__":
     for path, text in GENERATED.items():
         path.write_text(text())

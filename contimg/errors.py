@@ -1,13 +1,17 @@
-"""Every error that a stage raises on purpose. The message says who, what was expected, what was found, what to do."""
+"""Every error that a stage raises on purpose. The message says who, what was expected, what was
+found, what to do."""
 
 import errno
 import re
 
-_NO_ROOM = re.compile("No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE)
+_NO_ROOM = re.compile(
+    "No space left on device|Disk quota exceeded|database or disk is full", re.IGNORECASE
+)
 
 
 class ContimgError(Exception):
-    """Base class: an error whose message is enough for an operator; no traceback is needed to act on it."""
+    """Base class: an error whose message is enough for an operator; no traceback is needed to act
+    on it."""
 
 
 class ConfigError(ContimgError):
@@ -63,5 +67,8 @@ class LockError(ContimgError):
 
 
 def is_full(error: BaseException | str) -> bool:
-    """Whether an error, or what a library said last, comes from a disk without room, or a quota that is used up."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or bool(_NO_ROOM.search(str(error)))
+    """Whether an error, or what a library said last, comes from a disk without room, or a quota
+    that is used up."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or bool(
+        _NO_ROOM.search(str(error))
+    )

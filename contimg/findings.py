@@ -5,14 +5,16 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-# Of a verdict, from the best to the worst: an image with a known fault is better known than one that was compared with nothing.
+# Of a verdict, from the best to the worst: an image with a known fault is better known than one
+# that was compared with nothing.
 LEVELS = ("good", "warn", "unverified", "fail")
 UNKNOWN = "unknown"  # of a check that could not be made: a result too
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A check's outcome. `level` is good, warn, fail, or unknown where the check could not be made."""
+    """A check's outcome. `level` is good, warn, fail, or unknown where the check could not be
+    made."""
 
     name: str
     level: str
@@ -27,11 +29,19 @@ class Finding:
 
 
 def judged(
-    *, name: str, value: float | None, warn: float, fail: float, words: str, unit: str = "", percent: bool = False,
+    *,
+    name: str,
+    value: float | None,
+    warn: float,
+    fail: float,
+    words: str,
+    unit: str = "",
+    percent: bool = False,
     cause: str = "",
-) -> Finding:  # fmt: skip
-    """A number against its limits: beyond `warn` it is passable, beyond `fail` it is wrong; `fail` above `warn` where more is
-    worse, below where less is. No number, or none that is finite, is unknown.
+) -> Finding:
+    """A number against its limits: beyond `warn` it is passable, beyond `fail` it is wrong; `fail`
+    above `warn` where more is worse, below where less is. No number, or none that is finite, is
+    unknown.
 
     words    what was found, with its size
     unit     of the limits, in words; with `percent` they are shares

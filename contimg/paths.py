@@ -1,6 +1,7 @@
 """Every file name of the project, in one place.
 
-Each method works with a real group id and with Snakemake's ``{group}`` alike, so rules and library agree.
+Each method works with a real group id and with Snakemake's ``{group}`` alike, so rules and library
+agree.
 """
 
 import hashlib
@@ -15,14 +16,37 @@ GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 DATE_PATTERN = r"\d{4}-\d\d-\d\d"
 LANES = ("local", "cluster")  # of each one run at a time works on a state folder; both may at once
 RAW_PATTERN = "*_sb??.hdf5"
-# The stages of a group, by the names of their results, in the order in which a calibrator group goes through them.
-STAGES = ("convert", "concat", "prepare", "solve", "register", "caltables", "apply", "image", "qa", "index")
+# The stages of a group, by the names of their results, in the order in which a calibrator group
+# goes through them.
+STAGES = (
+    "convert",
+    "concat",
+    "prepare",
+    "solve",
+    "register",
+    "caltables",
+    "apply",
+    "image",
+    "qa",
+    "index",
+)
 CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
 FAST_SUFFIX = ".fast"
 QUICK_MARK = ".quick"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
-GROUP_PLOTS = ("image", "thumbnail", "catalogue", "residual", "beam", "uv", "spectra", "bandpass", "gains", "flags")
+GROUP_PLOTS = (
+    "image",
+    "thumbnail",
+    "catalogue",
+    "residual",
+    "beam",
+    "uv",
+    "spectra",
+    "bandpass",
+    "gains",
+    "flags",
+)
 REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
 TMPFS = Path("/dev/shm")
 CHANGING_MARK = "contimg_changing"  # in a Measurement Set's folder while its columns change
@@ -41,9 +65,12 @@ class Paths:
     def of(cls, config: Config) -> "Paths":
         """The names under the configured folders."""
         folders = config.paths
-        return cls(folders.incoming, folders.products, folders.state, folders.databases or folders.state)
+        return cls(
+            folders.incoming, folders.products, folders.state, folders.databases or folders.state
+        )
 
-    # -- products ------------------------------------------------------------------------------------------
+    # -- products
+    # ------------------------------------------------------------------------------------------
     def ms(self, group: str) -> Path:
         """Full-band Measurement Set."""
         return self.products / "ms" / f"{group}.ms"
@@ -77,7 +104,8 @@ class Paths:
         return self.products / "logs" / stage / f"{group}.log"
 
     def error(self, group: str) -> Path:
-        """What the last failed attempt at a group said (JSON); removed when a stage of the group succeeds."""
+        """What the last failed attempt at a group said (JSON); removed when a stage of the group
+        succeeds."""
         return self.products / "logs" / "errors" / f"{group}.json"
 
     def config(self, digest: str) -> Path:
@@ -88,7 +116,8 @@ class Paths:
         """What a run that the watcher started said."""
         return self.products / "logs" / "runs" / f"{stamp}.log"
 
-    # -- state ---------------------------------------------------------------------------------------------
+    # -- state
+    # ---------------------------------------------------------------------------------------------
     @property
     def ingest_db(self) -> Path:
         """Queue of groups."""
@@ -145,7 +174,8 @@ class Paths:
 
     @property
     def again(self) -> Path:
-        """Newer than the results that a run must not believe; in Snakemake's working folder, which a dry-run changes, too."""
+        """Newer than the results that a run must not believe; in Snakemake's working folder, which
+        a dry-run changes, too."""
         return Path(".snakemake") / f"contimg_again.{self.tag}"
 
     @property
@@ -161,10 +191,14 @@ class Paths:
         """What a run saw when it was planned."""
         return self.state / "runs" / f"{run_id}.json"
 
-    # -- staging -------------------------------------------------------------------------------------------
+    # -- staging
+    # -------------------------------------------------------------------------------------------
     def staging_roots(self) -> dict[str, Path]:
         """The folder for temporary subband Measurement Sets, by kind of staging."""
-        return {"tmpfs": TMPFS / f"contimg-{os.getuid()}-{self.tag}", "disk": self.state / "staging"}
+        return {
+            "tmpfs": TMPFS / f"contimg-{os.getuid()}-{self.tag}",
+            "disk": self.state / "staging",
+        }
 
 
 def set_name(group: str, fast: bool) -> str:
@@ -173,20 +207,28 @@ def set_name(group: str, fast: bool) -> str:
 
 
 def lasting_files(path: Path) -> list[Path]:
-    """The file itself, or all files in a folder but those that change when a table is read, or when Snakemake looks at it."""
+    """The file itself, or all files in a folder but those that change when a table is read, or when
+    Snakemake looks at it."""
     files = path.rglob("*") if path.is_dir() else [path]
-    return sorted(f for f in files if f.is_file() and f.name not in ("table.lock", ".snakemake_timestamp"))
+    return sorted(
+        f for f in files if f.is_file() and f.name not in ("table.lock", ".snakemake_timestamp")
+    )
 
 
 def staged(staging: Path, group: str, config: Config) -> list[Path]:
-    """What conversion leaves for concat: a Measurement Set per subband, or a single one when pyuvdata writes it."""
-    labels = ["whole"] if config.writer == "pyuvdata" else [f"sb{sb:02d}" for sb in range(config.ingest.expected_subbands)]
+    """What conversion leaves for concat: a Measurement Set per subband, or a single one when
+    pyuvdata writes it."""
+    labels = (
+        ["whole"]
+        if config.writer == "pyuvdata"
+        else [f"sb{sb:02d}" for sb in range(config.ingest.expected_subbands)]
+    )
     return [staging / group / f"{label}.ms" for label in labels]
 
 
 def spelling() -> Callable[[str], str]:
-    """Gives files the one name that they have, however their folder was called when it was written down: relative to this
-    working directory, or through a link. Each folder is looked up once."""
+    """Gives files the one name that they have, however their folder was called when it was written
+    down: relative to this working directory, or through a link. Each folder is looked up once."""
     folders: dict[str, str] = {}
 
     def spelled(name: str) -> str:

@@ -17,7 +17,8 @@ def die_with_parent() -> None:
 
 
 def ended_before(child: int, run: int) -> bool:
-    """Wait for the end of a child or of another process (0: none); whether it was the child's. It is not reaped."""
+    """Wait for the end of a child or of another process (0: none); whether it was the child's. It
+    is not reaped."""
 
     def ended() -> bool:
         return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -37,6 +38,17 @@ def ended_before(child: int, run: int) -> bool:
 
 
 def kill_group(child: int) -> None:
-    """SIGKILL a child that was not reaped yet, so that the number is its own, and what it started."""
+    """SIGKILL a child that was not reaped yet, so that the number is its own, and what it
+    started."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
+
+
+RUN_PID = "CONTIMG_RUN_PID"
+RUN_ID = "CONTIMG_RUN_ID"
+CLUSTER_NODE = "CONTIMG_CLUSTER_NODE"  # set where a job runs for a Snakemake elsewhere
+
+
+def announce_run() -> None:
+    """Tell the jobs that this process starts whose end is theirs too."""
+    os.environ[RUN_PID] = str(os.getpid())

@@ -1,4 +1,5 @@
-"""What the queue and the results say, as plain values: for the command line, and for whoever else asks. Read-only."""
+"""What the queue and the results say, as plain values: for the command line, and for whoever else
+asks. Read-only."""
 
 import time
 from collections import Counter
@@ -7,16 +8,18 @@ from datetime import datetime
 
 from sqlalchemy import func, select
 
-from contimg import db, ingest
 from contimg.config import Config, as_utc
 from contimg.errors import AbsentError, InputError
-from contimg.files import found_json, holder_of
-from contimg.indexing import results_of
-from contimg.ingest import RUNNING, WAITING, Group, GroupStatus, History, SubbandFile
 from contimg.paths import Paths
-from contimg.planning import describe, make_plans
-from contimg.products import Image
-from contimg.uvh5 import changed_since
+from contimg.products.record import results_of
+from contimg.products.tables import Image
+from contimg.queue import moves
+from contimg.queue.moves import GroupStatus
+from contimg.queue.planning import describe, make_plans
+from contimg.queue.tables import RUNNING, WAITING, Group, History, SubbandFile
+from contimg.store import db
+from contimg.store.files import found_json, holder_of
+from contimg.visibilities.uvh5 import changed_since
 
 _HALF_STRIP_DEG = 0.05
 RECENT = 10  # groups of each kind in a status
@@ -31,31 +34,58 @@ def status(config: Config, everything: bool = False) -> dict:
     with db.reading(paths.ingest_db) as session:
         if session is not None:
             for state, stage, number in session.execute(
-                select(Group.state, Group.processing_stage, func.count()).group_by(Group.state, Group.processing_stage)
+                select(Group.state, Group.processing_stage, func.count()).group_by(
+                    Group.state, Group.processing_stage
+                )
             ):
                 counts["waiting" if (state, stage) == ("pending", WAITING) else state] += number
-            rows, kinds = (select(Group).order_by(Group.group_id.desc()), (("completed",), ("failed",), RUNNING, _TO_COME))
+            rows, kinds = (
+                select(Group).order_by(Group.group_id.desc()),
+                (("completed",), ("failed",), RUNNING, _TO_COME),
+            )
             latest = [
                 row
                 for states in kinds
-                for row in session.scalars(rows.where(Group.state.in_(states)).limit(None if everything else RECENT))
+                for row in session.scalars(
+                    rows.where(Group.state.in_(states)).limit(None if everything else RECENT)
+                )
             ]
-            groups = [_group(row, paths) | _mend(session, row, config) for row in sorted(latest, key=lambda row: row.group_id)]
+            groups = [
+                _group(row, paths) | _mend(session, row, config)
+                for row in sorted(latest, key=lambda row: row.group_id)
+            ]
             running = [
-                {"group": row.group_id, "stage": row.running_stage, "since": row.running_since, "run": row.owner,
-                 "attempt": row.retry_count + 1, "alive": ingest.is_alive(row, config.ingest, now_s)}
-                for row in session.scalars(select(Group).where(Group.state.in_(RUNNING[1:])).order_by(Group.group_id))
-            ]  # fmt: skip
+                {
+                    "group": row.group_id,
+                    "stage": row.running_stage,
+                    "since": row.running_since,
+                    "run": row.owner,
+                    "attempt": row.retry_count + 1,
+                    "alive": moves.is_alive(row, config.ingest, now_s),
+                }
+                for row in session.scalars(
+                    select(Group).where(Group.state.in_(RUNNING[1:])).order_by(Group.group_id)
+                )
+            ]
             pace = _pace(session, now_s)
     watcher, backlog = _watcher(paths), holder_of(paths.backlog_lock)
     for group in groups:
         group |= _publication(paths, group["group"])
-    return {"counts": dict(counts), "running": running, **pace, "must_not_be_used": _not_to_be_used(paths), "watcher": watcher,
-            "backlog": backlog, "refused": found_json(paths.refusal), "groups": groups}  # fmt: skip
+    return {
+        "counts": dict(counts),
+        "running": running,
+        **pace,
+        "must_not_be_used": _not_to_be_used(paths),
+        "watcher": watcher,
+        "backlog": backlog,
+        "refused": found_json(paths.refusal),
+        "groups": groups,
+    }
 
 
 def _not_to_be_used(paths: Paths) -> int:
-    """Number of groups whose full image failed, or has a calibration set that must not be used any more."""
+    """Number of groups whose full image failed, or has a calibration set that must not be used any
+    more."""
     with db.reading(paths.products_db) as session:
         if session is None:
             return 0
@@ -64,37 +94,54 @@ def _not_to_be_used(paths: Paths) -> int:
 
 
 def _publication(paths: Paths, group: str) -> dict:
-    """Whether a group's image may be published, and the status of its calibration set; nothing before there is one."""
+    """Whether a group's image may be published, and the status of its calibration set; nothing
+    before there is one."""
     with db.reading(paths.products_db) as session:
         query = select(Image.set_status, Image.unpublishable).where(
-            Image.group_id == group, Image.type.in_(("pbcor", "quick_pbcor")), Image.deleted_at.is_(None)
-        )  # fmt: skip
+            Image.group_id == group,
+            Image.type.in_(("pbcor", "quick_pbcor")),
+            Image.deleted_at.is_(None),
+        )
         row = None if session is None else session.execute(query.order_by(Image.type)).first()
     if row is None:
         return {}
-    return {"calibration_set": row.set_status, "publishable": "yes" if row.unpublishable is None else f"no: {row.unpublishable}"}
+    return {
+        "calibration_set": row.set_status,
+        "publishable": "yes" if row.unpublishable is None else f"no: {row.unpublishable}",
+    }
 
 
 def _pace(session, now_s: float) -> dict:
-    """Whether it keeps up: the oldest group that could be done and is not, arrivals and images of the last hour."""
+    """Whether it keeps up: the oldest group that could be done and is not, arrivals and images of
+    the last hour."""
     waits = Group.processing_stage.is_(None) | (Group.processing_stage != WAITING)
     due = (Group.state == "pending") & waits & (func.coalesce(Group.not_before, "") <= db.now())
-    asked = History.state_from.in_(("collecting", "completed", "failed"))  # complete, or asked for again
+    asked = History.state_from.in_(
+        ("collecting", "completed", "failed")
+    )  # complete, or asked for again
     since = func.max(History.at)
     query = select(Group.group_id, since).join(History, History.group_id == Group.group_id)
     first = session.execute(
         query.where(due | Group.state.in_(RUNNING), asked, History.state_to == "pending")
-        .group_by(Group.group_id).order_by(since).limit(1)
-    ).first()  # fmt: skip
+        .group_by(Group.group_id)
+        .order_by(since)
+        .limit(1)
+    ).first()
     hour_ago = db.utc(now_s - 3600)
     return {
         "behind_s": now_s - datetime.fromisoformat(first[1]).timestamp() if first else 0.0,
         "oldest_unfinished": first[0] if first else None,
         "observed_until": session.scalar(select(func.max(Group.group_id))),
-        "imaged_until": session.scalar(select(func.max(Group.group_id)).where(Group.state == "completed")),
-        "arrived_last_hour": session.scalar(select(func.count()).where(Group.received_at >= hour_ago)),
+        "imaged_until": session.scalar(
+            select(func.max(Group.group_id)).where(Group.state == "completed")
+        ),
+        "arrived_last_hour": session.scalar(
+            select(func.count()).where(Group.received_at >= hour_ago)
+        ),
         "imaged_last_hour": session.scalar(
-            select(func.count(History.group_id.distinct())).where(History.at >= hour_ago, History.state_to == "completed")
+            select(func.count(History.group_id.distinct())).where(
+                History.at >= hour_ago, History.state_to == "completed"
+            )
         ),
     }
 
@@ -102,7 +149,9 @@ def _pace(session, now_s: float) -> dict:
 def _watcher(paths: Paths) -> dict | None:
     """What the watcher does now; None when there is none."""
     holder = holder_of(paths.watch_lock)
-    problem = f"{paths.watcher} cannot be read" if paths.watcher.exists() else None  # it has only begun
+    problem = (
+        f"{paths.watcher} cannot be read" if paths.watcher.exists() else None
+    )  # it has only begun
     unknown = {"pid": holder, "at": "-", "run": None, "groups": [], "problem": problem}
     return None if holder is None else found_json(paths.watcher) or unknown
 
@@ -110,15 +159,30 @@ def _watcher(paths: Paths) -> dict | None:
 def _group(row: Group, paths: Paths) -> dict:
     results = results_of(paths, row.group_id)
     found = {
-        "group": row.group_id, "state": row.state, "stage": row.processing_stage, "error": row.error,
-        "retry_count": row.retry_count, "not_before": row.not_before,
+        "group": row.group_id,
+        "state": row.state,
+        "stage": row.processing_stage,
+        "error": row.error,
+        "retry_count": row.retry_count,
+        "not_before": row.not_before,
         "seconds": {stage: r["seconds"] for stage, r in results.items() if stage != "index"},
-    }  # fmt: skip
+    }
     if image := results.get("image"):
-        keys = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg", "rms_jy", "catalogue", "verdict", "verdict_reasons")
+        keys = (
+            "beam_major_arcsec",
+            "beam_minor_arcsec",
+            "beam_pa_deg",
+            "rms_jy",
+            "catalogue",
+            "verdict",
+            "verdict_reasons",
+        )
         found |= {key: image[key] for key in keys}
         if used := image.get("used"):
-            found |= {"data_share": round(used["data_share"], 3), "antennas_lost": used["antennas_lost"]}
+            found |= {
+                "data_share": round(used["data_share"], 3),
+                "antennas_lost": used["antennas_lost"],
+            }
         found["image"] = image["images"].get("pbcor.fits") or image["images"]["image.pbcor"]
     return found
 
@@ -127,20 +191,36 @@ def _mend(session, row: Group, config: Config) -> dict:
     """What brings a failed group back."""
     if row.state != "failed":
         return {}
-    if ingest.usable_files(session, row.group_id) < config.ingest.min_subbands:
-        return {"mend": f"put good files of the missing subbands into {config.paths.incoming}: the group comes back by itself"}
+    if moves.usable_files(session, row.group_id) < config.ingest.min_subbands:
+        return {
+            "mend": f"put good files of the missing subbands into {config.paths.incoming}: the "
+            "group comes back by itself"
+        }
     return {"mend": f"mend the cause, then: contimg retry {row.group_id}"}
 
 
 def story(config: Config, group: str) -> dict | None:
-    """What the queue and the results know of a group: state, seconds, files, attempts, logs; None if it is not in the queue."""
+    """What the queue and the results know of a group: state, seconds, files, attempts, logs; None
+    if it is not in the queue."""
     paths = Paths.of(config)
     with db.reading(paths.ingest_db) as session:
         row = session.get(Group, group) if session is not None else None
         if row is None:
             return None
-        keys = ("received_at", "last_update", "running_stage", "running_since", "owner", "host", "pid", "heartbeat",
-                "mid_mjd", "app_dec_deg", "calibrators", "checkpoint_path")  # fmt: skip
+        keys = (
+            "received_at",
+            "last_update",
+            "running_stage",
+            "running_since",
+            "owner",
+            "host",
+            "pid",
+            "heartbeat",
+            "mid_mjd",
+            "app_dec_deg",
+            "calibrators",
+            "checkpoint_path",
+        )
         known = (
             _group(row, paths)
             | _publication(paths, group)
@@ -149,13 +229,22 @@ def story(config: Config, group: str) -> dict | None:
         )
         moves = select(History).where(History.group_id == group).order_by(History.id)
         columns = ("at", "state_from", "state_to", "stage", "owner", "error")
-        known["history"] = [{c: getattr(move, c) for c in columns} for move in session.scalars(moves)]
-        recorded = select(SubbandFile).where(SubbandFile.group_id == group).order_by(SubbandFile.subband_idx)
+        known["history"] = [
+            {c: getattr(move, c) for c in columns} for move in session.scalars(moves)
+        ]
+        recorded = (
+            select(SubbandFile)
+            .where(SubbandFile.group_id == group)
+            .order_by(SubbandFile.subband_idx)
+        )
         known["files"] = [
-            {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason} for f in session.scalars(recorded)
+            {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason}
+            for f in session.scalars(recorded)
         ]
     if changed := changed_since(results_of(paths, group).get("convert", {}).get("seen", {})):
-        known["changed_since_read"] = f"{', '.join(changed)}; to use what they hold now: contimg reprocess {group}"
+        known["changed_since_read"] = (
+            f"{', '.join(changed)}; to use what they hold now: contimg reprocess {group}"
+        )
     known["logs"] = [str(path) for path in sorted((paths.products / "logs").glob(f"*/{group}.*"))]
     return known
 
@@ -181,24 +270,39 @@ def why(config: Config, group: str) -> dict:
 
 
 def finished(
-    config: Config, names: Collection[str] = (), start: str | None = None, end: str | None = None, dec_deg: float | None = None,
-    calibration_set: str | None = None, verdict: str | None = None,
-) -> list[str]:  # fmt: skip
-    """Groups named, or finished and failed ones that fit all that is given, in order: times, strip (declination to 0.1 deg),
-    calibration set and verdict of the image."""
+    config: Config,
+    names: Collection[str] = (),
+    start: str | None = None,
+    end: str | None = None,
+    dec_deg: float | None = None,
+    calibration_set: str | None = None,
+    verdict: str | None = None,
+) -> list[str]:
+    """Groups named, or finished and failed ones that fit all that is given, in order: times, strip
+    (declination to 0.1 deg), calibration set and verdict of the image."""
     paths = Paths.of(config)
     if names and all(one is None for one in (start, end, dec_deg, calibration_set, verdict)):
         return list(names)
-    query = select(Group.group_id).where(Group.state.in_(("completed", "failed"))).order_by(Group.group_id)
+    query = (
+        select(Group.group_id)
+        .where(Group.state.in_(("completed", "failed")))
+        .order_by(Group.group_id)
+    )
     query = query.where(Group.group_id.in_(names)) if names else query
     query = query.where(Group.group_id >= as_utc(start)) if start else query
     query = query.where(Group.group_id < as_utc(end)) if end else query
-    query = query if dec_deg is None else query.where(func.abs(Group.app_dec_deg - dec_deg) <= _HALF_STRIP_DEG + 1e-6)
+    query = (
+        query
+        if dec_deg is None
+        else query.where(func.abs(Group.app_dec_deg - dec_deg) <= _HALF_STRIP_DEG + 1e-6)
+    )
     with db.reading(paths.ingest_db) as session:
         found = [] if session is None else session.scalars(query).all()
     if calibration_set is None and verdict is None:
         return list(found)
-    images = select(Image.group_id).where(Image.deleted_at.is_(None), Image.type.in_(("pbcor", "quick_pbcor")))
+    images = select(Image.group_id).where(
+        Image.deleted_at.is_(None), Image.type.in_(("pbcor", "quick_pbcor"))
+    )
     images = images.where(Image.cal_set == calibration_set) if calibration_set else images
     images = images.where(Image.verdict == verdict) if verdict else images
     with db.reading(paths.products_db) as session:
@@ -210,15 +314,23 @@ def incomplete(config: Config) -> list[dict]:
     """Groups that lack subbands: which, why, and until when they wait."""
     found = []
     now_s, options = time.time(), config.ingest
-    recorded = ingest.known_groups(Paths.of(config).ingest_db, files=False)
+    recorded = moves.known_groups(Paths.of(config).ingest_db, files=False)
     for name, plan in make_plans(config, now_s).items():
         status = recorded.get(name, GroupStatus(name, "collecting"))
-        if plan.action not in ("collecting", "failed") or not (plan.missing or plan.action == "collecting"):
+        if plan.action not in ("collecting", "failed") or not (
+            plan.missing or plan.action == "collecting"
+        ):
             continue
         until_s = plan.group.waiting_since_s + options.collecting_timeout_s
         found.append(
-            {"group": name, "state": status.state, "have": len(plan.group.members), "expected": options.expected_subbands,
-             "missing": list(plan.missing), "waits_until": db.utc(until_s) if plan.action == "collecting" else None,
-             "reason": plan.reason}
-        )  # fmt: skip
+            {
+                "group": name,
+                "state": status.state,
+                "have": len(plan.group.members),
+                "expected": options.expected_subbands,
+                "missing": list(plan.missing),
+                "waits_until": db.utc(until_s) if plan.action == "collecting" else None,
+                "reason": plan.reason,
+            }
+        )
     return found

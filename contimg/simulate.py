@@ -1,12 +1,13 @@
 """Simulated observations in the telescope's own file format, for the demo and the tests.
 
-This module shares no code with the pipeline's geometry, beam, reader or predictor: an error made in both would
-cancel. Directions are exact astropy coordinates (ICRS to hour angle and declination, at every integration), the
-delays are plain dot products of station positions with them, and visibilities are sums over sources.
+This module shares no code with the pipeline's geometry, beam, reader or predictor: an error made in
+both would cancel. Directions are exact astropy coordinates (ICRS to hour angle and declination, at
+every integration), the delays are plain dot products of station positions with them, and
+visibilities are sums over sources.
 
-Conventions (FACTS: one UVH5 file): V_ij = <conj(E_i) E_j> = sum_s S exp(+2 pi i nu (r_j - r_i).(k_s - k_m) / c), where
-k_m is the tracked direction: the meridian (hour angle 0) at the apparent declination of the pointing, in every
-integration. Gains: V_ij <- conj(g_i) g_j V_ij.
+Conventions (FACTS: one UVH5 file): V_ij = <conj(E_i) E_j> = sum_s S exp(+2 pi i nu (r_j - r_i).(k_s
+- k_m) / c), where k_m is the tracked direction: the meridian (hour angle 0) at the apparent
+declination of the pointing, in every integration. Gains: V_ij <- conj(g_i) g_j V_ij.
 """
 
 import json
@@ -23,14 +24,18 @@ from astropy.utils import iers
 from scipy.special import j1
 
 iers.conf.auto_download, iers.conf.auto_max_age = False, None
-
 SPEED_OF_LIGHT = 299792458.0
-TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD, TEE_HEIGHT_M = 0.6498455107238486, -2.064427799136453, 1188.0519
+TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD, TEE_HEIGHT_M = (
+    0.6498455107238486,
+    -2.064427799136453,
+    1188.0519,
+)
 DISH_M = 4.65
 BAND_HZ = (1311.25e6, 1498.75e6)
 INTEGRATION_S = 12.884902
 FINE_CHANNEL_HZ = 244140.625
-NOISE_JY = 2.59  # rms of real and of imaginary part: one polarisation, baseline, fine channel and integration
+# rms of real and of imaginary part: one polarisation, baseline, fine channel and integration
+NOISE_JY = 2.59
 REFERENCE_HZ = 1.4e9
 # ICRS, and apparent flux in the sidelobes: as they were once seen.
 FAR_SOURCES = {"Cas A": (350.866, 58.815, 6.0), "Cyg A": (299.868, 40.734, 5.0)}
@@ -64,15 +69,20 @@ class Simulation:
 
 def tee() -> EarthLocation:
     """Reference point of the array."""
-    return EarthLocation.from_geodetic(TEE_LONGITUDE_RAD * u.rad, TEE_LATITUDE_RAD * u.rad, TEE_HEIGHT_M * u.m)
+    return EarthLocation.from_geodetic(
+        TEE_LONGITUDE_RAD * u.rad, TEE_LATITUDE_RAD * u.rad, TEE_HEIGHT_M * u.m
+    )
 
 
 def read_sky(catalogue: Path, calibrators: Path) -> list[dict]:
-    """Catalogue sources; one within 10 arcsec of a listed calibrator takes that one's position and name."""
+    """Catalogue sources; one within 10 arcsec of a listed calibrator takes that one's position and
+    name."""
     sky = pd.read_csv(catalogue)
     listed = pd.read_csv(calibrators)
     positions = SkyCoord(sky.ra_deg.values * u.deg, sky.dec_deg.values * u.deg)
-    index, separation, _ = positions.match_to_catalog_sky(SkyCoord(listed.ra_deg.values * u.deg, listed.dec_deg.values * u.deg))
+    index, separation, _ = positions.match_to_catalog_sky(
+        SkyCoord(listed.ra_deg.values * u.deg, listed.dec_deg.values * u.deg)
+    )
     sources = []
     for row, match, away in zip(sky.itertuples(), index, separation.arcsec, strict=True):
         near = listed.iloc[match] if away < 10 else None
@@ -92,7 +102,9 @@ def station_positions(stations: Path) -> tuple[np.ndarray, np.ndarray]:
     """ITRF offsets from the Tee centre (nstation, 3) in m, and which stations are active."""
     table = pd.read_csv(stations)
     where = EarthLocation.from_geodetic(
-        table.longitude_deg.values * u.deg, table.latitude_deg.values * u.deg, table.height_m.values * u.m
+        table.longitude_deg.values * u.deg,
+        table.latitude_deg.values * u.deg,
+        table.height_m.values * u.m,
     )
     centre = tee()
     offsets = [(getattr(where, axis) - getattr(centre, axis)).to_value(u.m) for axis in "xyz"]
@@ -100,7 +112,8 @@ def station_positions(stations: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose_antennas(active: np.ndarray, count: int, stations: tuple[int, ...] = ()) -> np.ndarray:
-    """Antenna numbers (station name - 1) in the correlator's order: `stations`, or `count` spread over the active ones."""
+    """Antenna numbers (station name - 1) in the correlator's order: `stations`, or `count` spread
+    over the active ones."""
     numbers = np.array(sorted(stations)) - 1 if stations else np.flatnonzero(active)
     if not stations:
         if not 4 <= count <= len(numbers):
@@ -114,12 +127,16 @@ def choose_antennas(active: np.ndarray, count: int, stations: tuple[int, ...] = 
 
 
 def antenna_gains(sim: Simulation, stations: int, freq_hz: np.ndarray) -> np.ndarray:
-    """Complex gains (nstation, nchan, 2): amplitude, phase, delay and a bandpass ripple; constant in time."""
+    """Complex gains (nstation, nchan, 2): amplitude, phase, delay and a bandpass ripple; constant
+    in time."""
     rng = np.random.default_rng(sim.gain_seed)
     shape = (stations, 1, 2)
     x = ((freq_hz - BAND_HZ[0]) / (BAND_HZ[1] - BAND_HZ[0]))[None, :, None]
     delay_s = rng.normal(0, 3e-9, shape)
-    phase = rng.uniform(-np.pi, np.pi, shape) + 2 * np.pi * delay_s * (freq_hz - freq_hz.mean())[None, :, None]
+    phase = (
+        rng.uniform(-np.pi, np.pi, shape)
+        + 2 * np.pi * delay_s * (freq_hz - freq_hz.mean())[None, :, None]
+    )
     ripple = 0.05 * np.cos(2 * np.pi * (rng.uniform(1, 4, shape) * x + rng.uniform(0, 1, shape)))
     slope = rng.normal(0, 0.1, shape) * (x - 0.5)
     return rng.lognormal(0, 0.08, shape) * (1 + ripple + slope) * np.exp(1j * phase)
@@ -145,15 +162,18 @@ def _airy_power(angle_rad: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
 
 
 def _visibilities(sim, positions_m, numbers, times, freq_hz, sources):
-    """Sky visibilities of one group, an integration at a time: yields (nchan, nant, nant), [c, i, j] = V_ij."""
+    """Sky visibilities of one group, an integration at a time: yields (nchan, nant, nant), [c, i,
+    j] = V_ij."""
     lon = TEE_LONGITUDE_RAD
     turn = np.array([[np.cos(lon), np.sin(lon), 0], [-np.sin(lon), np.cos(lon), 0], [0, 0, 1]])
     antennas_m = positions_m[numbers] @ turn.T
-    sky = SkyCoord([s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg, frame=ICRS())
+    sky = SkyCoord(
+        [s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg, frame=ICRS()
+    )
     tracked = _unit_vectors(np.zeros(1), np.radians(sim.dec_deg))[0]
-    spectra = np.array([s["flux"] for s in sources])[:, None] * (freq_hz / REFERENCE_HZ) ** np.array(
-        [s["alpha"] for s in sources]
-    ).reshape(-1, 1)
+    spectra = np.array([s["flux"] for s in sources])[:, None] * (
+        freq_hz / REFERENCE_HZ
+    ) ** np.array([s["alpha"] for s in sources]).reshape(-1, 1)
     for time in times:
         seen = sky.transform_to(HADec(obstime=time, location=tee()))
         directions = _unit_vectors(seen.ha.rad, seen.dec.rad)
@@ -161,12 +181,15 @@ def _visibilities(sim, positions_m, numbers, times, freq_hz, sources):
         path_m = antennas_m @ (directions - tracked).T  # (nant, nsource)
         cycles = path_m.T[None] * (freq_hz / SPEED_OF_LIGHT)[:, None, None]
         fields = np.exp(2j * np.pi * cycles).astype(np.complex64)  # (nchan, nsource, nant)
-        yield np.conj(fields).transpose(0, 2, 1) @ (fields * apparent.T[:, :, None].astype(np.float32))
+        yield np.conj(fields).transpose(0, 2, 1) @ (
+            fields * apparent.T[:, :, None].astype(np.float32)
+        )
 
 
 def _far_visibilities(sim, positions_m, numbers, time, freq_hz, width_hz):
-    """Visibilities (nchan, nant, nant) of sources in the far sidelobes, [c, i, j] = V_ij: their fringes turn while the
-    correlator, which tracks the meridian, averages over an integration and a channel."""
+    """Visibilities (nchan, nant, nant) of sources in the far sidelobes, [c, i, j] = V_ij: their
+    fringes turn while the correlator, which tracks the meridian, averages over an integration and a
+    channel."""
     lon = TEE_LONGITUDE_RAD
     turn = np.array([[np.cos(lon), np.sin(lon), 0], [-np.sin(lon), np.cos(lon), 0], [0, 0, 1]])
     antennas_m = positions_m[numbers] @ turn.T
@@ -175,9 +198,13 @@ def _far_visibilities(sim, positions_m, numbers, time, freq_hz, width_hz):
     total = np.zeros((len(freq_hz), len(numbers), len(numbers)), complex)
     for name in sim.far:
         ra, dec, flux_jy = FAR_SOURCES[name]
-        seen = SkyCoord(ra * u.deg, dec * u.deg, frame=ICRS()).transform_to(HADec(obstime=time, location=tee()))
+        seen = SkyCoord(ra * u.deg, dec * u.deg, frame=ICRS()).transform_to(
+            HADec(obstime=time, location=tee())
+        )
         away = _unit_vectors(np.array([seen.ha.rad]), np.array([seen.dec.rad]))[0] - tracked
-        pace = 7.2921159e-5 * np.array([away[1], -away[0], 0.0])  # the sky turns to the west: x to the meridian, y to the east
+        pace = 7.2921159e-5 * np.array(
+            [away[1], -away[0], 0.0]
+        )  # the sky turns to the west: x to the meridian, y to the east
         delay_s, rate = baselines_m @ away / SPEED_OF_LIGHT, baselines_m @ pace / SPEED_OF_LIGHT
         smeared = np.sinc(delay_s * width_hz) * np.sinc(rate * freq_hz.mean() * INTEGRATION_S)
         total += flux_jy * smeared * np.exp(2j * np.pi * freq_hz[:, None, None] * delay_s)
@@ -185,7 +212,8 @@ def _far_visibilities(sim, positions_m, numbers, time, freq_hz, width_hz):
 
 
 def _add_rfi(rng, raw, amplitude):
-    """Narrow-band carriers, a broad-band burst and a weak intermittent carrier in (ntime, nbl, nchan, npol)."""
+    """Narrow-band carriers, a broad-band burst and a weak intermittent carrier in (ntime, nbl,
+    nchan, npol)."""
     ntime, nbaseline, nchan, npol = raw.shape
 
     def carrier(*shape):
@@ -197,30 +225,44 @@ def _add_rfi(rng, raw, amplitude):
     raw[burst] += 10 * amplitude * carrier(nbaseline, nchan, npol)
     weak, on = int(rng.integers(nchan)), rng.random(ntime) < 0.4
     raw[on, :, weak] += 1.5 * amplitude * carrier(int(on.sum()), nbaseline, npol)
-    return {"narrow_channels": sorted(map(int, narrow)), "burst_integration": burst, "weak_channel": weak,
-            "weak_integrations": np.flatnonzero(on).tolist()}  # fmt: skip
+    return {
+        "narrow_channels": sorted(map(int, narrow)),
+        "burst_integration": burst,
+        "weak_channel": weak,
+        "weak_integrations": np.flatnonzero(on).tolist(),
+    }
 
 
-def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations: Path) -> list[Path]:
-    """Write the subband files of one group and `truth.<start>.json` into `folder`; returns the files' paths."""
+def simulate_group(
+    folder: Path, sim: Simulation, sources: list[dict], stations: Path
+) -> list[Path]:
+    """Write the subband files of one group and `truth.<start>.json` into `folder`; returns the
+    files' paths."""
     positions_m, active = station_positions(stations)
     numbers = choose_antennas(active, sim.antennas, sim.stations)
     absent = set(sim.dead) - set((numbers + 1).tolist())
     if absent:
-        raise ValueError(f"dead stations {sorted(absent)} are not among those simulated: {(numbers + 1).tolist()}")
+        raise ValueError(
+            f"dead stations {sorted(absent)} are not among those simulated: "
+            f"{(numbers + 1).tolist()}"
+        )
     nchan = sim.subbands * sim.channels
     width_hz = (BAND_HZ[1] - BAND_HZ[0]) / nchan
     freq_hz = BAND_HZ[1] - width_hz * (np.arange(nchan) + 0.5)  # descending, as in the files
     opened = Time(sim.start, scale="utc")
     times = opened + TimeDelta((np.arange(sim.integrations) + 0.5) * INTEGRATION_S, format="sec")
-    centre = SkyCoord(HADec(ha=0 * u.deg, dec=sim.dec_deg * u.deg, obstime=times[len(times) // 2], location=tee())).transform_to(
-        ICRS()
-    )
+    centre = SkyCoord(
+        HADec(ha=0 * u.deg, dec=sim.dec_deg * u.deg, obstime=times[len(times) // 2], location=tee())
+    ).transform_to(ICRS())
     where = SkyCoord([s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg)
-    sources = [s for s, away in zip(sources, where.separation(centre).deg, strict=True) if away < 5.0]
+    sources = [
+        s for s, away in zip(sources, where.separation(centre).deg, strict=True) if away < 5.0
+    ]
     sources = [s for s in sources if s["name"] not in sim.without]
     if not sources:
-        raise ValueError(f"{sim.start}: no catalogue source within 5 deg of {centre.to_string('hmsdms')}")
+        raise ValueError(
+            f"{sim.start}: no catalogue source within 5 deg of {centre.to_string('hmsdms')}"
+        )
 
     order = [(i, j) for j in range(len(numbers)) for i in range(j + 1)]
     first, second = np.array(order).T
@@ -230,19 +272,32 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
     gains = antenna_gains(sim, len(positions_m), freq_hz)[numbers]
     alive = ~np.isin(numbers + 1, sim.dead)
     raw = np.empty((sim.integrations, len(order), nchan, 2), np.complex64)
-    for t, visibilities in enumerate(_visibilities(sim, positions_m, numbers, times, freq_hz, sources)):
+    for t, visibilities in enumerate(
+        _visibilities(sim, positions_m, numbers, times, freq_hz, sources)
+    ):
         if sim.far:
-            visibilities = visibilities + _far_visibilities(sim, positions_m, numbers, times[t], freq_hz, width_hz)
+            visibilities = visibilities + _far_visibilities(
+                sim, positions_m, numbers, times[t], freq_hz, width_hz
+            )
         seen = visibilities[:, first, second].T * (alive[first] & alive[second])[:, None]
         raw[t] = seen[:, :, None]
     parts = rng.standard_normal((*raw.shape, 2), np.float32) * np.float32(noise_jy)
-    receivers = np.exp(np.random.default_rng(sim.gain_seed + 1).normal(0, sim.sefd_scatter, len(numbers))).astype(np.float32)
-    raw += parts.view(np.complex64)[..., 0] * np.sqrt(receivers[first] * receivers[second])[:, None, None]
+    receivers = np.exp(
+        np.random.default_rng(sim.gain_seed + 1).normal(0, sim.sefd_scatter, len(numbers))
+    ).astype(np.float32)
+    raw += (
+        parts.view(np.complex64)[..., 0]
+        * np.sqrt(receivers[first] * receivers[second])[:, None, None]
+    )
     raw[:, autos] = 60.0 + np.abs(raw[:, autos])  # total power: system and sky, real
     raw *= (sim.scale * np.conj(gains[first]) * gains[second]).astype(np.complex64)
     rfi = _add_rfi(rng, raw, sim.scale * noise_jy) if sim.rfi else None
 
-    skew = np.sort(rng.uniform(0, sim.skew_s, sim.subbands)).round() if sim.skew_s else np.zeros(sim.subbands)
+    skew = (
+        np.sort(rng.uniform(0, sim.skew_s, sim.subbands)).round()
+        if sim.skew_s
+        else np.zeros(sim.subbands)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for sb in range(sim.subbands):
@@ -251,7 +306,17 @@ def simulate_group(folder: Path, sim: Simulation, sources: list[dict], stations:
         name = (opened + TimeDelta(skew[sb] - skew[0], format="sec")).isot[:19]
         path = folder / f"{name}_sb{sb:02d}.hdf5"
         channels = slice(sb * sim.channels, (sb + 1) * sim.channels)
-        _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz[channels], width_hz, raw[:, :, channels])
+        _write_uvh5(
+            path,
+            sim,
+            positions_m,
+            numbers,
+            order,
+            times,
+            freq_hz[channels],
+            width_hz,
+            raw[:, :, channels],
+        )
         if sb in sim.truncated:
             with path.open("r+b") as file:
                 file.truncate(path.stat().st_size // 2)
@@ -275,7 +340,9 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
     x = positions_m[:, 0] * np.cos(lon) + positions_m[:, 1] * np.sin(lon)
     y = -positions_m[:, 0] * np.sin(lon) + positions_m[:, 1] * np.cos(lon)
     z = positions_m[:, 2]
-    meridian_uvw = np.stack([y, np.cos(dec) * z - np.sin(dec) * x, np.cos(dec) * x + np.sin(dec) * z], axis=1)
+    meridian_uvw = np.stack(
+        [y, np.cos(dec) * z - np.sin(dec) * x, np.cos(dec) * x + np.sin(dec) * z], axis=1
+    )
     ant_1 = numbers[[i for i, _ in order]]
     ant_2 = numbers[[j for _, j in order]]
     nrow = ntime * nbaseline
@@ -283,20 +350,39 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
     with h5py.File(partial, "w") as file:
         header = file.create_group("Header")
         values = {
-            "Nants_data": len(numbers), "Nants_telescope": len(positions_m), "Nbls": nbaseline, "Nblts": nrow,
-            "Nfreqs": nchan, "Npols": npol, "Nspws": 1, "Ntimes": ntime, "altitude": TEE_HEIGHT_M,
-            "latitude": np.degrees(TEE_LATITUDE_RAD), "longitude": np.degrees(TEE_LONGITUDE_RAD),
-            "ant_1_array": np.tile(ant_1, ntime), "ant_2_array": np.tile(ant_2, ntime),
+            "Nants_data": len(numbers),
+            "Nants_telescope": len(positions_m),
+            "Nbls": nbaseline,
+            "Nblts": nrow,
+            "Nfreqs": nchan,
+            "Npols": npol,
+            "Nspws": 1,
+            "Ntimes": ntime,
+            "altitude": TEE_HEIGHT_M,
+            "latitude": np.degrees(TEE_LATITUDE_RAD),
+            "longitude": np.degrees(TEE_LONGITUDE_RAD),
+            "ant_1_array": np.tile(ant_1, ntime),
+            "ant_2_array": np.tile(ant_2, ntime),
             "antenna_diameters": np.full(len(positions_m), DISH_M),
             "antenna_names": np.array([str(n + 1) for n in range(len(positions_m))], "S4"),
-            "antenna_numbers": np.arange(len(positions_m)), "antenna_positions": positions_m,
-            "channel_width": width_hz, "freq_array": freq_hz[None], "history": np.bytes_("contimg simulate"),
-            "instrument": np.bytes_("DSA"), "object_name": np.bytes_("search"),
-            "integration_time": np.full(nrow, INTEGRATION_S), "phase_center_app_dec": dec,
-            "phase_type": np.bytes_("drift"), "polarization_array": np.array([-5, -6]), "spw_array": np.array([1]),
-            "telescope_name": np.bytes_("OVRO_MMA"), "time_array": np.repeat(times.jd, nbaseline),
-            "uvw_array": np.tile((meridian_uvw[ant_2] - meridian_uvw[ant_1]).astype(np.float32), (ntime, 1)),
-        }  # fmt: skip
+            "antenna_numbers": np.arange(len(positions_m)),
+            "antenna_positions": positions_m,
+            "channel_width": width_hz,
+            "freq_array": freq_hz[None],
+            "history": np.bytes_("contimg simulate"),
+            "instrument": np.bytes_("DSA"),
+            "object_name": np.bytes_("search"),
+            "integration_time": np.full(nrow, INTEGRATION_S),
+            "phase_center_app_dec": dec,
+            "phase_type": np.bytes_("drift"),
+            "polarization_array": np.array([-5, -6]),
+            "spw_array": np.array([1]),
+            "telescope_name": np.bytes_("OVRO_MMA"),
+            "time_array": np.repeat(times.jd, nbaseline),
+            "uvw_array": np.tile(
+                (meridian_uvw[ant_2] - meridian_uvw[ant_1]).astype(np.float32), (ntime, 1)
+            ),
+        }
         for key, value in values.items():
             header[key] = value
         keywords = header.create_group("extra_keywords")

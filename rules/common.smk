@@ -10,30 +10,36 @@ from snakemake.cli import get_argument_parser
 from snakemake.logging import logger
 from sqlalchemy.exc import SQLAlchemyError
 
-from contimg import cluster
 from contimg import paths as names
-from contimg import run as contimg_run
-from contimg import staging
 from contimg.config import from_mapping
 from contimg.errors import ContimgError
-from contimg.ingest import is_converted
-from contimg.planning import make_plans, targets
-from contimg.stage import CLUSTER_NODE, RUN_ID, announce_run
+from contimg.processes import CLUSTER_NODE, RUN_ID, announce_run
+from contimg.queue.moves import is_converted
+from contimg.queue.planning import make_plans, raw_bytes, targets
+from contimg.runs import run as contimg_run
+from contimg.runs import session, slurm
+from contimg.store import staging
 
 try:
     CONFIG = from_mapping(config)
     PATHS = names.Paths.of(CONFIG)
-    SNAPSHOT = None if workflow.is_main_process else contimg_run.snapshot_of_run(PATHS)
+    SNAPSHOT = None if workflow.is_main_process else session.snapshot_of_run(PATHS)
     # A cluster's profile has `jobs` and no `cores`, for which a dry-run has 1; no executor is known yet.
     SIZE = workflow.resource_settings
     ELSEWHERE = SIZE.cores is None or (SIZE.cores == 1 and SIZE.nodes is not None)
     LANE = names.LANES[ELSEWHERE]
     # Groups named on the command line: by a target, or by a product that is one. A folder may have such a name, too.
-    GIVEN = get_argument_parser().parse_known_args(sys.argv[1:])[0].targets if workflow.is_main_process else ()
+    GIVEN = (
+        get_argument_parser().parse_known_args(sys.argv[1:])[0].targets
+        if workflow.is_main_process
+        else ()
+    )
     WORDS = [str(word).removeprefix(f"{PATHS.products}/") for word in GIVEN or ()]
     ASKED = set(re.findall(names.GROUP_PATTERN, " ".join(WORDS)))
     PLANS = SNAPSHOT[0] if SNAPSHOT else make_plans(CONFIG, time.time(), ASKED, LANE)
-    TARGETS = {} if SNAPSHOT else targets(WORDS, PLANS)  # and all those of a day or a calibrator named there
+    TARGETS = (
+        {} if SNAPSHOT else targets(WORDS, PLANS)
+    )  # and all those of a day or a calibrator named there
     if more := set(chain(*TARGETS.values())) - ASKED:
         ASKED |= more
         PLANS = make_plans(CONFIG, time.time(), ASKED, LANE)
@@ -45,11 +51,15 @@ CORES = SIZE.cores or 1
 if workflow.remote_exec:
     os.environ[CLUSTER_NODE] = "1"
     if not SNAPSHOT:
-        raise WorkflowError(f"no plan of run {os.environ.get(RUN_ID)} in {PATHS.state}: is it shared with this node?")
+        raise WorkflowError(
+            f"no plan of run {os.environ.get(RUN_ID)} in {PATHS.state}: is it shared with this node?"
+        )
 if SNAPSHOT:
     STAGING = SNAPSHOT[1]
 else:
-    STAGING = staging.choose(CONFIG, PLANS, CORES, workflow.storage_settings.notemp, ELSEWHERE)
+    STAGING = staging.choose_root(
+        CONFIG, raw_bytes(PLANS), CORES, workflow.storage_settings.notemp, ELSEWHERE
+    )
 
 
 wildcard_constraints:
@@ -70,7 +80,10 @@ def logs(stage):
 
 
 def groups_to_run():
-    order = sorted((g for g, plan in PLANS.items() if plan.action == "run"), reverse=CONFIG.ingest.order == "newest")
+    order = sorted(
+        (g for g, plan in PLANS.items() if plan.action == "run"),
+        reverse=CONFIG.ingest.order == "newest",
+    )
     return sorted(order, key=lambda g: not PLANS[g].calibrators)
 
 
@@ -88,7 +101,9 @@ def done_on(wildcards):
 
 def plan_of(wildcards):
     if wildcards.group not in PLANS:
-        raise WorkflowError(f"group {wildcards.group} has no files in {PATHS.incoming}; see `contimg plan`")
+        raise WorkflowError(
+            f"group {wildcards.group} has no files in {PATHS.incoming}; see `contimg plan`"
+        )
     plan = PLANS[wildcards.group]
     if plan.calset is None:
         raise WorkflowError(f"group {wildcards.group} cannot be imaged now: {plan.reason}")
@@ -110,7 +125,11 @@ def raw_files(wildcards):
     files are dated in the future: the script gets those from the plan all the same."""
     now = time.time()
     needed = not is_converted(PATHS, wildcards.group)
-    return [path for path in every_raw_file(wildcards) if (os.path.getmtime(path) < now if os.path.exists(path) else needed)]
+    return [
+        path
+        for path in every_raw_file(wildcards)
+        if (os.path.getmtime(path) < now if os.path.exists(path) else needed)
+    ]
 
 
 def every_raw_file(wildcards):
@@ -130,7 +149,8 @@ def chosen_set(wildcards):
 
 def standing(group, stage):
     """A result that, being newer, repeats nothing. Not where its group does something again: Snakemake 9.27 takes all that
-    follows from such a job as seen to, and by way of an ancient() file that is there goes no further."""
+    follows from such a job as seen to, and by way of an ancient() file that is there goes no further.
+    """
     plan = PLANS.get(group)
     return result(group, stage) if plan and plan.redo else ancient(result(group, stage))
 
@@ -143,7 +163,11 @@ def own_registration(wildcards):
 def registered_first(wildcards):
     """A set that is solved in this run is registered before another group chooses it."""
     plan = plan_of(wildcards)
-    return [standing(plan.depends_on, "register")] if plan.depends_on not in (None, wildcards.group) else []
+    return (
+        [standing(plan.depends_on, "register")]
+        if plan.depends_on not in (None, wildcards.group)
+        else []
+    )
 
 
 def again(stage):
@@ -174,7 +198,9 @@ if workflow.is_main_process:
     say_what_is_left_out()
     if any(plan.redo for plan in PLANS.values()):
         PATHS.again.parent.mkdir(exist_ok=True)
-        PATHS.again.write_text(f"{time.time_ns()}\n")  # of one content it would be the same file to Snakemake, however new
+        PATHS.again.write_text(
+            f"{time.time_ns()}\n"
+        )  # of one content it would be the same file to Snakemake, however new
 
 
 onstart:
@@ -184,24 +210,28 @@ onstart:
         )
         sys.exit(1)
     if workflow.local_exec == ELSEWHERE:
-        logger.error("--cores (and no --jobs) is for one machine, --jobs (and no --cores) for a cluster: nothing was begun")
+        logger.error(
+            "--cores (and no --jobs) is for one machine, --jobs (and no --cores) for a cluster: nothing was begun"
+        )
         sys.exit(1)
     if ELSEWHERE:
         try:
-            cluster.prepare(PATHS, workflow.scheduler._executor)
+            slurm.prepare(PATHS, workflow.scheduler._executor)
         except ContimgError as error:
             logger.error(f"{type(error).__name__}: {error}")
-            sys.exit(contimg_run.refused(CONFIG, error))
+            sys.exit(session.refused(CONFIG, error))
     todo = {}
     for job in workflow.dag.needrun_jobs():
         if "group" in job.wildcards_dict:
             todo.setdefault(job.wildcards_dict["group"], []).append(job.rule.name)
-    contimg_run.current = contimg_run.Run(CONFIG, PLANS, STAGING, todo, ASKED, logger.info, CORES, ELSEWHERE)
+    contimg_run.current = contimg_run.Run(
+        CONFIG, PLANS, STAGING, todo, ASKED, logger.info, CORES, ELSEWHERE
+    )
     try:
         contimg_run.current.begin()
     except (ContimgError, OSError, SQLAlchemyError) as error:
         logger.error(f"{type(error).__name__}: {error}")
-        sys.exit(contimg_run.refused(CONFIG, error))
+        sys.exit(session.refused(CONFIG, error))
 
 
 onsuccess:

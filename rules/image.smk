@@ -1,8 +1,14 @@
 # Image, correct for the primary beam, write FITS; plots.
 
 QUICK = CONFIG.imaging.mode == "quick"
-CASA_PRODUCTS = directory([str(PATHS.image("{group}", suffix, QUICK)) for suffix in names.CASA_IMAGES])
-FITS_PRODUCTS = [] if CONFIG.imaging.skip_fits else [str(PATHS.image("{group}", s, QUICK)) for s in names.FITS_IMAGES]
+CASA_PRODUCTS = directory(
+    [str(PATHS.image("{group}", suffix, QUICK)) for suffix in names.CASA_IMAGES]
+)
+FITS_PRODUCTS = (
+    []
+    if CONFIG.imaging.skip_fits
+    else [str(PATHS.image("{group}", s, QUICK)) for s in names.FITS_IMAGES]
+)
 
 
 rule image:
@@ -40,7 +46,11 @@ rule qa:
         prepared=result("{group}", "prepare"),
         again=again("qa"),
     output:
-        plots=report([str(PATHS.qa("{group}", name)) for name in names.REPORTED_PLOTS], category="Groups", subcategory="{group}"),
+        plots=report(
+            [str(PATHS.qa("{group}", name)) for name in names.REPORTED_PLOTS],
+            category="Groups",
+            subcategory="{group}",
+        ),
         result=result("{group}", "qa"),
     log:
         logs("qa"),

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from contimg.calibration import apply_set
-from contimg.files import read_json
 from contimg.paths import FAST_SUFFIX
-from contimg.stage import stage
+from contimg.stages.apply_caltables import apply_set
+from contimg.stages.job import stage
+from contimg.store.files import read_json
 
 with stage(snakemake) as job:
     chosen, converted = read_json(snakemake.input.chosen), read_json(snakemake.input.converted)

@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 
-from contimg.conversion import convert_group
 from contimg.paths import staged
-from contimg.stage import CLUSTER_NODE, log, stage
-from contimg.staging import make, require_room, sweep
-from contimg.uvh5 import parse_name
+from contimg.processes import CLUSTER_NODE
+from contimg.stages.job import log, stage
+from contimg.store.staging import make, require_room, sweep
+from contimg.visibilities.conversion import convert_group
+from contimg.visibilities.uvh5 import parse_name
 
 with stage(snakemake) as job:
     files = {parse_name(Path(f).name)[1]: Path(f) for f in snakemake.params.files}
@@ -18,4 +19,6 @@ with stage(snakemake) as job:
     raw_bytes = sum(path.stat().st_size for path in files.values())
     needs = [(staging, raw_bytes), (job.paths.ms(job.group).parent, 2 * raw_bytes)]
     require_room(needs, f"group {job.group}")
-    job.result = convert_group(files, staged(staging, job.group, job.config), job.config, snakemake.threads, log.info)
+    job.result = convert_group(
+        files, staged(staging, job.group, job.config), job.config, snakemake.threads, log.info
+    )

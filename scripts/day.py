@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from contimg import db
 from contimg.config import from_mapping
 from contimg.paths import Paths
-from contimg.products import images_of_day
-from contimg.qa import plot_day, save_plot
+from contimg.plots.day import plot_day
+from contimg.plots.style import save_plot
+from contimg.products.tables import images_of_day
+from contimg.store import db
 
 date = snakemake.wildcards.date
 with db.reading(Paths.of(from_mapping(snakemake.config)).products_db) as session:

@@ -1,7 +1,7 @@
 """A finished group into the databases."""
 
-from contimg.indexing import index_group
-from contimg.stage import stage
+from contimg.products.record import index_group
+from contimg.stages.job import stage
 
 with stage(snakemake) as job:
     job.result = index_group(job.group, job.config)

@@ -1,11 +1,12 @@
-"""Snakemake logger plugin: job events become rows of the queue (contimg.run). It cannot break a run."""
+"""Snakemake logger plugin: job events become rows of the queue (contimg.run). It cannot break a
+run."""
 
 import logging
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from contimg import run
+from contimg.runs import run
 
 log = logging.getLogger("contimg.plugin")
 

@@ -1,4 +1,5 @@
-"""How right an image is: measured from the published FITS files with astropy and numpy only, none of the library's code."""
+"""How right an image is: measured from the published FITS files with astropy and numpy only, none
+of the library's code."""
 
 import json
 from dataclasses import dataclass
@@ -23,14 +24,19 @@ class Accuracy:
     def __str__(self) -> str:
         scatter = 1.4826 * np.median(np.abs(self.ratio - np.median(self.ratio)))
         return (
-            f"{len(self.ratio)} sources, median flux ratio {np.median(self.ratio):.4f}, scatter {scatter:.4f}, median offset "
-            f'{np.median(self.offset_arcsec):.2f}", largest {self.flux_sigmas.max():.1f} sigma in flux, '
+            f"{len(self.ratio)} sources, median flux ratio {np.median(self.ratio):.4f}, scatter "
+            f"{scatter:.4f}, median offset "
+            f'{np.median(self.offset_arcsec):.2f}", largest {self.flux_sigmas.max():.1f} sigma in '
+            "flux, "
             f"{self.position_sigmas.max():.1f} in position; rms {self.rms_jy * 1e3:.2f} mJy/beam"
         )
 
     def check(self, least: int) -> None:
-        """The demands: 3 % and 1 arcsec in the median; nine of ten within 3 sigma, none outside 5."""
-        report = list(zip(self.names, self.ratio.round(3), self.offset_arcsec.round(2), strict=True))
+        """The demands: 3 % and 1 arcsec in the median; nine of ten within 3 sigma, none outside
+        5."""
+        report = list(
+            zip(self.names, self.ratio.round(3), self.offset_arcsec.round(2), strict=True)
+        )
         assert len(self.ratio) >= least, report
         assert abs(np.median(self.ratio) - 1) < 0.03, report
         assert np.median(self.offset_arcsec) < 1.0, report
@@ -54,13 +60,16 @@ def _peak(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def measure(image_path, pbcor_path, truth_path, least_snr=20, least_beam=0.5) -> Accuracy:
-    """Truth's sources above 20 sigma inside the half-power beam; those with a neighbour within two beams are left out.
+    """Truth's sources above 20 sigma inside the half-power beam; those with a neighbour within two
+    beams are left out.
 
     A neighbour of less than a fiftieth of the flux is none.
     """
     truth = json.loads(truth_path.read_text())
     header = fits.getheader(pbcor_path)
-    apparent, corrected = (fits.getdata(p).squeeze().astype(float) for p in (image_path, pbcor_path))
+    apparent, corrected = (
+        fits.getdata(p).squeeze().astype(float) for p in (image_path, pbcor_path)
+    )
     wcs = WCS(header).celestial
     quiet = apparent[np.isfinite(corrected)]
     for _ in range(4):
@@ -76,7 +85,9 @@ def measure(image_path, pbcor_path, truth_path, least_snr=20, least_beam=0.5) ->
         near = np.hypot(*(places - places[k]).T) * cell_arcsec < 2 * header["BMAJ"] * 3600
         near &= fluxes >= source["flux"] / 50
         i, j = places[k].round().astype(int)
-        if near.sum() > 1 or not (radius < i < len(apparent) - radius - 1 and radius < j < len(apparent) - radius - 1):
+        if near.sum() > 1 or not (
+            radius < i < len(apparent) - radius - 1 and radius < j < len(apparent) - radius - 1
+        ):
             continue
         stamp = apparent[j - radius : j + radius + 1, i - radius : i + radius + 1]
         dj, di = np.unravel_index(np.argmax(stamp), stamp.shape)
@@ -85,7 +96,9 @@ def measure(image_path, pbcor_path, truth_path, least_snr=20, least_beam=0.5) ->
         reference_hz = truth.get("fref", truth.get("reference_hz"))
         flux = source["flux"] * (header["CRVAL3"] / reference_hz) ** source["alpha"]
         snr = flux * response / rms
-        if not (response >= least_beam and snr >= least_snr):  # chosen by the truth: a source that is lost counts as wrong
+        if not (
+            response >= least_beam and snr >= least_snr
+        ):  # chosen by the truth: a source that is lost counts as wrong
             continue
         peak, dx, dy = _peak(apparent[y - 1 : y + 2, x - 1 : x + 2])
         east, north = (places[k][0] - x - dx) * cell_arcsec, (y + dy - places[k][1]) * cell_arcsec
@@ -94,6 +107,13 @@ def measure(image_path, pbcor_path, truth_path, least_snr=20, least_beam=0.5) ->
     ratio, east, north, snr = (np.array(values) for values in (ratio, east, north, snr))
     away = np.hypot(east, north)
     return Accuracy(
-        list(names), ratio, away, np.abs(ratio - 1) / np.hypot(0.03, 1 / snr),
-        away / np.hypot(0.5, beam_arcsec / 2 / snr), float(rms), east, north, snr,
-    )  # fmt: skip
+        list(names),
+        ratio,
+        away,
+        np.abs(ratio - 1) / np.hypot(0.03, 1 / snr),
+        away / np.hypot(0.5, beam_arcsec / 2 / snr),
+        float(rms),
+        east,
+        north,
+        snr,
+    )

@@ -1,4 +1,5 @@
-"""Data that the tests share: small simulated observations, and the independent sample where it is there."""
+"""Data that the tests share: small simulated observations, and the independent sample where it is
+there."""
 
 import os
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contimg.config import load
-from contimg.groups import RawFile, cluster
+from contimg.queue.groups import RawFile, form_groups
 from contimg.simulate import Simulation, read_sky, simulate_group, station_positions
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +63,9 @@ def sample():
     """The observations that an independent simulator wrote."""
     folder = Path(os.environ.get("CONTIMG_SAMPLE", ROOT.parent / "shared" / "sample"))
     if not (folder / "target" / "truth.json").exists():
-        pytest.skip(f"NOT TESTED against the independent sample: {folder} is not there (set CONTIMG_SAMPLE)")
+        pytest.skip(
+            f"NOT TESTED against the independent sample: {folder} is not there (set CONTIMG_SAMPLE)"
+        )
     return folder
 
 
@@ -71,8 +74,14 @@ def make_group(tmp_path, sky):
     """Write a group with given options; returns it clustered."""
 
     def make(sources=None, folder="raw", **options):
-        options = {"start": TARGET_START, "dec_deg": DEC_DEG, "antennas": 12, "channels": 2, "integrations": 6} | options
+        options = {
+            "start": TARGET_START,
+            "dec_deg": DEC_DEG,
+            "antennas": 12,
+            "channels": 2,
+            "integrations": 6,
+        } | options
         paths = simulate_group(tmp_path / folder, Simulation(**options), sources or sky, STATIONS)
-        return cluster([RawFile.named(p) for p in paths], SPAN_S, 300, 16)[0]
+        return form_groups([RawFile.named(p) for p in paths], SPAN_S, 300, 16)[0]
 
     return make

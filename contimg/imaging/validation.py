@@ -10,16 +10,19 @@ from scipy import optimize
 
 from contimg.config import ImagingConfig, ValidationConfig
 from contimg.findings import LEVELS, UNKNOWN, Finding, judged, unknown
-from contimg.imaging import Beam
-from contimg.imaging.visibilities import StokesI
+from contimg.imaging.interface import Beam
+from contimg.imaging.stokes import StokesI
 
 DETECTION_SIGMA = 5.0
 GOOD_SIGMA = 20.0
 _SAID_ARCSEC = 0.3  # a difference between two lists of places
 
 
-def fit_source(image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: float) -> tuple[float, float, float] | None:
-    """Peak, and offsets to the east and north (arcsec) from a position, of a restoring beam fitted around it.
+def fit_source(
+    image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: float
+) -> tuple[float, float, float] | None:
+    """Peak, and offsets to the east and north (arcsec) from a position, of a restoring beam fitted
+    around it.
 
     None outside the image. The fit uses pixels within 0.75 of the beam's major axis.
     """
@@ -30,7 +33,11 @@ def fit_source(image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: 
     if not (radius <= x0 < image.shape[0] - radius and radius <= y0 < image.shape[1] - radius):
         return None
     stamp = image[x0 - radius : x0 + radius + 1, y0 - radius : y0 + radius + 1].astype(float)
-    dx, dy = np.meshgrid(np.arange(-radius, radius + 1) + x0 - x, np.arange(-radius, radius + 1) + y0 - y, indexing="ij")
+    dx, dy = np.meshgrid(
+        np.arange(-radius, radius + 1) + x0 - x,
+        np.arange(-radius, radius + 1) + y0 - y,
+        indexing="ij",
+    )
     east, north = -dx * cell_arcsec, dy * cell_arcsec
     near = np.exp(-((east**2 + north**2) / (0.5 * beam.major_arcsec) ** 2))
     if not np.isfinite(stamp).all():
@@ -40,24 +47,37 @@ def fit_source(image: np.ndarray, wcs: WCS, beam: Beam, ra_deg: float, dec_deg: 
         return ((q[0] * beam.gaussian(east - q[1], north - q[2]) - stamp) * near).ravel()
 
     peak = np.unravel_index(np.argmax(stamp * near), stamp.shape)
-    fit = optimize.least_squares(residual, [stamp[peak], east[peak], north[peak]], x_scale=[max(abs(stamp[peak]), 1e-6), 1, 1])
+    fit = optimize.least_squares(
+        residual,
+        [stamp[peak], east[peak], north[peak]],
+        x_scale=[max(abs(stamp[peak]), 1e-6), 1, 1],
+    )
     return tuple(float(v) for v in fit.x)
 
 
 def compare_catalogue(
-    image: np.ndarray, beam: Beam, pb: np.ndarray, grid, rms_jy: float, catalogue: pd.DataFrame, freq_hz: float,
+    image: np.ndarray,
+    beam: Beam,
+    pb: np.ndarray,
+    grid,
+    rms_jy: float,
+    catalogue: pd.DataFrame,
+    freq_hz: float,
     options: ImagingConfig,
-) -> tuple[dict, pd.DataFrame]:  # fmt: skip
-    """Catalogue sources in the image: found, flux ratios, offsets. Returns a summary and the table behind it.
+) -> tuple[dict, pd.DataFrame]:
+    """Catalogue sources in the image: found, flux ratios, offsets. Returns a summary and the table
+    behind it.
 
-    Ratios and offsets count sources above GOOD_SIGMA at beam responses over a half. The catalogue's fluxes are taken to
-    the image's frequency with their spectral indices.
+    Ratios and offsets count sources above GOOD_SIGMA at beam responses over a half. The catalogue's
+    fluxes are taken to the image's frequency with their spectral indices.
     """
     wcs = grid.wcs()
     rows = []
     catalogue = catalogue[catalogue.flux_jy.values > 0]
     x, y = (
-        wcs.wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0) if len(catalogue) else (np.zeros(0), np.zeros(0))
+        wcs.wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0)
+        if len(catalogue)
+        else (np.zeros(0), np.zeros(0))
     )
     inside = (
         np.isfinite(x)
@@ -66,7 +86,10 @@ def compare_catalogue(
         & (np.abs(y - grid.npix / 2) < grid.npix / 2)
     )
     for source, i, j in zip(
-        catalogue[inside].itertuples(), x[inside].round().astype(int), y[inside].round().astype(int), strict=True
+        catalogue[inside].itertuples(),
+        x[inside].round().astype(int),
+        y[inside].round().astype(int),
+        strict=True,
     ):
         response = pb[min(i, grid.npix - 1), min(j, grid.npix - 1)]
         if response < options.beam_limit:
@@ -80,9 +103,31 @@ def compare_catalogue(
         peak, east, north = fitted
         found = peak > DETECTION_SIGMA * rms_jy and np.hypot(east, north) < beam.major_arcsec
         rows.append(
-            (source.name, source.ra_deg, source.dec_deg, expected, peak / response, east, north, peak / rms_jy, response, found)
+            (
+                source.name,
+                source.ra_deg,
+                source.dec_deg,
+                expected,
+                peak / response,
+                east,
+                north,
+                peak / rms_jy,
+                response,
+                found,
+            )
         )
-    names = ["name", "ra_deg", "dec_deg", "catalogue_jy", "flux_jy", "east_arcsec", "north_arcsec", "snr", "beam", "found"]
+    names = [
+        "name",
+        "ra_deg",
+        "dec_deg",
+        "catalogue_jy",
+        "flux_jy",
+        "east_arcsec",
+        "north_arcsec",
+        "snr",
+        "beam",
+        "found",
+    ]
     table = pd.DataFrame(rows, columns=names).astype({"found": bool})
     good = table[table.found & (table.snr >= GOOD_SIGMA) & (table.beam >= 0.5)]
     ratio = good.flux_jy / good.catalogue_jy
@@ -91,7 +136,11 @@ def compare_catalogue(
         return None if not len(good) or not np.isfinite(value) else round(float(value), 4)
 
     # Calibrators stand where their list has them: this is what the catalogue would have made of it.
-    moved = {one.name: round(float(one.moved_arcsec), 3) for one in catalogue.itertuples() if one.moved_arcsec > _SAID_ARCSEC}
+    moved = {
+        one.name: round(float(one.moved_arcsec), 3)
+        for one in catalogue.itertuples()
+        if one.moved_arcsec > _SAID_ARCSEC
+    }
     bright = table[(table.catalogue_jy * table.beam >= GOOD_SIGMA * rms_jy) & (table.beam >= 0.5)]
     return {
         "expected": len(table),
@@ -122,69 +171,124 @@ class Used:
     def as_json(self) -> dict:
         """For a stage's result."""
         return {
-            "data_share": self.data, "antennas_used": len(self.antennas), "antennas_lost": list(self.lost),
-            "channel_share": self.channels, "integration_share": self.integrations,
-        }  # fmt: skip
+            "data_share": self.data,
+            "antennas_used": len(self.antennas),
+            "antennas_lost": list(self.lost),
+            "channel_share": self.channels,
+            "integration_share": self.integrations,
+        }
 
 
 def used_of(stokes: StokesI, summary: Mapping) -> Used:
-    """What is left of a group's visibilities; `summary` is `products.primary_beam`'s, which has been through the weights."""
+    """What is left of a group's visibilities; `summary` is `products.primary_beam`'s, which has
+    been through the weights."""
     rows, names = stokes.rows, stokes.observation.antenna_names
     in_use = stokes.weights.any(axis=(0, 2))
     took_part = np.unique(np.concatenate([rows.ant_1, rows.ant_2]))
     left = np.unique(np.concatenate([rows.ant_1[in_use], rows.ant_2[in_use]]))
     times = summary["time_weights"] > 0
     return Used(
-        data=1 - summary["flagged"], antennas=tuple(names[a] for a in left),
-        lost=tuple(names[a] for a in took_part if a not in set(left)), channels=float((summary["freq_weights"] > 0).mean()),
-        integrations=float(times.mean()), number_of_integrations=len(times),
-    )  # fmt: skip
+        data=1 - summary["flagged"],
+        antennas=tuple(names[a] for a in left),
+        lost=tuple(names[a] for a in took_part if a not in set(left)),
+        channels=float((summary["freq_weights"] > 0).mean()),
+        integrations=float(times.mean()),
+        number_of_integrations=len(times),
+    )
 
 
 def assess(
-    numbers: Mapping, check: Mapping, cleaned: str, used: Used, beam: Beam, expected_beam: Beam | None, gated: Sequence[Mapping],
+    numbers: Mapping,
+    check: Mapping,
+    cleaned: str,
+    used: Used,
+    beam: Beam,
+    expected_beam: Beam | None,
+    gated: Sequence[Mapping],
     limits: ValidationConfig,
-) -> tuple[str, list[Finding | Mapping]]:  # fmt: skip
+) -> tuple[str, list[Finding | Mapping]]:
     """An image's verdict (findings.LEVELS), and every finding that it follows from.
 
-    numbers  rms_jy and thermal_jy; check: `compare_catalogue`; gated: findings of the stages before, as in their results
+    numbers  rms_jy and thermal_jy; check: `compare_catalogue`; gated: findings of the stages
+             before, as in their results
     """
     found: list[Finding | Mapping] = list(gated)
     noise = numbers["rms_jy"] / numbers["thermal_jy"]
     found.append(
         judged(
-            name="noise", value=noise, warn=limits.warn_rms, fail=limits.fail_rms,
+            name="noise",
+            value=noise,
+            warn=limits.warn_rms,
+            fail=limits.fail_rms,
             words=f"noise {noise:.3g} times the thermal expectation",
-            cause="Probably gains that moved since the calibrator, interference, or a bright source that no catalogue has: "
-            "see the residual and the spectra",
+            cause="Probably gains that moved since the calibrator, interference, or a bright "
+            "source that no catalogue has: see the residual and the spectra",
         )
-    )  # fmt: skip
+    )
     found += _against_catalogue(check, limits)
     by_name = f" ({', '.join(used.lost)})" if used.lost else ""
     taking_part = len(used.antennas) + len(used.lost)
     shares = (
-        ("data", used.data, limits.warn_data, limits.fail_data, f"{100 * used.data:.0f} % of the visibilities are left"),
-        ("antennas", len(used.antennas) / taking_part, limits.warn_antennas, limits.fail_antennas,
-         f"{len(used.antennas)} of {taking_part} antennas are in the image{by_name}"),
-        ("band", used.channels, limits.warn_band, limits.fail_band, f"{100 * used.channels:.0f} % of the channels have data"),
-        ("time", used.integrations, limits.warn_time, limits.fail_time,
-         f"{used.integrations * used.number_of_integrations:.0f} of {used.number_of_integrations} integrations have data"),
-    )  # fmt: skip
+        (
+            "data",
+            used.data,
+            limits.warn_data,
+            limits.fail_data,
+            f"{100 * used.data:.0f} % of the visibilities are left",
+        ),
+        (
+            "antennas",
+            len(used.antennas) / taking_part,
+            limits.warn_antennas,
+            limits.fail_antennas,
+            f"{len(used.antennas)} of {taking_part} antennas are in the image{by_name}",
+        ),
+        (
+            "band",
+            used.channels,
+            limits.warn_band,
+            limits.fail_band,
+            f"{100 * used.channels:.0f} % of the channels have data",
+        ),
+        (
+            "time",
+            used.integrations,
+            limits.warn_time,
+            limits.fail_time,
+            f"{used.integrations * used.number_of_integrations:.0f} of "
+            f"{used.number_of_integrations} integrations have data",
+        ),
+    )
     for name, share, warn, fail, words in shares:
         cause = "See the plot of the flags, and prepare.json for what they are from"
-        found.append(judged(name=name, value=share, warn=warn, fail=fail, percent=True, words=words, cause=cause))
+        found.append(
+            judged(
+                name=name, value=share, warn=warn, fail=fail, percent=True, words=words, cause=cause
+            )
+        )
     if expected_beam is None:
         found.append(unknown(name="beam", why="the beam to be expected is not known: not compared"))
     else:
-        change = beam.major_arcsec * beam.minor_arcsec / (expected_beam.major_arcsec * expected_beam.minor_arcsec)
+        change = (
+            beam.major_arcsec
+            * beam.minor_arcsec
+            / (expected_beam.major_arcsec * expected_beam.minor_arcsec)
+        )
         found.append(
             judged(
-                name="beam", value=max(change, 1 / change) - 1, warn=limits.warn_beam, fail=limits.fail_beam, percent=True,
-                words=f'beam {beam.major_arcsec:.1f}" x {beam.minor_arcsec:.1f}" where all antennas would give '
-                f'{expected_beam.major_arcsec:.1f}" x {expected_beam.minor_arcsec:.1f}": its area is {change:.2f} times that',
-                cause=f"Antennas or baselines are missing{by_name}, or noisy: a source in the far sidelobes, say",
+                name="beam",
+                value=max(change, 1 / change) - 1,
+                warn=limits.warn_beam,
+                fail=limits.fail_beam,
+                percent=True,
+                words=f'beam {beam.major_arcsec:.1f}" x {beam.minor_arcsec:.1f}" where all '
+                "antennas would give "
+                f'{expected_beam.major_arcsec:.1f}" x {expected_beam.minor_arcsec:.1f}": its area '
+                f"is {change:.2f} times that",
+                cause=f"Antennas or baselines are missing{by_name}, or noisy: a source in the far "
+                "sidelobes, say",
             )
-        )  # fmt: skip
+        )
     if cleaned != "as asked":
         found.append(Finding("cleaned", "warn", f"cleaned: {cleaned}"))
     levels = [one["level"] if isinstance(one, Mapping) else one.level for one in found]
@@ -198,16 +302,26 @@ def _against_catalogue(check: Mapping, limits: ValidationConfig) -> list[Finding
         lost = 1 - check["bright_found"] / expected
         found.append(
             judged(
-                name="lost", value=lost, warn=limits.warn_lost, fail=limits.fail_lost, percent=True,
-                words=f"{expected - check['bright_found']} of {expected} bright catalogue sources are not found",
-                cause="Either the catalogue is of another sky, or header (declination, time) or calibration are wrong: look at "
-                "the image beside other groups of the strip",
+                name="lost",
+                value=lost,
+                warn=limits.warn_lost,
+                fail=limits.fail_lost,
+                percent=True,
+                words=f"{expected - check['bright_found']} of {expected} bright catalogue sources "
+                "are not found",
+                cause="Either the catalogue is of another sky, or header (declination, time) or "
+                "calibration are wrong: look at the image beside other groups of the strip",
             )
-        )  # fmt: skip
+        )
     if check["compared"] < few:
-        why = "the sky catalogue has none in this field" if not check["expected"] else (
-            f"the catalogue has {check['expected']} in this field above 5 sigma, {check['found']} of them found"
-        )  # fmt: skip
+        why = (
+            "the sky catalogue has none in this field"
+            if not check["expected"]
+            else (
+                f"the catalogue has {check['expected']} in this field above 5 sigma, "
+                f"{check['found']} of them found"
+            )
+        )
         words = f"compared with {check['compared'] or 'no'} sources, at least {few} needed: {why}"
         found.append(Finding("compared", "unverified", words, float(check["compared"]), float(few)))
         return found
@@ -215,16 +329,28 @@ def _against_catalogue(check: Mapping, limits: ValidationConfig) -> list[Finding
     east, north = check["offset_east_arcsec"], check["offset_north_arcsec"]
     found += [
         judged(
-            name="flux", value=abs(ratio - 1), warn=limits.warn_flux, fail=limits.fail_flux, percent=True,
-            words=f"fluxes {100 * abs(ratio - 1):.0f} % {'low' if ratio < 1 else 'high'} (median of {number} sources against the "
-            "catalogue)", cause="Probably gains that moved since the calibrator, a wrong flux of the calibrator or of the "
-            "catalogue: compare with the next groups, choose another set (contimg registry retire SET, contimg reprocess GROUP)",
+            name="flux",
+            value=abs(ratio - 1),
+            warn=limits.warn_flux,
+            fail=limits.fail_flux,
+            percent=True,
+            words=f"fluxes {100 * abs(ratio - 1):.0f} % {'low' if ratio < 1 else 'high'} (median "
+            f"of {number} sources against the catalogue)",
+            cause="Probably gains that moved since the calibrator, a wrong flux of the "
+            "calibrator or of the catalogue: compare with the next groups, choose another "
+            "set (contimg registry retire SET, contimg reprocess GROUP)",
         ),
         judged(
-            name="offset", value=float(np.hypot(east, north)), warn=limits.warn_offset_arcsec, fail=limits.fail_offset_arcsec,
-            unit="arcsec", words=f'sources {abs(east):.1f}" {"east" if east > 0 else "west"} and {abs(north):.1f}" '
-            f'{"north" if north > 0 else "south"} of their places (median of {number})',
-            cause="Probably phases that moved since the calibrator, or a wrong clock (15 arcsec a second)",
+            name="offset",
+            value=float(np.hypot(east, north)),
+            warn=limits.warn_offset_arcsec,
+            fail=limits.fail_offset_arcsec,
+            unit="arcsec",
+            words=f'sources {abs(east):.1f}" {"east" if east > 0 else "west"} and '
+            f'{abs(north):.1f}" '
+            f"{'north' if north > 0 else 'south'} of their places (median of {number})",
+            cause="Probably phases that moved since the calibrator, or a wrong clock (15 arcsec a "
+            "second)",
         ),
-    ]  # fmt: skip
+    ]
     return found

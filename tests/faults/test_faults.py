@@ -1,7 +1,8 @@
-"""A run that is lost at any of its writes: killed there, by a power cut, for want of room or quota; then simply started again.
+"""A run that is lost at any of its writes: killed there, by a power cut, for want of room or quota;
+then simply started again.
 
-fault.c, preloaded into every process of a real run, counts what it changes on disk. The short version tries some of these
-places, `make test-all` every one.
+fault.c, preloaded into every process of a real run, counts what it changes on disk. The short
+version tries some of these places, `make test-all` every one.
 """
 
 import os
@@ -17,14 +18,23 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from contimg import db, ingest, products, registry
+from contimg.calibration import registry
+from contimg.products import tables as product_tables
+from contimg.queue import moves
 from contimg.simulate import Simulation, simulate_group
+from contimg.store import db
 from tests.conftest import CALIBRATOR_START, LONG, ROOT, STATIONS
 from tests.workflow.conftest import Site, make_site
 
 GCC = shutil.which("gcc")
 MODES = ("kill", "empty", "half", "full", "quota")
-SHORT = {"kill": 4, "empty": 2, "half": 2, "full": 2, "quota": 1}  # places that the short version tries
+SHORT = {
+    "kill": 4,
+    "empty": 2,
+    "half": 2,
+    "full": 2,
+    "quota": 1,
+}  # places that the short version tries
 EVERY = int(os.environ.get("CONTIMG_EVERY", 1))  # of the long version: one place in so many
 AT_ONCE = 2
 RUNS = 4  # that are started at most, as a watcher would
@@ -46,7 +56,10 @@ def shim(tmp_path_factory):
         pytest.skip("NOT TESTED: gcc is not installed, with which the preloaded library is made")
     library = tmp_path_factory.mktemp("shim") / "fault.so"
     source = Path(__file__).with_name("fault.c")
-    subprocess.run([GCC, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    subprocess.run(
+        [GCC, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"],
+        check=True,
+    )
     return library
 
 
@@ -55,7 +68,13 @@ def incoming(tmp_path_factory, sky, compact_stations):
     """A small calibrator group: it goes through all ten stages."""
     folder = tmp_path_factory.mktemp("incoming")
     options = Simulation(
-        start=CALIBRATOR_START, seed=21, gain_seed=3, channels=2, integrations=6, stations=compact_stations[::3], skew_s=0.0
+        start=CALIBRATOR_START,
+        seed=21,
+        gain_seed=3,
+        channels=2,
+        integrations=6,
+        stations=compact_stations[::3],
+        skew_s=0.0,
     )
     simulate_group(folder, options, sky, STATIONS)
     return folder
@@ -66,23 +85,38 @@ class Place:
 
     def __init__(self, folder: Path, incoming: Path, shim: Path):
         self.folder, self.shim = folder, shim
-        imaging, ingest_options = {"imsize": 256, "cell_arcsec": 20.0}, {"settle_s": 0, "retry_backoff_s": 0}
-        self.site: Site = make_site(folder / "site", incoming, imaging=imaging, ingest=ingest_options)
+        imaging, ingest_options = (
+            {"imsize": 256, "cell_arcsec": 20.0},
+            {"settle_s": 0, "retry_backoff_s": 0},
+        )
+        self.site: Site = make_site(
+            folder / "site", incoming, imaging=imaging, ingest=ingest_options
+        )
         (folder / "dirty").mkdir()
 
     def run(self, at: int = 0, mode: str = "") -> tuple[int, int]:
-        """(exit status, number of writes) of a run; at write `at` it is killed, or the disk is full from there on."""
+        """(exit status, number of writes) of a run; at write `at` it is killed, or the disk is full
+        from there on."""
         state = self.folder / "counters"
         state.write_bytes(bytes(16))
         fault = {
-            "FAULT_STATE": state, "FAULT_ROOT": self.site.configfile.parent, "FAULT_AT": at, "FAULT_DIRTY": self.folder / "dirty",
-            "FAULT_MODE": {"empty": "kill", "half": "kill"}.get(mode, mode), "FAULT_LOG": self.folder / "writes",
+            "FAULT_STATE": state,
+            "FAULT_ROOT": self.site.configfile.parent,
+            "FAULT_AT": at,
+            "FAULT_DIRTY": self.folder / "dirty",
+            "FAULT_MODE": {"empty": "kill", "half": "kill"}.get(mode, mode),
+            "FAULT_LOG": self.folder / "writes",
             "LD_PRELOAD": self.shim,
-        }  # fmt: skip
+        }
         environment = os.environ | {key: str(value) for key, value in fault.items()}
         with (self.folder / "said").open("a") as said:
             process = subprocess.Popen(
-                self.site.command(), cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
+                self.site.command(),
+                cwd=ROOT,
+                env=environment,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
             )
             code = process.wait(timeout=600)
             self.lost_s = time.time()
@@ -93,7 +127,11 @@ class Place:
     def _all_ended(self, session: int) -> None:
         """Its jobs end with it, by themselves."""
         end = time.monotonic() + 20
-        while (left := subprocess.run(["pgrep", "-s", str(session)], capture_output=True, text=True).stdout.split()) != []:
+        while (
+            left := subprocess.run(
+                ["pgrep", "-s", str(session)], capture_output=True, text=True
+            ).stdout.split()
+        ) != []:
             if time.monotonic() > end:
                 for number in left:
                     os.kill(int(number), signal.SIGKILL)
@@ -101,13 +139,19 @@ class Place:
             time.sleep(0.05)
 
     def cut(self, mode: str) -> int:
-        """What a power cut does, and worse: to every file that was written in the last two seconds, flushed or not; of the
-        databases only to what nobody had flushed. Returns how many files."""
+        """What a power cut does, and worse: to every file that was written in the last two seconds,
+        flushed or not; of the databases only to what nobody had flushed. Returns how many files."""
         number = 0
-        for path in [p for p in self.site.configfile.parent.rglob("*") if p.is_file() and p != self.site.configfile]:
+        for path in [
+            p
+            for p in self.site.configfile.parent.rglob("*")
+            if p.is_file() and p != self.site.configfile
+        ]:
             found = path.stat()
             flushed = not (self.folder / "dirty" / f"{found.st_dev}.{found.st_ino}").exists()
-            if self.lost_s - found.st_mtime > 2 or (".sqlite3" in path.name and (flushed or not path.name.endswith("-wal"))):
+            if self.lost_s - found.st_mtime > 2 or (
+                ".sqlite3" in path.name and (flushed or not path.name.endswith("-wal"))
+            ):
                 continue
             os.truncate(path, 0 if mode == "empty" else found.st_size // 2)
             number += 1
@@ -117,15 +161,26 @@ class Place:
         """Image and rows, but for what has times in it."""
         paths = self.site.paths
         rows = {}
-        for table in (products.Image, products.MeasurementSet, products.QaArtifact):
+        for table in (
+            product_tables.Image,
+            product_tables.MeasurementSet,
+            product_tables.QaArtifact,
+        ):
             with db.reading(paths.products_db) as session:
                 rows[table.__tablename__] = [
-                    {k: v for k, v in products.columns_of(row).items() if k not in OTHERWISE and not isinstance(v, float)}
+                    {
+                        k: v
+                        for k, v in product_tables.columns_of(row).items()
+                        if k not in OTHERWISE and not isinstance(v, float)
+                    }
                     for row in session.query(table).order_by(table.path)
-                ]  # fmt: skip
+                ]
         sets = registry.describe_sets(paths.registry_db)
         rows["sets"] = [(s["set"], s["status"], [t["kind"] for t in s["tables"]]) for s in sets]
-        rows["queue"] = {g: (s.state, s.error) for g, s in ingest.known_groups(paths.ingest_db, files=False).items()}
+        rows["queue"] = {
+            g: (s.state, s.error)
+            for g, s in moves.known_groups(paths.ingest_db, files=False).items()
+        }
         image = fits.getdata(paths.image(CALIBRATOR_START, "pbcor.fits"))
         for path in paths.products.parent.rglob("*"):
             text = str(path).removeprefix(str(self.folder))
@@ -155,11 +210,17 @@ def places(number: int, mode: str) -> list[int]:
     return sorted({int(place) for place in 1 + share * (number - 1)})
 
 
-def lose_and_start_again(folder: Path, incoming: Path, shim: Path, expected: dict, at: int, mode: str) -> tuple[int, str]:
+def lose_and_start_again(
+    folder: Path, incoming: Path, shim: Path, expected: dict, at: int, mode: str
+) -> tuple[int, str]:
     """Number of runs until it was done, and what was wrong, in words."""
     place = Place(folder, incoming, shim)
     code, _ = place.run(at, mode)
-    group = ingest.known_groups(place.site.paths.ingest_db, files=False).get(CALIBRATOR_START) if code != 0 else None
+    group = (
+        moves.known_groups(place.site.paths.ingest_db, files=False).get(CALIBRATOR_START)
+        if code != 0
+        else None
+    )
     if mode in ("full", "quota") and group and group.retry_count:
         return 0, f"an attempt was spent: {group.error}"
     if mode in ("empty", "half"):
@@ -175,7 +236,9 @@ def lose_and_start_again(folder: Path, incoming: Path, shim: Path, expected: dic
     if verify.returncode:
         return runs, verify.stdout
     found = place.outcome()
-    apart = np.nanmax(np.abs(found["image"] - expected["image"])) / np.nanmax(np.abs(expected["image"]))
+    apart = np.nanmax(np.abs(found["image"] - expected["image"])) / np.nanmax(
+        np.abs(expected["image"])
+    )
     if not apart < 1e-5:
         return runs, f"another image: {apart:.1e} of the peak"
     if found["rows"] != expected["rows"]:
@@ -185,7 +248,9 @@ def lose_and_start_again(folder: Path, incoming: Path, shim: Path, expected: dic
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_run_that_is_lost_at_any_write_is_simply_started_again(reference, incoming, shim, tmp_path, figure, mode):
+def test_a_run_that_is_lost_at_any_write_is_simply_started_again(
+    reference, incoming, shim, tmp_path, figure, mode
+):
     """Same image, same rows, nothing to mend by hand; for want of room no attempt is spent."""
     expected, number = reference
     tried, begin = places(number, mode), time.monotonic()
@@ -198,7 +263,9 @@ def test_a_run_that_is_lost_at_any_write_is_simply_started_again(reference, inco
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = dict(zip(tried, pool.map(one, tried), strict=True))
     runs = Counter(runs for runs, _ in outcomes.values())
-    about = f"{time.monotonic() - begin:.0f} s; runs until it was done: {dict(sorted(runs.items()))}"
+    about = (
+        f"{time.monotonic() - begin:.0f} s; runs until it was done: {dict(sorted(runs.items()))}"
+    )
     figure(f"{mode}: lost at {len(tried)} of {number} writes, {about}")
     wrong = {at: words for at, (_, words) in outcomes.items() if words}
     assert not wrong, "\n\n".join(f"{mode} at write {at}: {words}" for at, words in wrong.items())

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 
-from contimg import registry
-from contimg.calibrators import _centre_icrs_deg, find_candidates, read_calibrators
-from contimg.caltables import choose_reference_antenna, problems
-from contimg.catalogues import read_sky
+from contimg.calibration import registry
+from contimg.calibration.registry import CalSet, choose_set
+from contimg.calibration.tables import choose_reference_antenna, problems
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError, ConfigError, NoCalibrationError
-from contimg.geometry import meridian_icrs_deg
-from contimg.registry import CalSet, choose
-from contimg.skymodel import calibrator_model
+from contimg.sky.calibrators import _centre_icrs_deg, find_candidates, read_calibrators
+from contimg.sky.catalogues import read_sky
+from contimg.sky.geometry import meridian_icrs_deg
+from contimg.sky.skymodel import calibrator_model
+from contimg.store import files
 from tests.conftest import CATALOGUES, DEC_DEG
 
 CALIBRATOR_MJD, TARGET_MJD = 61065.93657, 61065.94730  # 3C454.3 is 0.34 deg off, and 4 deg
@@ -29,7 +30,9 @@ def calibrators(catalogue, options=OPTIONS):
 
 
 def test_candidates_come_from_time_and_declination(catalogue):
-    found = find_candidates(calibrators(catalogue), [CALIBRATOR_MJD, TARGET_MJD], [DEC_DEG, DEC_DEG], OPTIONS)
+    found = find_candidates(
+        calibrators(catalogue), [CALIBRATOR_MJD, TARGET_MJD], [DEC_DEG, DEC_DEG], OPTIONS
+    )
     assert [[c.name for c in group] for group in found] == [["3C454.3"], []]
     blazar = found[0][0]
     assert blazar.variable
@@ -90,24 +93,28 @@ def test_the_calibrator_is_counted_once_in_its_model(catalogue):
     where = SkyCoord(catalogue.table.ra_deg.values, catalogue.table.dec_deg.values, unit="deg")
     away = where.separation(SkyCoord(343.4906164, 16.1482114, unit="deg")).deg
     assert len(model) == (away < 1.1).sum()
-    assert all(s.flux_jy(1.4e9) >= 0.09 for s in calibrator_model(found[0].source, catalogue, 1.1, 0.09))
+    assert all(
+        s.flux_jy(1.4e9) >= 0.09 for s in calibrator_model(found[0].source, catalogue, 1.1, 0.09)
+    )
 
 
 def make_set(name, mid_mjd, dec=DEC_DEG, quality=1.0):
     start, end = registry.validity(mid_mjd, OPTIONS)
-    return CalSet(name, mid_mjd, dec, "3C454.3", "sky catalogue", quality, start, end, (("B", "x.bpcal"),))
+    return CalSet(
+        name, mid_mjd, dec, "3C454.3", "sky catalogue", quality, start, end, (("B", "x.bpcal"),)
+    )
 
 
 def test_nearest_in_time_both_ways_not_newest():
     sets = [make_set("before", 99.9), make_set("after", 100.05), make_set("newest", 100.6)]
-    assert choose(sets, 100.0, DEC_DEG, OPTIONS).chosen.name == "after"
-    assert choose(sets, 99.8, DEC_DEG, OPTIONS).chosen.name == "before"
-    assert choose(sets[::-1], 99.8, DEC_DEG, OPTIONS).chosen.name == "before"
+    assert choose_set(sets, 100.0, DEC_DEG, OPTIONS).chosen.name == "after"
+    assert choose_set(sets, 99.8, DEC_DEG, OPTIONS).chosen.name == "before"
+    assert choose_set(sets[::-1], 99.8, DEC_DEG, OPTIONS).chosen.name == "before"
 
 
 def test_ties_go_to_the_better_set():
     sets = [make_set("a", 99.9, quality=5), make_set("b", 100.1, quality=50)]
-    assert choose(sets, 100.0, DEC_DEG, OPTIONS).chosen.name == "b"
+    assert choose_set(sets, 100.0, DEC_DEG, OPTIONS).chosen.name == "b"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ def test_ties_go_to_the_better_set():
     ],
 )
 def test_outside_window_or_strip_is_refused_with_the_reason(calset, why):
-    choice = choose([calset], 100.0, DEC_DEG, OPTIONS)
+    choice = choose_set([calset], 100.0, DEC_DEG, OPTIONS)
     assert choice.chosen is None
     assert why in choice.reason
 
@@ -146,9 +153,15 @@ def test_a_set_is_registered_once_with_its_checksums(calset):
     assert registry.active_sets(database) == []
     table.with_name("away").rename(table)
     registry.register(database, made, "12")
-    registry.register(database, made, "12", numbers={"B": {"antennas": 95}}, software={"contimg": "1"})  # again: replaced
+    registry.register(
+        database, made, "12", numbers={"B": {"antennas": 95}}, software={"contimg": "1"}
+    )  # again: replaced
     (one,) = registry.describe_sets(database)
-    assert (one["status"], one["software"], one["tables"][0]["quality"]) == ("active", {"contimg": "1"}, {"antennas": 95})
+    assert (one["status"], one["software"], one["tables"][0]["quality"]) == (
+        "active",
+        {"contimg": "1"},
+        {"antennas": 95},
+    )
     assert one["valid_until"] == "1859-02-26T00:00"
     assert select(database)["tables"] == {"B": str(table)}
     (table / "table.lock").write_bytes(b"read by somebody")
@@ -158,7 +171,9 @@ def test_a_set_is_registered_once_with_its_checksums(calset):
 @pytest.mark.parametrize("what", ["gone", "altered", "retired", "failed"])
 def test_a_set_that_must_not_be_used_is_refused_and_another_one_taken(calset, tmp_path, what):
     database, made, table = calset
-    registry.register(database, made, "12", status="failed" if what == "failed" else "active", notes="G: bad")
+    registry.register(
+        database, made, "12", status="failed" if what == "failed" else "active", notes="G: bad"
+    )
     if what == "gone":
         (table / "table.dat").unlink()
         (table / "table.lock").unlink()
@@ -167,11 +182,16 @@ def test_a_set_that_must_not_be_used_is_refused_and_another_one_taken(calset, tm
         (table / "table.dat").write_bytes(b"Gains")
     elif what == "retired":
         registry.retire(database, "s", "G: bad")
-    words = {"gone": "is not on disk", "altered": "was altered", "retired": "retired: G: bad", "failed": "failed: G: bad"}[what]
+    words = {
+        "gone": "is not on disk",
+        "altered": "was altered",
+        "retired": "retired: G: bad",
+        "failed": "failed: G: bad",
+    }[what]
     with pytest.raises(NoCalibrationError, match=words):
         select(database)
     if what in ("gone", "altered"):
-        assert words in registry.altered([(str(table), registry.all_tables(database)[0].checksum)])[0]
+        assert words in files.altered([(str(table), registry.all_tables(database)[0].checksum)])[0]
     other = tmp_path / "y.bpcal"
     (other / "sub").mkdir(parents=True)
     farther = replace(made, name="t", mid_mjd=99.5, tables=(("B", str(other)),))
@@ -182,10 +202,21 @@ def test_a_set_that_must_not_be_used_is_refused_and_another_one_taken(calset, tm
 
 
 def test_each_limit_of_the_quality_gate_says_what_is_wrong():
-    good = {"antennas": 40, "flagged": 0.05, "median_snr": 80.0, "amplitude_scatter": 0.01, "phase_scatter_deg": 0.6}
+    good = {
+        "antennas": 40,
+        "flagged": 0.05,
+        "median_snr": 80.0,
+        "amplitude_scatter": 0.01,
+        "phase_scatter_deg": 0.6,
+    }
     assert problems({"B": good, "G": good}, OPTIONS) == []
-    for name, bad in {"antennas": 3, "flagged": 0.9, "median_snr": 2.0, "amplitude_scatter": 0.4, "phase_scatter_deg": 30.0,
-                      }.items():  # fmt: skip
+    for name, bad in {
+        "antennas": 3,
+        "flagged": 0.9,
+        "median_snr": 2.0,
+        "amplitude_scatter": 0.4,
+        "phase_scatter_deg": 30.0,
+    }.items():
         (line,) = problems({"B": good | {name: bad}, "G": good}, OPTIONS)
         assert line.startswith(f"B: {name} is {bad:.3g}, expected at ")
     assert problems({"B": good | {"median_snr": float("nan")}}, OPTIONS)
@@ -203,5 +234,10 @@ def test_reference_antenna_is_healthy_and_central():
 def test_the_centre_of_the_beam_is_known_well_enough_to_choose():
     mjd, dec_deg = np.linspace(60000, 61300, 7), np.linspace(-20, 80, 7)
     quick = SkyCoord(*_centre_icrs_deg(mjd, dec_deg), unit="deg")
-    right = SkyCoord(*np.transpose([meridian_icrs_deg(t, np.radians(d)) for t, d in zip(mjd, dec_deg, strict=True)]), unit="deg")
+    right = SkyCoord(
+        *np.transpose(
+            [meridian_icrs_deg(t, np.radians(d)) for t, d in zip(mjd, dec_deg, strict=True)]
+        ),
+        unit="deg",
+    )
     assert quick.separation(right).arcsec.max() < 15

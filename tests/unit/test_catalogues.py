@@ -10,14 +10,14 @@ from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from typer.testing import CliRunner
 
-from contimg import catalogues
-from contimg.calibrators import read_sky as read_corrected
-from contimg.catalogues import read_sky, read_table, write_catalogue, write_index
-from contimg.checksums import checksum
-from contimg.cli import app
+from contimg.cli.shared import app
 from contimg.config import CataloguesConfig, Config, load
 from contimg.errors import ConfigError, InputError
-from contimg.identity import catalogue_checksums, science_digest
+from contimg.sky import catalogues
+from contimg.sky.calibrators import read_sky as read_corrected
+from contimg.sky.catalogues import read_sky, read_table, write_catalogue, write_index
+from contimg.store.files import checksum
+from contimg.store.identity import catalogue_checksums, science_digest
 from tests.conftest import CATALOGUES
 
 NVSS = CATALOGUES / "nvss_ra344_dec16.csv"
@@ -26,10 +26,13 @@ NVSS = CATALOGUES / "nvss_ra344_dec16.csv"
 def sources(number, seed=0):
     rng = np.random.default_rng(seed)
     return pd.DataFrame(
-        {"name": [f"s{k}" for k in range(number)], "ra_deg": rng.uniform(0, 360, number).round(6),
-         "dec_deg": np.degrees(np.arcsin(rng.uniform(-0.6, 1, number))).round(6),
-         "flux_jy": rng.lognormal(-4, 1, number).round(6)}
-    )  # fmt: skip
+        {
+            "name": [f"s{k}" for k in range(number)],
+            "ra_deg": rng.uniform(0, 360, number).round(6),
+            "dec_deg": np.degrees(np.arcsin(rng.uniform(-0.6, 1, number))).round(6),
+            "flux_jy": rng.lognormal(-4, 1, number).round(6),
+        }
+    )
 
 
 @pytest.fixture
@@ -40,7 +43,14 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "place", [(10.0, 20.0, 3.0), (0.2, -5.0, 2.0), (359.9, 60.0, 4.0), (120.0, 88.5, 3.0), (40.0, 89.9, 1.0)]
+    "place",
+    [
+        (10.0, 20.0, 3.0),
+        (0.2, -5.0, 2.0),
+        (359.9, 60.0, 4.0),
+        (120.0, 88.5, 3.0),
+        (40.0, 89.9, 1.0),
+    ],
 )
 def test_the_index_gives_what_a_search_through_all_gives(tmp_path, place):
     path = tmp_path / "x.sqlite3"
@@ -48,10 +58,14 @@ def test_the_index_gives_what_a_search_through_all_gives(tmp_path, place):
     assert table.number == 60_000
     indexed = read_sky(path)
     small = catalogues.Sky(path, "", 0, (), catalogues.check_sources(sources(60_000), "x")[0])
-    found, expected = (sky.within(*place).sort_values("name").reset_index(drop=True) for sky in (indexed, small))
+    found, expected = (
+        sky.within(*place).sort_values("name").reset_index(drop=True) for sky in (indexed, small)
+    )
     where = SkyCoord(*place[:2], unit="deg")
     all_of_them = sources(60_000)
-    away = where.separation(SkyCoord(all_of_them.ra_deg.values, all_of_them.dec_deg.values, unit="deg")).deg
+    away = where.separation(
+        SkyCoord(all_of_them.ra_deg.values, all_of_them.dec_deg.values, unit="deg")
+    ).deg
     assert sorted(found.name) == sorted(all_of_them.name[away <= place[2]])
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     bright = indexed.within(*place, least_jy=0.05)
@@ -77,7 +91,10 @@ def test_the_whole_nvss_is_indexed_once_and_costs_nothing(tmp_path, cache, figur
         near = again.within(344.0, 16.0, 5.0)
         again.nearest(np.linspace(0, 359, 1865), np.linspace(-30, 80, 1865))
         seconds.append(time.perf_counter() - begin)
-    figure(f"1.8 million sources: read and indexed in {seconds[0]:.1f} s, then used in {seconds[2]:.3f} s")
+    figure(
+        f"1.8 million sources: read and indexed in {seconds[0]:.1f} s, then used in "
+        f"{seconds[2]:.3f} s"
+    )
     assert again.index is not None
     assert again.checksum == first.checksum
     assert len(near) == len(first.within(344.0, 16.0, 5.0)) > 3000
@@ -143,11 +160,15 @@ def test_a_row_that_can_be_no_source_is_left_out_by_name(tmp_path, column, value
     sky = read_sky(write(tmp_path, spoil))
     assert sky.problems == (words,)
     assert sky.number == 29
-    assert np.isfinite(sky.within(0, 0, 180)[["ra_deg", "dec_deg", "flux_jy", "alpha"]].values).all()
+    assert np.isfinite(
+        sky.within(0, 0, 180)[["ra_deg", "dec_deg", "flux_jy", "alpha"]].values
+    ).all()
 
 
 def test_right_ascensions_of_360_and_below_0_are_on_the_sky(tmp_path):
-    sky = read_sky(write(tmp_path, lambda t: t.update(pd.DataFrame({"ra_deg": {3: 360.0, 4: -10.0}}))))
+    sky = read_sky(
+        write(tmp_path, lambda t: t.update(pd.DataFrame({"ra_deg": {3: 360.0, 4: -10.0}})))
+    )
     assert sky.problems == ()
     assert list(sky.table.ra_deg[[3, 4]]) == [0.0, 350.0]
 
@@ -162,11 +183,15 @@ def test_a_source_that_is_there_twice_counts_once(tmp_path):
 def test_what_must_be_something_else_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"median of flux_jy is .* are these mJy"):
         read_sky(write(tmp_path, lambda t: t.update(t[["flux_jy"]] * 1000)))
-    with pytest.raises(ConfigError, match=r"30 of 30 rows can be no sources: row 2 .s0.: flux_jy is -0"):
+    with pytest.raises(
+        ConfigError, match=r"30 of 30 rows can be no sources: row 2 .s0.: flux_jy is -0"
+    ):
         read_sky(write(tmp_path, lambda t: t.update(-t[["flux_jy"]])))
     with pytest.raises(ConfigError, match=r"has no column \['flux_jy'\]"):
         read_sky(write(tmp_path, lambda t: t.drop(columns="flux_jy", inplace=True)))
-    with pytest.raises(ConfigError, match=r"absent.csv: the sky catalogue cannot be read: No such file"):
+    with pytest.raises(
+        ConfigError, match=r"absent.csv: the sky catalogue cannot be read: No such file"
+    ):
         read_sky(tmp_path / "absent.csv")
     (tmp_path / "empty.csv").write_text("name,ra_deg,dec_deg,flux_jy\n")
     assert len(read_sky(tmp_path / "empty.csv").within(10, 10, 90)) == 0
@@ -176,7 +201,13 @@ def test_what_must_be_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize("output", ["out.csv", "out.sqlite3"])
 def test_a_catalogue_comes_from_a_file_that_one_has(tmp_path, ending, output):
     frame = sources(50)
-    table = Table({"NVSS": list(frame.name), "RAJ2000": frame.ra_deg.values * u.deg, "DEJ2000": frame.dec_deg.values * u.deg})
+    table = Table(
+        {
+            "NVSS": list(frame.name),
+            "RAJ2000": frame.ra_deg.values * u.deg,
+            "DEJ2000": frame.dec_deg.values * u.deg,
+        }
+    )
     table["S1.4"] = frame.flux_jy.values * 1e3
     if ending != "csv":
         table["S1.4"].unit = "mJy"
@@ -184,7 +215,9 @@ def test_a_catalogue_comes_from_a_file_that_one_has(tmp_path, ending, output):
     table.write(path, format={"vot": "votable", "csv": "ascii.csv"}.get(ending, ending))
     columns = "name=NVSS, ra_deg=RAJ2000, dec_deg=DEJ2000, flux_jy=S1.4"
     unit = ["--flux-unit", "mJy"] if ending == "csv" else []
-    said = CliRunner().invoke(app, ["catalog", str(tmp_path / output), "--from", str(path), "--columns", columns, *unit])
+    said = CliRunner().invoke(
+        app, ["catalog", str(tmp_path / output), "--from", str(path), "--columns", columns, *unit]
+    )
     assert said.exit_code == 0, said.output
     assert "50 sources in" in said.output
     found = read_sky(tmp_path / output).within(0, 0, 180).sort_values("name")
@@ -202,14 +235,19 @@ def test_a_calibrator_stands_where_its_list_has_it_and_the_difference_is_said():
     place = 343.49, 16.148, 0.01
     (one,), (two,) = (sky.within(*place).itertuples() for sky in (plain, better))
     assert (two.ra_deg, two.dec_deg) == (343.4906164, 16.1482114)
-    apart = SkyCoord(one.ra_deg, one.dec_deg, unit="deg").separation(SkyCoord(two.ra_deg, two.dec_deg, unit="deg")).arcsec
+    apart = (
+        SkyCoord(one.ra_deg, one.dec_deg, unit="deg")
+        .separation(SkyCoord(two.ra_deg, two.dec_deg, unit="deg"))
+        .arcsec
+    )
     assert two.moved_arcsec == pytest.approx(apart, abs=1e-3)
     assert 0.5 < apart < 0.9
     assert two.flux_jy == one.flux_jy
 
 
 def test_the_digest_is_of_what_decides_the_science(tmp_path):
-    """K53: workers, staging and spelling of a path are none of it; the content of a catalogue is (K52)."""
+    """K53: workers, staging and spelling of a path are none of it; the content of a catalogue is
+    (K52)."""
     base = Config()
     copied = tmp_path / "copy.csv"
     copied.write_bytes(NVSS.read_bytes())
@@ -222,7 +260,10 @@ def test_the_digest_is_of_what_decides_the_science(tmp_path):
     ]
     for change in same:
         assert science_digest(base.model_copy(update=change)) == science_digest(base)
-    denied = [base.calibration.model_copy(update={"deny": deny}) for deny in (("3C48", "3C147"), ("3C147", "3C48"))]
+    denied = [
+        base.calibration.model_copy(update={"deny": deny})
+        for deny in (("3C48", "3C147"), ("3C147", "3C48"))
+    ]
     one, two = (science_digest(base.model_copy(update={"calibration": c})) for c in denied)
     assert one == two != science_digest(base)
     copied.write_text(NVSS.read_text().replace("12.6568", "12.66"))

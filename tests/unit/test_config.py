@@ -3,7 +3,7 @@ import yaml
 
 from contimg.config import GENERATED, Config, from_mapping, load, parse_flux_jy
 from contimg.errors import ConfigError
-from contimg.identity import science_digest
+from contimg.store.identity import science_digest
 
 
 def test_files_in_config_are_what_the_models_say():
@@ -15,7 +15,9 @@ def test_the_default_file_is_the_defaults():
     assert load() == Config()
 
 
-@pytest.mark.parametrize(("text", "jy"), [("0.1mJy", 1e-4), ("50 uJy", 5e-5), ("2Jy", 2), (0.3, 0.3), ("1e-4 Jy", 1e-4)])
+@pytest.mark.parametrize(
+    ("text", "jy"), [("0.1mJy", 1e-4), ("50 uJy", 5e-5), ("2Jy", 2), (0.3, 0.3), ("1e-4 Jy", 1e-4)]
+)
 def test_flux_units(text, jy):
     assert parse_flux_jy(text) == pytest.approx(jy)
 
@@ -35,7 +37,9 @@ def test_every_wrong_key_is_named():
 
 def test_digest_is_of_the_science_only(tmp_path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text(yaml.safe_dump({"paths": {"incoming": "elsewhere"}, "ingest": {"order": "newest"}}))
+    mine.write_text(
+        yaml.safe_dump({"paths": {"incoming": "elsewhere"}, "ingest": {"order": "newest"}})
+    )
     assert science_digest(load([mine])) == science_digest(load())
     mine.write_text(yaml.safe_dump({"imaging": {"robust": 0.5}}))
     assert science_digest(load([mine])) != science_digest(load())
@@ -44,6 +48,12 @@ def test_digest_is_of_the_science_only(tmp_path):
 
 def test_times_need_no_quotes(tmp_path):
     mine = tmp_path / "mine.yaml"
-    mine.write_text("ingest: {start: 2026-01-25, end: 2026-01-26T12:00:00, groups: [2026-01-25T22:26:05]}")
+    mine.write_text(
+        "ingest: {start: 2026-01-25, end: 2026-01-26T12:00:00, groups: [2026-01-25T22:26:05]}"
+    )
     ingest = load([mine]).ingest
-    assert (ingest.start, ingest.end, ingest.groups) == ("2026-01-25T00:00:00", "2026-01-26T12:00:00", ("2026-01-25T22:26:05",))
+    assert (ingest.start, ingest.end, ingest.groups) == (
+        "2026-01-25T00:00:00",
+        "2026-01-26T12:00:00",
+        ("2026-01-25T22:26:05",),
+    )

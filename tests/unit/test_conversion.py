@@ -3,16 +3,16 @@ import json
 import numpy as np
 import pytest
 
-from contimg import casa
-from contimg import measurement_set as mset
 from contimg.config import Config, ConversionConfig, FlaggingConfig, IngestConfig
-from contimg.conversion import concat_subbands, convert_group
 from contimg.errors import InputError, SubbandError
-from contimg.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
+from contimg.flagging.checks import validate
 from contimg.paths import staged
-from contimg.prediction import predict
-from contimg.preparation import validate
-from contimg.skymodel import Source
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
+from contimg.sky.prediction import predict
+from contimg.sky.skymodel import Source
+from contimg.visibilities import casa
+from contimg.visibilities import measurement_set as mset
+from contimg.visibilities.conversion import concat_subbands, convert_group
 from tests.conftest import DEC_DEG, STATIONS
 
 UNIT = {"noise_jy": 0.0, "scale": 1.0}  # no noise; gains are divided out below
@@ -29,18 +29,22 @@ def convert(group, folder, config=DEFAULT):
 
 
 def ungained(ms, group, **options):
-    """DATA divided by the gains that the simulator put in, cross-correlations: (ntime, nbaseline, nchan, npol)."""
+    """DATA divided by the gains that the simulator put in, cross-correlations: (ntime, nbaseline,
+    nchan, npol)."""
     from contimg.simulate import Simulation, antenna_gains
 
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     sim = Simulation(start=group.id, **options)
     gains = antenna_gains(sim, len(observation.antenna_names), observation.freq_hz[::-1])[:, ::-1]
-    data = mset.read_grid(ms, "DATA", rows.shape[0]) / (gains[rows.ant_1] * np.conj(gains[rows.ant_2]))
+    data = mset.read_grid(ms, "DATA", rows.shape[0]) / (
+        gains[rows.ant_1] * np.conj(gains[rows.ant_2])
+    )
     return data, rows, observation
 
 
 def test_a_source_to_the_north_east_is_there_in_phase(make_group, tmp_path):
-    """Right-hand side from the plain formula of the docs, with l, m from the sky position: no code of ours in between."""
+    """Right-hand side from the plain formula of the docs, with l, m from the sky position: no code
+    of ours in between."""
     source = {"name": "NE", "ra": 347.95, "dec": 16.45, "flux": 3.0, "alpha": 0.0}
     group = make_group(sources=[source], antennas=24, **UNIT)
     ms, _, _ = convert(group, tmp_path)
@@ -59,15 +63,28 @@ def test_a_source_to_the_north_east_is_there_in_phase(make_group, tmp_path):
 
 
 def test_predictor_and_simulator_agree(make_group, sky, tmp_path):
-    """Beam track, spectra and exact phases, written twice: model against noiseless data within 1e-4 of the sky."""
+    """Beam track, spectra and exact phases, written twice: model against noiseless data within 1e-4
+    of the sky."""
     group = make_group(antennas=24, **UNIT)
     ms, converted, _ = convert(group, tmp_path)
     data, rows, observation = ungained(ms, group)
     truth = json.loads((group.files[0].parent / f"truth.{group.id}.json").read_text())
-    sources = [Source.power_law(s["name"], s["ra"], s["dec"], s["flux"], s["alpha"]) for s in truth["sources"]]
+    sources = [
+        Source.power_law(s["name"], s["ra"], s["dec"], s["flux"], s["alpha"])
+        for s in truth["sources"]
+    ]
     axes = track(*converted["phase_centre_deg"], rows.time_mjd).axes
     pointing = meridian_vector(np.radians(DEC_DEG))
-    model = predict(sources, rows.time_mjd, axes, pointing, observation.positions_m, rows.ant_1, rows.ant_2, observation.freq_hz)
+    model = predict(
+        sources,
+        rows.time_mjd,
+        axes,
+        pointing,
+        observation.positions_m,
+        rows.ant_1,
+        rows.ant_2,
+        observation.freq_hz,
+    )
     cross = rows.ant_1 != rows.ant_2
     scale = np.abs(model[:, cross]).max()
     assert scale > 0.5
@@ -100,10 +117,16 @@ def test_measurement_set_is_whole_and_casa_reads_it(make_group, tmp_path):
         assert metadata.nfields() == 1
         centre = metadata.phasecenter()
         assert centre["refer"] == "ICRS"
-        assert np.degrees(centre["m1"]["value"]) == pytest.approx(converted["phase_centre_deg"][1], abs=1e-9)
+        assert np.degrees(centre["m1"]["value"]) == pytest.approx(
+            converted["phase_centre_deg"][1], abs=1e-9
+        )
     finally:
         metadata.done()
-    worries = [w for w in log.read_text().splitlines() if "SEVERE" in w and "measures" not in w and "casarundata" not in w]
+    worries = [
+        w
+        for w in log.read_text().splitlines()
+        if "SEVERE" in w and "measures" not in w and "casarundata" not in w
+    ]
     assert [w for w in worries if w.split("::casa")[-1].strip() and "casadocs" not in w] == []
 
 
@@ -141,16 +164,23 @@ def test_nan_and_short_integrations_become_flags_and_weights(make_group, tmp_pat
 
 def columns_of(ms):
     with mset.open_table(ms) as table:
-        return {name: table.getcol(name) for name in table.colnames() if name not in ("FLAG_CATEGORY",)}
+        return {
+            name: table.getcol(name) for name in table.colnames() if name not in ("FLAG_CATEGORY",)
+        }
 
 
 def test_both_writers_make_the_same_measurement_set(make_group, tmp_path, figure):
-    """pyuvdata reads, phases and finds uvw with none of our code; stations out of order, NaN, a short subband."""
+    """pyuvdata reads, phases and finds uvw with none of our code; stations out of order, NaN, a
+    short subband."""
     import h5py
 
     two = Config(ingest=IngestConfig(expected_subbands=2))
     parallel = two.model_copy(update={"conversion": ConversionConfig(writer="parallel-subband")})
-    assert (two.writer, parallel.writer, Config().writer) == ("pyuvdata", "parallel-subband", "parallel-subband")
+    assert (two.writer, parallel.writer, Config().writer) == (
+        "pyuvdata",
+        "parallel-subband",
+        "parallel-subband",
+    )
     group = make_group(antennas=40, channels=6, subbands=2)
     with h5py.File(group.files[0], "r+") as file:
         file["Data/visdata"][3] = np.nan
@@ -161,19 +191,30 @@ def test_both_writers_make_the_same_measurement_set(make_group, tmp_path, figure
     ours, converted, _ = convert(group, tmp_path / "ours", parallel)
     theirs, *_ = convert(group, tmp_path / "theirs", two)
     assert converted["short_subbands"] == [1]
-    assert mset.read_observation(ours).__dict__.keys() == mset.read_observation(theirs).__dict__.keys()
+    assert (
+        mset.read_observation(ours).__dict__.keys() == mset.read_observation(theirs).__dict__.keys()
+    )
     for table in ("ANTENNA", "FIELD", "SPECTRAL_WINDOW", "POLARIZATION", "OBSERVATION"):
-        with mset.open_table(f"{ours}::{table}") as one, mset.open_table(f"{theirs}::{table}") as other:
+        with (
+            mset.open_table(f"{ours}::{table}") as one,
+            mset.open_table(f"{theirs}::{table}") as other,
+        ):
             for name in one.colnames():
                 if one.iscelldefined(name, 0):
-                    assert np.array_equal(one.getcell(name, 0), other.getcell(name, 0)), (table, name)
+                    assert np.array_equal(one.getcell(name, 0), other.getcell(name, 0)), (
+                        table,
+                        name,
+                    )
     one, other = columns_of(ours), columns_of(theirs)
     assert one.keys() == other.keys()
     for name in one.keys() - {"DATA", "UVW"}:
         assert np.array_equal(one[name], other[name]), name
     apart_m = np.abs(one["UVW"] - other["UVW"]).max()
     assert apart_m < 1e-3
-    figure(f"uvw of the two writers: {apart_m * 1e3:.3f} mm apart at most on {np.abs(one['UVW']).max():.0f} m")
+    figure(
+        f"uvw of the two writers: {apart_m * 1e3:.3f} mm apart at most on "
+        f"{np.abs(one['UVW']).max():.0f} m"
+    )
     largest = np.abs(one["DATA"]).max()
     assert largest > 0
     assert np.abs(one["DATA"] - other["DATA"]).max() < 1e-6 * largest
@@ -186,9 +227,16 @@ def shorten(path, integrations):
 
     with h5py.File(path, "r+") as file:
         nbls, ntimes = int(file["Header/Nbls"][()]), int(file["Header/Ntimes"][()])
-        kept = np.isin(np.arange(ntimes), range(integrations) if isinstance(integrations, int) else integrations)
+        kept = np.isin(
+            np.arange(ntimes),
+            range(integrations) if isinstance(integrations, int) else integrations,
+        )
         assert 0 < kept.sum() < ntimes
-        for name in [f"Header/{key}" for key in file["Header"]] + ["Data/visdata", "Data/flags", "Data/nsamples"]:
+        for name in [f"Header/{key}" for key in file["Header"]] + [
+            "Data/visdata",
+            "Data/flags",
+            "Data/nsamples",
+        ]:
             if isinstance(file[name], h5py.Dataset) and file[name].shape[:1] == (nbls * ntimes,):
                 values = file[name][:][np.repeat(kept, nbls)]
                 del file[name]
@@ -206,13 +254,18 @@ def test_a_short_subband_is_flagged_where_it_ends(make_group, tmp_path):
     assert flags[4:, :, 30:].all()
     assert not flags[:4].any()
     assert not flags[:, :, :30].any()
-    assert np.array_equal(np.where(flags, 0, data), np.where(flags, 0, mset.read_grid(expected, "DATA", 6)))
+    assert np.array_equal(
+        np.where(flags, 0, data), np.where(flags, 0, mset.read_grid(expected, "DATA", 6))
+    )
 
 
 @pytest.mark.parametrize("writer", ["parallel-subband", "pyuvdata"])
 def test_lost_integrations_are_flagged_wherever_they_are(make_group, tmp_path, writer):
-    """One file lacks the first two, the other one in the middle: neither is another observation's."""
-    config = Config(ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer))
+    """One file lacks the first two, the other one in the middle: neither is another
+    observation's."""
+    config = Config(
+        ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer)
+    )
     group, whole = (make_group(folder=name, subbands=2, antennas=14) for name in ("lossy", "whole"))
     shorten(group.files[0], [2, 3, 4, 5])
     shorten(group.files[1], [0, 1, 2, 4, 5])
@@ -225,7 +278,9 @@ def test_lost_integrations_are_flagged_wherever_they_are(make_group, tmp_path, w
     lost[:2, 2:] = lost[3, :2] = True
     assert np.array_equal(flags.all(axis=(1, 3)), lost)
     assert np.array_equal(flags.any(axis=(1, 3)), lost)
-    assert np.allclose(np.where(flags, 0, data), np.where(flags, 0, mset.read_grid(expected, "DATA", 6)), atol=1e-6)
+    assert np.allclose(
+        np.where(flags, 0, data), np.where(flags, 0, mset.read_grid(expected, "DATA", 6)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("writer", ["parallel-subband", "pyuvdata"])
@@ -233,7 +288,9 @@ def test_weights_are_shares_of_the_groups_full_integration(make_group, tmp_path,
     """A node that lost half its packets throughout counts half; one that lost all is flagged."""
     import h5py
 
-    config = Config(ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer))
+    config = Config(
+        ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer)
+    )
     for samples in (24.0, 0.0):
         group = make_group(subbands=2, folder=f"raw{samples}")
         with h5py.File(group.files[0], "r+") as file:
@@ -263,7 +320,8 @@ def test_all_files_short_make_a_short_group(make_group, tmp_path):
 
 
 def test_the_measurement_set_is_the_subbands_put_together(make_group, tmp_path):
-    """--notemp keeps the subbands: whole Measurement Sets, which concat equals; tiles are of the size that was asked for."""
+    """--notemp keeps the subbands: whole Measurement Sets, which concat equals; tiles are of the
+    size that was asked for."""
     group = make_group(antennas=20, channels=5, missing=(4,))
     ms, *_ = convert(group, tmp_path)
     parts = {path: columns_of(path) for path in staged(tmp_path / "staging", group.id, DEFAULT)}
@@ -272,7 +330,9 @@ def test_the_measurement_set_is_the_subbands_put_together(make_group, tmp_path):
     whole = columns_of(ms)
     for place, path in enumerate(order):
         channels = slice(place * 5, (place + 1) * 5)
-        assert np.array_equal(mset.read_observation(ms).freq_hz[channels], observations[path].freq_hz)
+        assert np.array_equal(
+            mset.read_observation(ms).freq_hz[channels], observations[path].freq_hz
+        )
         if path.name == "sb04.ms":
             assert whole["FLAG"][:, channels].all()
             assert len(parts[path]["TIME"]) == 0
@@ -318,7 +378,7 @@ def test_all_zero_data_are_refused(make_group, tmp_path):
 
 
 def test_preparing_twice_is_preparing_once(make_group, tmp_path):
-    from contimg.preparation import prepare
+    from contimg.stages.prepare import prepare
 
     group = make_group(antennas=16, channels=6, integrations=12, rfi=True)
     ms, _, _ = convert(group, tmp_path)

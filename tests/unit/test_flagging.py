@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from contimg import flagging
 from contimg.config import FlaggingConfig
+from contimg.flagging import detection
 
 NANT, NTIME, NCHAN = 24, 24, 96
 ONE, TWO = np.triu_indices(NANT)
@@ -11,7 +11,8 @@ WIDTH_HZ = 1e6
 
 @pytest.fixture
 def observation():
-    """Noise of rms 1 and a 0.4 Jy source that drifts through the beam; a ripple in the band; gains differ."""
+    """Noise of rms 1 and a 0.4 Jy source that drifts through the beam; a ripple in the band; gains
+    differ."""
     rng = np.random.default_rng(5)
     shape = (NTIME, len(ONE), NCHAN, 2)
     data = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
@@ -20,16 +21,18 @@ def observation():
     data += (sky * delay[None, :, :, None]).astype(np.complex64)
     gain = rng.lognormal(0, 0.2, NANT)
     ripple = 1 + 0.2 * np.cos(np.linspace(0, 12, NCHAN))
-    return (data * (gain[ONE] * gain[TWO])[None, :, None, None] * ripple[:, None]).astype(np.complex64), rng
+    return (data * (gain[ONE] * gain[TWO])[None, :, None, None] * ripple[:, None]).astype(
+        np.complex64
+    ), rng
 
 
-CELLS = flagging.coherence_cells(np.full(len(ONE), 100.0), 0.21, 12.88, WIDTH_HZ)
+CELLS = detection.coherence_cells(np.full(len(ONE), 100.0), 0.21, 12.88, WIDTH_HZ)
 
 
 def run(data, **options):
     flags = np.zeros(data.shape, bool)
-    assert flagging.mark_no_data(data, flags)[0] == 0
-    return flagging.flag(data, flags, ONE, TWO, CELLS, FlaggingConfig(**options))
+    assert detection.mark_no_data(data, flags)[0] == 0
+    return detection.flag(data, flags, ONE, TWO, CELLS, FlaggingConfig(**options))
 
 
 def test_clean_data_stay(observation):
@@ -110,7 +113,9 @@ def test_zeros_are_no_data_and_strategy_none_detects_nothing(observation):
 
 def test_noise_is_the_rms_of_one_component():
     rng = np.random.default_rng(2)
-    data = 0.7 * (rng.standard_normal((24, 30, 96, 2)) + 1j * rng.standard_normal((24, 30, 96, 2))) + 5
-    noise = flagging.baseline_noise(data.astype(np.complex64), np.zeros(data.shape, bool))
+    data = (
+        0.7 * (rng.standard_normal((24, 30, 96, 2)) + 1j * rng.standard_normal((24, 30, 96, 2))) + 5
+    )
+    noise = detection.baseline_noise(data.astype(np.complex64), np.zeros(data.shape, bool))
     assert noise == pytest.approx(0.7, rel=0.08)  # 2000 samples each
     assert np.median(noise) == pytest.approx(0.7, rel=0.01)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from astropy.time import Time
 
-from contimg.beam import airy_power, drift_beam
 from contimg.errors import ContimgError
-from contimg.geometry import (
+from contimg.simulate import station_positions
+from contimg.sky.beam import airy_power, drift_beam
+from contimg.sky.geometry import (
     apparent_vectors,
     direction_cosines,
     meridian_frame_m,
@@ -15,7 +16,6 @@ from contimg.geometry import (
     separation_deg,
     track,
 )
-from contimg.simulate import station_positions
 from tests.conftest import STATIONS
 
 
@@ -29,28 +29,46 @@ def test_phase_centre_against_the_independent_sample(sample):
 @pytest.mark.parametrize("mjd", [61065.93, 61156.5, 61247.6])
 @pytest.mark.parametrize("ra", [0.001, 91.0, 271.0])
 def test_uvw_against_pyuvdata(mjd, ra):
-    """ICRS uvw within 1 mm on 2.7 km, also at RA 6 h and 18 h, where the pole of date is off most (trap 16)."""
+    """ICRS uvw within 1 mm on 2.7 km, also at RA 6 h and 18 h, where the pole of date is off most
+    (trap 16)."""
     from pyuvdata import utils
 
     positions, active = station_positions(STATIONS)
     dec = 30.0
-    from contimg.geometry import TEE, TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD
+    from contimg.sky.geometry import TEE, TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD
 
     jd = np.array([mjd + 2400000.5])
     app_ra, app_dec = utils.phasing.calc_app_coords(
-        lon_coord=np.radians(ra), lat_coord=np.radians(dec), coord_frame="icrs", time_array=jd, telescope_loc=TEE
+        lon_coord=np.radians(ra),
+        lat_coord=np.radians(dec),
+        coord_frame="icrs",
+        time_array=jd,
+        telescope_loc=TEE,
     )
     frame_pa = utils.phasing.calc_frame_pos_angle(
-        time_array=jd, app_ra=app_ra, app_dec=app_dec, telescope_loc=TEE, ref_frame="icrs",
-        offset_pos=np.radians(1e-3),  # its default of half a degree turns the field by up to 3 arcsec
-    )  # fmt: skip
+        time_array=jd,
+        app_ra=app_ra,
+        app_dec=app_dec,
+        telescope_loc=TEE,
+        ref_frame="icrs",
+        offset_pos=np.radians(
+            1e-3
+        ),  # its default of half a degree turns the field by up to 3 arcsec
+    )
     lst = utils.get_lst_for_time(jd, telescope_loc=TEE)
     theirs = utils.phasing.calc_uvw(
-        app_ra=app_ra.repeat(len(positions)), app_dec=app_dec.repeat(len(positions)), frame_pa=frame_pa.repeat(len(positions)),
-        lst_array=lst.repeat(len(positions)), use_ant_pos=True, antenna_positions=np.vstack([[0, 0, 0], positions]),
-        antenna_numbers=np.arange(len(positions) + 1), ant_1_array=np.zeros(len(positions), int),
-        ant_2_array=np.arange(1, len(positions) + 1), telescope_lat=TEE_LATITUDE_RAD, telescope_lon=TEE_LONGITUDE_RAD,
-    )  # fmt: skip
+        app_ra=app_ra.repeat(len(positions)),
+        app_dec=app_dec.repeat(len(positions)),
+        frame_pa=frame_pa.repeat(len(positions)),
+        lst_array=lst.repeat(len(positions)),
+        use_ant_pos=True,
+        antenna_positions=np.vstack([[0, 0, 0], positions]),
+        antenna_numbers=np.arange(len(positions) + 1),
+        ant_1_array=np.zeros(len(positions), int),
+        ant_2_array=np.arange(1, len(positions) + 1),
+        telescope_lat=TEE_LATITUDE_RAD,
+        telescope_lon=TEE_LONGITUDE_RAD,
+    )
     ours = meridian_frame_m(positions) @ track(ra, dec, np.array([mjd])).axes[0].T
     longest = np.linalg.norm(positions[active], axis=1).max()
     assert longest > 1000
@@ -58,7 +76,8 @@ def test_uvw_against_pyuvdata(mjd, ra):
 
 
 def test_north_is_icrs_north_not_the_pole_of_date():
-    """A source due north of the centre keeps u = 0 in our frame; in the frame of date it is off by precession."""
+    """A source due north of the centre keeps u = 0 in our frame; in the frame of date it is off by
+    precession."""
     mjd = np.array([61156.5])
     axes = track(90.0, 16.0, mjd).axes[0]
     north = apparent_vectors(np.array([90.0]), np.array([17.35]), mjd)[0, 0]
@@ -117,5 +136,7 @@ def test_observations_of_today_have_an_earth_and_those_beyond_its_predictions_ar
     today = Time.now().mjd
     assert np.isfinite(meridian_icrs_deg(today, 0.3)).all()
     assert np.isfinite(apparent_vectors([10.0], [16.0], [today])).all()
-    with pytest.raises(ContimgError, match=r"no UT1 after MJD .*: pip install -U astropy-iers-data"):
+    with pytest.raises(
+        ContimgError, match=r"no UT1 after MJD .*: pip install -U astropy-iers-data"
+    ):
         meridian_icrs_deg(today + 4000, 0.3)

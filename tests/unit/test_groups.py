@@ -4,23 +4,33 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contimg.groups import FileGroup, RawFile, cluster
-from contimg.uvh5 import Outline, timestamp_s
+from contimg.queue.groups import FileGroup, RawFile, form_groups
+from contimg.visibilities.uvh5 import Outline, timestamp_s
 
 TOLERANCE_S, WINDOW_S, SUBBANDS = 120, 300, 16
 START_S = 1_800_000_000
-subbands = st.lists(st.integers(0, 65), min_size=SUBBANDS, max_size=SUBBANDS)  # skews of a group's names, s
+subbands = st.lists(
+    st.integers(0, 65), min_size=SUBBANDS, max_size=SUBBANDS
+)  # skews of a group's names, s
 
 
-def raw(second: int, subband: int, start_s: float | None = None, channels: int = 48, reason=None) -> RawFile:
+def raw(
+    second: int, subband: int, start_s: float | None = None, channels: int = 48, reason=None
+) -> RawFile:
     """A file by the second of its name and, if it was looked into, the start of its data."""
     name = f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S}_sb{subband:02d}.hdf5"
-    outline = None if start_s is None else Outline(start_s / 86400 + 40587, start_s / 86400 + 40587, 16.0, channels)
-    return RawFile(Path(name), name[:19], subband, checked=outline is not None, outline=outline, reason=reason)
+    outline = (
+        None
+        if start_s is None
+        else Outline(start_s / 86400 + 40587, start_s / 86400 + 40587, 16.0, channels)
+    )
+    return RawFile(
+        Path(name), name[:19], subband, checked=outline is not None, outline=outline, reason=reason
+    )
 
 
 def grouped(files, fixed=None) -> list[FileGroup]:
-    return cluster(files, TOLERANCE_S, WINDOW_S, SUBBANDS, fixed)
+    return form_groups(files, TOLERANCE_S, WINDOW_S, SUBBANDS, fixed)
 
 
 @settings(max_examples=200, deadline=None)
@@ -32,7 +42,10 @@ def grouped(files, fixed=None) -> list[FileGroup]:
 )
 def test_groups_309_s_apart_are_told_apart_whatever_the_skew(start, skews, shuffle, looked):
     expected = [
-        {sb: raw(start + 309 * g + skew, sb, start + 309.24 * g if looked else None) for sb, skew in enumerate(group)}
+        {
+            sb: raw(start + 309 * g + skew, sb, start + 309.24 * g if looked else None)
+            for sb, skew in enumerate(group)
+        }
         for g, group in enumerate(skews)
     ]
     files = [file for group in expected for file in group.values()]
@@ -62,11 +75,14 @@ def test_a_late_file_joins_the_id_its_group_has(skews, late, looked):
     shuffle=st.randoms(),
 )
 def test_headers_part_two_groups_whose_names_run_into_each_other(gap, skews, missing, shuffle):
-    """The correlator was restarted: the second group begins before the names of the first have ended."""
+    """The correlator was restarted: the second group begins before the names of the first have
+    ended."""
     files = [
         raw(START_S + g * gap + skew, sb, START_S + g * gap)
-        for g, group in enumerate(skews) for sb, skew in enumerate(group) if g or sb not in missing
-    ]  # fmt: skip
+        for g, group in enumerate(skews)
+        for sb, skew in enumerate(group)
+        if g or sb not in missing
+    ]
     shuffle.shuffle(files)
     found = grouped(files)
     for group in found:
@@ -78,7 +94,9 @@ def test_headers_part_two_groups_whose_names_run_into_each_other(gap, skews, mis
 
 
 @settings(max_examples=100, deadline=None)
-@given(skews=st.lists(st.integers(0, 290), min_size=SUBBANDS, max_size=SUBBANDS), shuffle=st.randoms())
+@given(
+    skews=st.lists(st.integers(0, 290), min_size=SUBBANDS, max_size=SUBBANDS), shuffle=st.randoms()
+)
 def test_headers_join_a_group_whose_names_are_far_apart(skews, shuffle):
     """One node's clock is minutes off; names alone would make two or three groups."""
     files = [raw(START_S + skew, sb, START_S) for sb, skew in enumerate(skews)]
@@ -92,13 +110,18 @@ def test_headers_join_a_group_whose_names_are_far_apart(skews, shuffle):
 @given(
     files=st.lists(
         st.builds(
-            raw, st.integers(START_S, START_S + 1500), st.integers(0, 15),
+            raw,
+            st.integers(START_S, START_S + 1500),
+            st.integers(0, 15),
             st.none() | st.sampled_from([START_S, START_S + 20, START_S + 309, START_S + 618]),
-            st.sampled_from([48, 48, 24]), st.sampled_from([None, None, "truncated"]),
-        ), max_size=60, unique_by=lambda f: f.path,
+            st.sampled_from([48, 48, 24]),
+            st.sampled_from([None, None, "truncated"]),
+        ),
+        max_size=60,
+        unique_by=lambda f: f.path,
     ),
     fix=st.booleans(),
-)  # fmt: skip
+)
 def test_whatever_comes_every_file_is_in_one_group_and_the_same_twice(files, fix):
     found = grouped(files)
     placed = [f.path for g in found for f in (*g.members.values(), *g.others)]
@@ -114,7 +137,7 @@ def test_whatever_comes_every_file_is_in_one_group_and_the_same_twice(files, fix
         for group, members in fixed.items():
             assert {f.path for f in members} <= {
                 f.path for f in (*again[group].members.values(), *again[group].others)
-            }  # fmt: skip
+            }
 
 
 def test_complete_is_the_set_not_the_number():
@@ -162,7 +185,11 @@ def test_a_file_of_another_observation_is_another_group_whatever_its_name():
 
 
 def test_midnight_and_a_leap_second_are_times_like_others():
-    names = ["2026-12-31T23:59:50_sb00.hdf5", "2026-12-31T23:59:60_sb01.hdf5", "2027-01-01T00:00:20_sb02.hdf5"]
+    names = [
+        "2026-12-31T23:59:50_sb00.hdf5",
+        "2026-12-31T23:59:60_sb01.hdf5",
+        "2027-01-01T00:00:20_sb02.hdf5",
+    ]
     (group,) = grouped([RawFile.named(Path(name)) for name in names])
     assert group.id == "2026-12-31T23:59:50"
     assert [p.name for p in group.files.values()] == names
@@ -170,6 +197,11 @@ def test_midnight_and_a_leap_second_are_times_like_others():
 
 
 def test_unfinished_and_foreign_names_are_passed_over():
-    names = ["2026-01-25T22:26:05_sb00_incomplete.hdf5", ".2026-01-25T22:26:05_sb00.hdf5.x7", "notes.txt",
-             "2026-01-25T12:00:60_sb00.hdf5", "2026-02-30T00:00:00_sb01.hdf5"]  # fmt: skip
+    names = [
+        "2026-01-25T22:26:05_sb00_incomplete.hdf5",
+        ".2026-01-25T22:26:05_sb00.hdf5.x7",
+        "notes.txt",
+        "2026-01-25T12:00:60_sb00.hdf5",
+        "2026-02-30T00:00:00_sb01.hdf5",
+    ]
     assert [RawFile.named(Path(name)) for name in names] == [None] * 5

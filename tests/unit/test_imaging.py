@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from contimg.errors import ImagingError
-from contimg.imaging import Beam, robust_rms
-from contimg.imaging.products import Grid
+from contimg.imaging.files import Grid
+from contimg.imaging.interface import Beam, robust_rms
 from contimg.imaging.restoring import fit_restoring_beam, restore
+from contimg.imaging.stokes import _stokes_i
 from contimg.imaging.validation import fit_source
-from contimg.imaging.visibilities import _stokes_i
 
 CELL = 3.0
 
@@ -16,7 +16,9 @@ def offsets(npix):
     return -x[:, None], x[None, :]  # east, north
 
 
-@pytest.mark.parametrize("beam", [Beam(30, 15, -88), Beam(46, 10, 30), Beam(20, 20, 0), Beam(28, 14, 2)])
+@pytest.mark.parametrize(
+    "beam", [Beam(30, 15, -88), Beam(46, 10, 30), Beam(20, 20, 0), Beam(28, 14, 2)]
+)
 def test_the_restoring_beam_of_a_gaussian_is_that_gaussian(beam):
     found = fit_restoring_beam(beam.gaussian(*offsets(200)), CELL)
     assert found.major_arcsec == pytest.approx(beam.major_arcsec, rel=1e-3)
@@ -37,7 +39,9 @@ def test_restoring_keeps_peak_and_place_on_and_between_pixels():
     between = np.zeros_like(model)
     between[100:102, 100] = 0.5
     expected = (1 + beam.gaussian(CELL, 0)) / 2
-    assert restore(between, np.zeros_like(model), beam, CELL, 1).max() == pytest.approx(expected, rel=1e-3)
+    assert restore(between, np.zeros_like(model), beam, CELL, 1).max() == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_cells_too_coarse_for_the_psf_are_refused():
@@ -59,7 +63,9 @@ def test_a_source_is_measured_between_pixels(shift):
 def test_sources_at_the_edge_are_not_measured():
     grid = Grid(200, CELL / 3600, (347.0, 16.0))
     ra, dec = grid.wcs().wcs_pix2world(2, 100, 0)
-    assert fit_source(np.ones((200, 200)), grid.wcs(), Beam(30, 15, 0), float(ra), float(dec)) is None
+    assert (
+        fit_source(np.ones((200, 200)), grid.wcs(), Beam(30, 15, 0), float(ra), float(dec)) is None
+    )
 
 
 def test_robust_rms_ignores_sources():

@@ -13,13 +13,15 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
-from contimg import db, ingest
 from contimg.config import IngestConfig
 from contimg.errors import InputError, StateError
-from contimg.files import write_json
-from contimg.groups import FileGroup, RawFile, cluster
 from contimg.paths import Paths
-from contimg.uvh5 import Outline
+from contimg.queue import moves
+from contimg.queue import tables as queue_tables
+from contimg.queue.groups import FileGroup, RawFile, form_groups
+from contimg.store import db
+from contimg.store.files import write_json
+from contimg.visibilities.uvh5 import Outline
 
 GROUP = "2026-01-25T22:26:05"
 OPTIONS = IngestConfig()
@@ -41,7 +43,7 @@ def database(tmp_path):
 
 @pytest.fixture
 def session(database):
-    with db.writing(database, ingest.Base) as session:
+    with db.writing(database, queue_tables.Base) as session:
         yield session
 
 
@@ -52,20 +54,25 @@ def nothing(group):
 
 def add(session, state, group=GROUP):
     session.add(
-        ingest.Group(
-            group_id=group, state="collecting", received_at=db.now(), last_update="", expected_subbands=16,
-            chunk_minutes=5, retry_count=0,
+        queue_tables.Group(
+            group_id=group,
+            state="collecting",
+            received_at=db.now(),
+            last_update="",
+            expected_subbands=16,
+            chunk_minutes=5,
+            retry_count=0,
         )
-    )  # fmt: skip
+    )
     session.flush()
     for step in WAYS[state]:
-        ingest.move(session, group, step)
+        moves.move(session, group, step)
 
 
-def row(session, group=GROUP) -> ingest.Group:
+def row(session, group=GROUP) -> queue_tables.Group:
     session.flush()
     session.expire_all()
-    return session.get(ingest.Group, group)
+    return session.get(queue_tables.Group, group)
 
 
 def state(session, group=GROUP):
@@ -73,35 +80,46 @@ def state(session, group=GROUP):
 
 
 def contents(session) -> list:
-    return [session.execute(text(f"SELECT * FROM {table}")).all() for table in ("ingest_queue", "ingest_history")]
+    return [
+        session.execute(text(f"SELECT * FROM {table}")).all()
+        for table in ("ingest_queue", "ingest_history")
+    ]
 
 
-@pytest.mark.parametrize(("before", "after"), itertools.product(ingest.MOVES, ingest.MOVES))
+@pytest.mark.parametrize(
+    ("before", "after"), itertools.product(queue_tables.MOVES, queue_tables.MOVES)
+)
 def test_every_move_in_code_and_in_the_schema(session, before, after):
     add(session, before)
     kept = contents(session)
     by_hand = text("UPDATE ingest_queue SET state = :state")
-    if after in ingest.MOVES[before]:
+    if after in queue_tables.MOVES[before]:
         with session.begin_nested() as undo:
             session.execute(by_hand, {"state": after})
             undo.rollback()
-        ingest.move(session, GROUP, after)
+        moves.move(session, GROUP, after)
         assert state(session)[0] == after
-        moves = session.scalars(select(ingest.History).order_by(ingest.History.id)).all()
-        assert [m.state_to for m in moves] == [*WAYS[before], *([after] if after != before else [])]
+        rows = session.scalars(select(queue_tables.History).order_by(queue_tables.History.id)).all()
+        assert [m.state_to for m in rows] == [*WAYS[before], *([after] if after != before else [])]
         return
     with pytest.raises(StateError, match=f"no move from {before} to {after}"):
-        ingest.move(session, GROUP, after)
+        moves.move(session, GROUP, after)
     with pytest.raises(IntegrityError, match="no such move"), session.begin_nested():
         session.execute(by_hand, {"state": after})
     assert contents(session) == kept
 
 
-@pytest.mark.parametrize("wrong", [s for s in ingest.MOVES if s != "collecting"] + ["lost"])
+@pytest.mark.parametrize("wrong", [s for s in queue_tables.MOVES if s != "collecting"] + ["lost"])
 def test_a_group_begins_as_collecting(session, wrong):
-    group = ingest.Group(
-        group_id=GROUP, state=wrong, received_at="", last_update="", expected_subbands=16, chunk_minutes=5, retry_count=0
-    )  # fmt: skip
+    group = queue_tables.Group(
+        group_id=GROUP,
+        state=wrong,
+        received_at="",
+        last_update="",
+        expected_subbands=16,
+        chunk_minutes=5,
+        retry_count=0,
+    )
     session.add(group)
     with pytest.raises(IntegrityError):
         session.flush()
@@ -109,7 +127,7 @@ def test_a_group_begins_as_collecting(session, wrong):
 
 def test_a_move_of_a_group_that_is_not_there(session):
     with pytest.raises(StateError, match="is not in the queue"):
-        ingest.move(session, GROUP, "pending")
+        moves.move(session, GROUP, "pending")
 
 
 def test_the_budget_of_attempts_ends_and_each_wait_is_longer(session):
@@ -117,49 +135,53 @@ def test_the_budget_of_attempts_ends_and_each_wait_is_longer(session):
     waits = []
     for attempt in range(OPTIONS.max_retries + 1):
         assert state(session) == ("pending", attempt)
-        ingest.claim(session, GROUP, "run")
-        ingest.start(session, GROUP, resuming=attempt > 0)
-        ingest.attempt_failed(session, GROUP, f"broken {attempt}", OPTIONS, 1e9)
+        moves.claim(session, GROUP, "run")
+        moves.start(session, GROUP, resuming=attempt > 0)
+        moves.attempt_failed(session, GROUP, f"broken {attempt}", OPTIONS, 1e9)
         waits.append(row(session).not_before)
     assert waits == [db.utc(1e9 + s) for s in (60, 120, 240)] + [None]
     assert state(session) == ("failed", OPTIONS.max_retries + 1)
     assert row(session).error == "broken 3"
-    errors = [m.error for m in session.scalars(select(ingest.History)) if m.state_to in ("pending", "failed") and m.error]
+    errors = [
+        m.error
+        for m in session.scalars(select(queue_tables.History))
+        if m.state_to in ("pending", "failed") and m.error
+    ]
     assert errors == [f"broken {i}" for i in range(4)]
     with pytest.raises(StateError, match="has 0 files, at least 16 needed"):
-        ingest.requeue(session, GROUP, 16)
-    ingest.requeue(session, GROUP, 0)
+        moves.requeue(session, GROUP, 16)
+    moves.requeue(session, GROUP, 0)
     assert state(session) == ("pending", 0)
 
 
 def test_an_operator_ends_a_back_off(session):
     add(session, "pending")
-    ingest.claim(session, GROUP, "run")
-    ingest.start(session, GROUP, resuming=False)
-    ingest.attempt_failed(session, GROUP, "broken", OPTIONS, time.time())
-    ingest.requeue(session, GROUP, 16)
+    moves.claim(session, GROUP, "run")
+    moves.start(session, GROUP, resuming=False)
+    moves.attempt_failed(session, GROUP, "broken", OPTIONS, time.time())
+    moves.requeue(session, GROUP, 16)
     assert (row(session).not_before, row(session).retry_count) == (None, 0)
     with pytest.raises(StateError, match="is pending already"):
-        ingest.requeue(session, GROUP, 0)
+        moves.requeue(session, GROUP, 0)
 
 
 def test_bad_data_fail_at_once(session):
     add(session, "pending")
-    ingest.claim(session, GROUP, "run")
-    ingest.start(session, GROUP, resuming=False)
-    assert ingest.attempt_failed(session, GROUP, "truncated", OPTIONS, 0, permanent=True) == "failed"
+    moves.claim(session, GROUP, "run")
+    moves.start(session, GROUP, resuming=False)
+    assert moves.attempt_failed(session, GROUP, "truncated", OPTIONS, 0, permanent=True) == "failed"
     assert state(session) == ("failed", 1)
 
 
 @pytest.mark.parametrize("claimed", ["in_progress", "processing_fresh", "resuming"])
 def test_groups_of_a_dead_run_come_back_and_the_one_at_work_has_spent_an_attempt(session, claimed):
     add(session, claimed)
-    assert ingest.recover(session, nothing, OPTIONS, time.time()) == {GROUP: "pending"}
+    assert moves.recover(session, nothing, OPTIONS, time.time()) == {GROUP: "pending"}
     assert state(session) == ("pending", 0)
-    ingest.claim(session, GROUP, "7")
-    ingest.start(session, GROUP, resuming=False)
-    ingest.stage_started(session, GROUP, "image")
-    ingest.recover(session, nothing, OPTIONS, time.time(), "local")
+    moves.claim(session, GROUP, "7")
+    moves.start(session, GROUP, resuming=False)
+    moves.stage_started(session, GROUP, "image")
+    moves.recover(session, nothing, OPTIONS, time.time(), "local")
     assert state(session) == ("pending", 1)
     assert row(session).error == "run 7 died in image"
 
@@ -167,48 +189,59 @@ def test_groups_of_a_dead_run_come_back_and_the_one_at_work_has_spent_an_attempt
 @pytest.mark.parametrize("before", ["pending", "processing_fresh", "resuming"])
 def test_a_finished_group_whose_run_died_is_completed(session, before):
     add(session, before)
-    ingest.recover(session, {GROUP}.__contains__, OPTIONS, time.time(), "local")
+    moves.recover(session, {GROUP}.__contains__, OPTIONS, time.time(), "local")
     assert state(session)[0] == "completed"
 
 
 def test_a_claim_lives_as_long_as_its_process_and_its_heartbeat(session):
     add(session, "pending")
-    ingest.claim(session, GROUP, "run")
-    ingest.start(session, GROUP, resuming=False)
+    moves.claim(session, GROUP, "run")
+    moves.start(session, GROUP, resuming=False)
     now_s = time.time()
-    assert ingest.recover(session, nothing, OPTIONS, now_s) == {}
-    assert not ingest.is_alive(row(session), OPTIONS, now_s + OPTIONS.lease_s + 2)
+    assert moves.recover(session, nothing, OPTIONS, now_s) == {}
+    assert not moves.is_alive(row(session), OPTIONS, now_s + OPTIONS.lease_s + 2)
     row(session).host = "another host"
-    assert ingest.is_alive(row(session), OPTIONS, now_s)
+    assert moves.is_alive(row(session), OPTIONS, now_s)
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    while Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z":  # dead, nobody has looked yet
+    while (
+        Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z"
+    ):  # dead, nobody has looked yet
         time.sleep(0.01)
     claimed = row(session)
     claimed.host, claimed.pid = __import__("socket").gethostname(), ended.pid
-    assert not ingest.is_alive(claimed, OPTIONS, now_s)
+    assert not moves.is_alive(claimed, OPTIONS, now_s)
     ended.wait()
-    assert ingest.recover(session, nothing, OPTIONS, now_s) == {GROUP: "pending"}
-    ingest.claim(session, GROUP, "run 2")
-    ingest.start(session, GROUP, resuming=False)
+    assert moves.recover(session, nothing, OPTIONS, now_s) == {GROUP: "pending"}
+    moves.claim(session, GROUP, "run 2")
+    moves.start(session, GROUP, resuming=False)
     row(session).heartbeat = db.utc(now_s - 3600)
-    ingest.beat(session, "run 2")
+    moves.beat(session, "run 2")
     assert row(session).heartbeat >= db.utc(now_s)
 
 
 def files_of(*subbands, changed_s=1000.0, checked=True, **fields):
     outline = Outline(61000.0, 61000.0018, 16.15, 48) if checked else None
     return {
-        sb: RawFile(Path(f"/raw/{GROUP}_sb{sb:02d}.hdf5"), GROUP, sb, 10, changed_s, checked, outline, **fields)
+        sb: RawFile(
+            Path(f"/raw/{GROUP}_sb{sb:02d}.hdf5"),
+            GROUP,
+            sb,
+            10,
+            changed_s,
+            checked,
+            outline,
+            **fields,
+        )
         for sb in subbands
     }
 
 
 def see(database, group, options=OPTIONS, now_s=None):
     """The queue after a look at the folder."""
-    known = ingest.known_groups(database)
-    with db.writing(database, ingest.Base) as session:
-        ingest.record(session, [group], known, options, now_s or group.waiting_since_s + 1)
-        found = session.get(ingest.Group, group.id)
+    known = moves.known_groups(database)
+    with db.writing(database, queue_tables.Base) as session:
+        moves.record(session, [group], known, options, now_s or group.waiting_since_s + 1)
+        found = session.get(queue_tables.Group, group.id)
         return found.state, found.error
 
 
@@ -223,17 +256,21 @@ def test_files_make_a_group_complete_late_ones_reopen_it(database):
 
 
 def test_a_bad_file_is_named_until_a_good_one_takes_its_place(database):
-    bad = RawFile(Path(f"/raw/{GROUP}_sb07.hdf5"), GROUP, 7, 5, 1000.0, True, None, "SubbandError: truncated")
+    bad = RawFile(
+        Path(f"/raw/{GROUP}_sb07.hdf5"), GROUP, 7, 5, 1000.0, True, None, "SubbandError: truncated"
+    )
     members = files_of(*(sb for sb in range(16) if sb != 7))
     group = FileGroup(GROUP, members, (bad,))
     assert see(database, group)[0] == "collecting"
     state, error = see(database, group, now_s=group.waiting_since_s + 3601)
     assert state == "failed"
     assert error == "after 3600 s only 15 of 16 subbands; missing 07; SubbandError: truncated"
-    known = ingest.known_groups(database)[GROUP]
+    known = moves.known_groups(database)[GROUP]
     assert bad in known.files
     again = files_of(7, changed_s=2000.0, checked=False)
-    assert see(database, FileGroup(GROUP, members | again))[0] == "failed"  # nobody has looked into it yet
+    assert (
+        see(database, FileGroup(GROUP, members | again))[0] == "failed"
+    )  # nobody has looked into it yet
     again = files_of(7, changed_s=2000.0)
     assert see(database, FileGroup(GROUP, members | again)) == ("pending", None)
 
@@ -241,7 +278,9 @@ def test_a_bad_file_is_named_until_a_good_one_takes_its_place(database):
 def test_files_that_nobody_looked_into_do_not_count(database):
     group = FileGroup(GROUP, files_of(*range(15)) | files_of(15, checked=False))
     assert see(database, group) == ("collecting", None)
-    assert see(database, group, now_s=group.waiting_since_s + 3601)[0] == "collecting"  # its time is not up: ours is
+    assert (
+        see(database, group, now_s=group.waiting_since_s + 3601)[0] == "collecting"
+    )  # its time is not up: ours is
     assert "15 came a moment ago" in group.shortage(16)
 
 
@@ -257,36 +296,46 @@ def test_a_file_that_comes_after_its_group_was_begun_waits_to_be_asked_for(datab
     options = IngestConfig(min_subbands=15)
     group = FileGroup(GROUP, files_of(*range(15)))
     see(database, group, options, group.waiting_since_s + 3601)
-    with db.writing(database, ingest.Base) as session:
-        ingest.claim(session, GROUP, "run")
-        ingest.start(session, GROUP, resuming=False)
+    with db.writing(database, queue_tables.Base) as session:
+        moves.claim(session, GROUP, "run")
+        moves.start(session, GROUP, resuming=False)
     full = FileGroup(GROUP, files_of(*range(16)))
     assert see(database, full, options)[0] == "processing_fresh"
-    with db.writing(database, ingest.Base) as session:
-        ingest.move(session, GROUP, "completed")
+    with db.writing(database, queue_tables.Base) as session:
+        moves.move(session, GROUP, "completed")
     assert see(database, full, options)[0] == "completed"
-    assert [f.reason for f in ingest.known_groups(database)[GROUP].files] == [None]  # one stands for all
-    late = [f for f in ingest.known_groups(database, [GROUP])[GROUP].files if f.reason]
-    assert [(f.subband, f.reason) for f in late] == [(15, ingest.LATE)]
-    with db.writing(database, ingest.Base) as session:
-        ingest.requeue(session, GROUP, 16)
+    assert [f.reason for f in moves.known_groups(database)[GROUP].files] == [
+        None
+    ]  # one stands for all
+    late = [f for f in moves.known_groups(database, [GROUP])[GROUP].files if f.reason]
+    assert [(f.subband, f.reason) for f in late] == [(15, moves.LATE)]
+    with db.writing(database, queue_tables.Base) as session:
+        moves.requeue(session, GROUP, 16)
     see(database, full, options)
-    assert all(f.reason is None for f in ingest.known_groups(database)[GROUP].files)
+    assert all(f.reason is None for f in moves.known_groups(database)[GROUP].files)
 
 
 def test_the_late_file_that_has_the_earliest_name_joins_the_id_that_is_fixed(database):
     group = FileGroup(GROUP, files_of(*range(1, 16)))
     see(database, group, now_s=group.waiting_since_s + 3601)
-    with db.writing(database, ingest.Base) as session:  # an earlier attempt left its seconds
-        values = {"load_time": 1.0, "phase_time": 1.0, "write_time": 1.0, "total_time": 3.0, "writer_type": "x"}
-        session.add(ingest.Performance(group_id=GROUP, stages="{}", recorded_at="", **values))
+    with db.writing(database, queue_tables.Base) as session:  # an earlier attempt left its seconds
+        values = {
+            "load_time": 1.0,
+            "phase_time": 1.0,
+            "write_time": 1.0,
+            "total_time": 3.0,
+            "writer_type": "x",
+        }
+        session.add(queue_tables.Performance(group_id=GROUP, stages="{}", recorded_at="", **values))
     early = replace(
-        files_of(0, checked=False)[0], path=Path("/raw/2026-01-25T22:25:55_sb00.hdf5"), timestamp="2026-01-25T22:25:55"
+        files_of(0, checked=False)[0],
+        path=Path("/raw/2026-01-25T22:25:55_sb00.hdf5"),
+        timestamp="2026-01-25T22:25:55",
     )
     for checked in (False, True):
         early = replace(early, checked=checked, outline=files_of(1)[1].outline if checked else None)
-        fixed = {g: s.files for g, s in ingest.known_groups(database).items()}
-        groups = cluster([early], 120, 300, 16, fixed)
+        fixed = {g: s.files for g, s in moves.known_groups(database).items()}
+        groups = form_groups([early], 120, 300, 16, fixed)
         assert [g.id for g in groups] == [GROUP]
         state, _ = see(database, groups[0])
     assert state == "pending"
@@ -295,15 +344,17 @@ def test_the_late_file_that_has_the_earliest_name_joins_the_id_that_is_fixed(dat
 def test_a_requested_group_that_waits_for_files_is_refused(session):
     add(session, "collecting")
     with pytest.raises(StateError, match="waits for files"):
-        ingest.requeue(session, GROUP, 0)
+        moves.requeue(session, GROUP, 0)
 
 
 def test_what_is_recorded_is_what_was_seen(database):
-    duplicate = replace(files_of(3, reason="duplicate of x")[3], path=Path(f"/raw/{GROUP[:-1]}7_sb03.hdf5"))
+    duplicate = replace(
+        files_of(3, reason="duplicate of x")[3], path=Path(f"/raw/{GROUP[:-1]}7_sb03.hdf5")
+    )
     duplicate = replace(duplicate, timestamp=duplicate.path.name[:19])
     group = FileGroup(GROUP, files_of(*range(16)), (duplicate,))
     see(database, group)
-    known = ingest.known_groups(database)[GROUP]
+    known = moves.known_groups(database)[GROUP]
     assert set(known.files) == {*group.members.values(), duplicate}
     assert (known.mid_mjd, known.app_dec_deg) == (61000.0018, 16.15)
 
@@ -314,7 +365,11 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
     for sb in range(16):
         path = tmp_path / f"{GROUP}_sb{sb:02d}.hdf5"
         path.write_bytes(b"x")
-        session.add(ingest.SubbandFile(path=str(path), group_id=GROUP, subband_idx=sb, size=1, changed_s=0))
+        session.add(
+            queue_tables.SubbandFile(
+                path=str(path), group_id=GROUP, subband_idx=sb, size=1, changed_s=0
+            )
+        )
     target = ("caltables", "convert", "concat", "prepare", "apply", "image", "qa", "index")
 
     def there():
@@ -323,34 +378,34 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
     for stage in target:
         write_json(paths.result(GROUP, stage), {})
     with pytest.raises(InputError, match="has no stage solve; it goes through caltables, convert"):
-        ingest.reprocess(session, paths, GROUP, "solve", 16)
+        moves.reprocess(session, paths, GROUP, "solve", 16)
     paths.ms(GROUP).mkdir(parents=True)
-    assert ingest.reprocess(session, paths, GROUP, "image", 16) == "image"
+    assert moves.reprocess(session, paths, GROUP, "image", 16) == "image"
     assert there() == ["caltables", "convert", "concat", "prepare", "apply"]
     assert state(session)[0] == "pending"
     with pytest.raises(StateError, match="is pending already"):  # asked already
-        ingest.reprocess(session, paths, GROUP, "image", 16)
-    ingest.claim(session, GROUP, "run")
-    ingest.start(session, GROUP, resuming=True)
+        moves.reprocess(session, paths, GROUP, "image", 16)
+    moves.claim(session, GROUP, "run")
+    moves.start(session, GROUP, resuming=True)
     with pytest.raises(StateError, match="is being worked on"):
-        ingest.reprocess(session, paths, GROUP, None, 16)
-    ingest.move(session, GROUP, "completed")
+        moves.reprocess(session, paths, GROUP, None, 16)
+    moves.move(session, GROUP, "completed")
     (tmp_path / f"{GROUP}_sb03.hdf5").unlink()
     with pytest.raises(InputError, match="needs its raw files; 1 are gone"), session.begin_nested():
-        ingest.reprocess(session, paths, GROUP, "convert", 16)
+        moves.reprocess(session, paths, GROUP, "convert", 16)
     assert state(session)[0] == "completed"
 
 
 def test_a_failed_transaction_changes_nothing(database):
     def add_and_fail():
-        with db.writing(database, ingest.Base) as session:
+        with db.writing(database, queue_tables.Base) as session:
             add(session, "pending")
-            ingest.move(session, GROUP, "completed")
+            moves.move(session, GROUP, "completed")
 
     with pytest.raises(StateError):
         add_and_fail()
     with db.reading(database) as session:
-        assert session is None or session.get(ingest.Group, GROUP) is None
+        assert session is None or session.get(queue_tables.Group, GROUP) is None
 
 
 def test_a_reader_needs_no_database_and_makes_none(tmp_path):
@@ -360,16 +415,16 @@ def test_a_reader_needs_no_database_and_makes_none(tmp_path):
 
 
 def test_a_reader_leaves_the_folder_as_it_is(database):
-    with db.writing(database, ingest.Base) as session:
+    with db.writing(database, queue_tables.Base) as session:
         add(session, "pending")
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     before = [(p.name, p.stat().st_mtime_ns) for p in database.parent.iterdir()]
     assert [name for name, _ in before] == [database.name]
     with db.reading(database) as session:
-        assert session.get(ingest.Group, GROUP).state == "pending"
+        assert session.get(queue_tables.Group, GROUP).state == "pending"
         with pytest.raises(Exception, match="readonly"):
-            ingest.move(session, GROUP, "in_progress")
+            moves.move(session, GROUP, "in_progress")
     assert [(p.name, p.stat().st_mtime_ns) for p in database.parent.iterdir()] == before
 
 
@@ -384,35 +439,48 @@ def test_a_database_killed_while_it_was_made_reads_as_none(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from contimg import db, ingest
+from contimg.queue import moves, tables
+from contimg.store import db
 path, first = Path(sys.argv[1]), int(sys.argv[2])
 for number in range(first, first + 50):
     group = f"2026-01-25T00:{number // 60:02d}:{number % 60:02d}"
-    with db.writing(path, ingest.Base) as session:
-        session.add(ingest.Group(group_id=group, state="collecting", received_at="", last_update="",
+    with db.writing(path, tables.Base) as session:
+        session.add(tables.Group(group_id=group, state="collecting", received_at="", last_update="",
                                  expected_subbands=16, chunk_minutes=5, retry_count=0))
     for state in ("pending", "in_progress", "processing_fresh", "completed"):
-        with db.writing(path, ingest.Base) as session:
-            ingest.move(session, group, state)
+        with db.writing(path, tables.Base) as session:
+            moves.move(session, group, state)
 """
 
 
 def test_two_writers_and_a_reader_at_once(database, figure):
-    """Two processes make the database and 250 transactions each; a reader sees whole transactions, and never waits."""
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(database), str(n)]) for n in (0, 50)]
+    """Two processes make the database and 250 transactions each; a reader sees whole transactions,
+    and never waits."""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(database), str(n)]) for n in (0, 50)
+    ]
     waits = []
     while any(writer.poll() is None for writer in writers):
         begin = time.perf_counter()
         with db.reading(database) as session:
             if session is not None:
-                completed = session.execute(text("SELECT count(*) FROM ingest_queue WHERE state = 'completed'")).scalar()
-                moves = session.execute(text("SELECT count(*) FROM ingest_history WHERE state_to = 'completed'")).scalar()
+                completed = session.execute(
+                    text("SELECT count(*) FROM ingest_queue WHERE state = 'completed'")
+                ).scalar()
+                moves = session.execute(
+                    text("SELECT count(*) FROM ingest_history WHERE state_to = 'completed'")
+                ).scalar()
                 assert completed == moves
         waits.append(time.perf_counter() - begin)
     assert [writer.returncode for writer in writers] == [0, 0]
     with db.reading(database) as session:
         assert session.execute(text("PRAGMA integrity_check")).scalar() == "ok"
-        counted = session.execute(text("SELECT state, count(*) FROM ingest_queue GROUP BY state")).all()
+        counted = session.execute(
+            text("SELECT state, count(*) FROM ingest_queue GROUP BY state")
+        ).all()
         assert [tuple(c) for c in counted] == [("completed", 100)]
         assert session.execute(text("SELECT count(*) FROM ingest_history")).scalar() == 400
-    figure(f"queue: {len(waits)} reads beside two writers (500 transactions), longest {max(waits) * 1e3:.0f} ms")
+    figure(
+        f"queue: {len(waits)} reads beside two writers (500 transactions), longest "
+        f"{max(waits) * 1e3:.0f} ms"
+    )

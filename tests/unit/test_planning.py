@@ -7,14 +7,19 @@ from contextlib import contextmanager
 
 import pytest
 
-from contimg import arrivals, cluster, db, ingest, registry
+from contimg.calibration import registry
 from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.errors import InputError, LockError, StateError
-from contimg.files import write_json
 from contimg.paths import LANES, Paths
-from contimg.planning import make_plans, stale, targets
-from contimg.run import Run
+from contimg.queue import arrivals, moves
+from contimg.queue import tables as queue_tables
+from contimg.queue.planning import make_plans, stale, targets
+from contimg.runs import slurm
+from contimg.runs.run import Run
 from contimg.simulate import Simulation, simulate_group
+from contimg.store import db
+from contimg.store.files import write_json
+from contimg.visibilities import uvh5
 from tests.conftest import CALIBRATOR_START, STATIONS, TARGET_START
 
 LATER_CALIBRATOR = "2026-03-02T20:08:20"  # 3C454.3 has drifted, but is still in the beam
@@ -24,7 +29,9 @@ SMALL = {"antennas": 6, "channels": 1, "integrations": 3, "skew_s": 0.0}
 
 @pytest.fixture
 def config(tmp_path):
-    paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
+    paths = PathsConfig(
+        incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state"
+    )
     return Config(paths=paths, ingest=IngestConfig(settle_s=0))  # the files were written just now
 
 
@@ -34,7 +41,9 @@ AGAIN = ("caltables", "apply", "image", "qa")
 @pytest.fixture
 def observe(config, sky):
     def write(start, **options):
-        return simulate_group(config.paths.incoming, Simulation(start=start, **SMALL | options), sky, STATIONS)
+        return simulate_group(
+            config.paths.incoming, Simulation(start=start, **SMALL | options), sky, STATIONS
+        )
 
     return write
 
@@ -46,8 +55,12 @@ def plans(config, only=()):
 def new_run(config, only=(), cluster=False, again=None):
     """With all that can go, as Snakemake's DAG has it."""
     planned = make_plans(config, time.time(), only, LANES[cluster])
-    jobs = {g: () for g, plan in planned.items() if plan.action == "run" and (g in only or not only)}
-    return Run(config, planned, config.paths.state / "staging", jobs | (again or {}), only, cluster=cluster)
+    jobs = {
+        g: () for g, plan in planned.items() if plan.action == "run" and (g in only or not only)
+    }
+    return Run(
+        config, planned, config.paths.state / "staging", jobs | (again or {}), only, cluster=cluster
+    )
 
 
 @contextmanager
@@ -67,7 +80,7 @@ def leave_error(run, stage, error):
 
 def state(config, group):
     with db.reading(Paths.of(config).ingest_db) as session:
-        row = session.get(ingest.Group, group)
+        row = session.get(queue_tables.Group, group)
         return row.state, row.retry_count
 
 
@@ -76,7 +89,9 @@ def solved(config, group, mid_mjd, science=True):
     table = paths.caltable(group, "B")
     table.mkdir(parents=True)
     start, end = registry.validity(mid_mjd, config.calibration)
-    calset = registry.CalSet(group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),), science=science)
+    calset = registry.CalSet(
+        group, mid_mjd, 16.15, "3C454.3", "", 1.0, start, end, (("B", str(table)),), science=science
+    )
     registry.register(paths.registry_db, calset, "1")
     write_json(paths.result(group, "register"), {"set_name": group})
 
@@ -97,7 +112,9 @@ def test_a_choice_that_was_made_stays_though_a_nearer_set_comes(config, observe)
     assert target.action == "waiting"
     solved(config, "2026-03-02T10:00:00", target.mid_mjd - 0.4)
     assert plans(config)[TARGET_START].calset == "2026-03-02T10:00:00"
-    write_json(Paths.of(config).result(TARGET_START, "caltables"), {"set_name": "2026-03-02T10:00:00"})
+    write_json(
+        Paths.of(config).result(TARGET_START, "caltables"), {"set_name": "2026-03-02T10:00:00"}
+    )
     observe(CALIBRATOR_START)
     again = plans(config)[TARGET_START]
     assert (again.calset, again.depends_on) == ("2026-03-02T10:00:00", None)
@@ -193,7 +210,9 @@ def test_impossible_dates_and_stray_subbands_stop_nobody(config, observe):
     assert [(g, p.action) for g, p in plans(config).items()] == [(CALIBRATOR_START, "run")]
 
 
-def test_a_second_observation_that_begins_while_the_first_runs_is_a_group_of_its_own(config, observe):
+def test_a_second_observation_that_begins_while_the_first_runs_is_a_group_of_its_own(
+    config, observe
+):
     """The correlator was restarted: 100 s after the first, within the tolerance of the names."""
     observe(CALIBRATOR_START)
     second = "2026-03-02T20:04:50"
@@ -202,10 +221,19 @@ def test_a_second_observation_that_begins_while_the_first_runs_is_a_group_of_its
             run.job_started(CALIBRATOR_START, "convert")
             if not completed:
                 observe(second)
-                groups = arrivals.look(config, ingest.known_groups(run.paths.ingest_db), time.time())
-                assert [(g.id, len(g.members)) for g in groups] == [(CALIBRATOR_START, 16), (second, 16)]
-                with db.writing(run.paths.ingest_db, ingest.Base) as session:
-                    ingest.record(session, groups, ingest.known_groups(run.paths.ingest_db), config.ingest, time.time())
+                groups = arrivals.look(config, moves.known_groups(run.paths.ingest_db), time.time())
+                assert [(g.id, len(g.members)) for g in groups] == [
+                    (CALIBRATOR_START, 16),
+                    (second, 16),
+                ]
+                with db.writing(run.paths.ingest_db, queue_tables.Base) as session:
+                    moves.record(
+                        session,
+                        groups,
+                        moves.known_groups(run.paths.ingest_db),
+                        config.ingest,
+                        time.time(),
+                    )
             else:
                 write_json(run.paths.result(CALIBRATOR_START, "index"), {"seconds": 1.0})
                 run.job_finished(CALIBRATOR_START, "index")
@@ -230,11 +258,16 @@ def test_new_data_of_a_failed_group_are_not_given_its_old_results(config, observ
     with running(config):
         assert state(config, CALIBRATOR_START) == ("in_progress", 0)
         left = [p.name.split(".")[-2] for p in (config.paths.products / "results").iterdir()]
-        assert left == []  # the choice of its own set too: that will be another one, by the same name
+        assert (
+            left == []
+        )  # the choice of its own set too: that will be another one, by the same name
 
 
-def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_retired(config, observe):
-    """Otherwise its tables would be refused as altered at each attempt, or applied against an operator's word."""
+def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_retired(
+    config, observe
+):
+    """Otherwise its tables would be refused as altered at each attempt, or applied against an
+    operator's word."""
     observe(CALIBRATOR_START)
     observe(TARGET_START)
     mid_mjd = plans(config)[CALIBRATOR_START].mid_mjd
@@ -259,7 +292,9 @@ def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_re
     assert (plan.action, plan.redo) == ("waiting", AGAIN)
     paths.result(CALIBRATOR_START, "register").unlink()
     assert "its own set retired: antenna 12 swapped" in plans(config)[CALIBRATOR_START].reason
-    write_json(paths.result(TARGET_START, "apply"), {})  # applied already: nothing is changed behind its back
+    write_json(
+        paths.result(TARGET_START, "apply"), {}
+    )  # applied already: nothing is changed behind its back
     assert plans(config)[TARGET_START].calset == CALIBRATOR_START
 
 
@@ -287,27 +322,39 @@ def test_start_end_and_groups_choose(config, observe):
     with pytest.raises(InputError, match="calibrator/3C48: there is no such group"):
         targets(["-n", "calibrator/3C48"], plans(config))
     both = [CALIBRATOR_START, LATER_CALIBRATOR]
-    asked = {"day/2026-03-02": both, f"group/{LATER_CALIBRATOR}": both[1:], "calibrator/3C454.3": both}
+    asked = {
+        "day/2026-03-02": both,
+        f"group/{LATER_CALIBRATOR}": both[1:],
+        "calibrator/3C454.3": both,
+    }
     assert targets(["--forcerun", "image", *asked], plans(config)) == asked
 
 
 def test_files_of_groups_that_nobody_asked_for_are_not_even_looked_at(config, observe, monkeypatch):
-    """Nor is a group at the edge cut in two; one that is incomplete beyond it stays in the queue."""
-    opened, inspect = [], arrivals.inspect
-    monkeypatch.setattr(arrivals, "inspect", lambda path: opened.append(path.name[:19]) or inspect(path))
+    """Nor is a group at the edge cut in two; one that is incomplete beyond it stays in the
+    queue."""
+    opened, inspect = [], uvh5.inspect
+    monkeypatch.setattr(
+        arrivals, "inspect", lambda path: opened.append(path.name[:19]) or inspect(path)
+    )
     observe(CALIBRATOR_START, missing=(3,))
     observe(NEXT_EPOCH, skew_s=4.0)
     with running(config):
         assert {g: state(config, g)[0] for g in (CALIBRATOR_START, NEXT_EPOCH)} == {
-            CALIBRATOR_START: "collecting", NEXT_EPOCH: "in_progress",
-        }  # fmt: skip
+            CALIBRATOR_START: "collecting",
+            NEXT_EPOCH: "in_progress",
+        }
     observe(TARGET_START)
     observe(LATER_CALIBRATOR)
     opened.clear()
-    late = config.model_copy(update={"ingest": IngestConfig(settle_s=0, start=TARGET_START, end="2026-03-03T19:59:16")})
+    late = config.model_copy(
+        update={"ingest": IngestConfig(settle_s=0, start=TARGET_START, end="2026-03-03T19:59:16")}
+    )
     assert set(plans(late)) == {TARGET_START, NEXT_EPOCH}
     assert set(opened) == {TARGET_START}
-    later = config.model_copy(update={"ingest": IngestConfig(settle_s=0, start="2026-03-03T19:59:16")})
+    later = config.model_copy(
+        update={"ingest": IngestConfig(settle_s=0, start="2026-03-03T19:59:16")}
+    )
     assert set(plans(later)) == set()  # its first name is earlier
     assert set(plans(later, [LATER_CALIBRATOR])) == {LATER_CALIBRATOR}
     with running(later):
@@ -332,18 +379,26 @@ def test_what_fast_mode_left_is_done_again_for_science(config, observe):
     write_json(paths.result(CALIBRATOR_START, "register"), own)
     write_json(paths.result(TARGET_START, "caltables"), own)
     write_json(paths.result(TARGET_START, "apply"), own)
-    fast = config.model_copy(update={"calibration": config.calibration.model_copy(update={"fast": True})})
+    fast = config.model_copy(
+        update={"calibration": config.calibration.model_copy(update={"fast": True})}
+    )
     found = plans(fast)
     assert {p.calset for p in found.values()} == {f"{CALIBRATOR_START}.fast"}
     assert not any(p.redo or p.depends_on for p in found.values())
     assert "NON_SCIENCE" in found[TARGET_START].reason
     found = plans(config)
-    assert {p.calset for p in found.values()} == {p.depends_on for p in found.values()} == {CALIBRATOR_START}
+    assert (
+        {p.calset for p in found.values()}
+        == {p.depends_on for p in found.values()}
+        == {CALIBRATOR_START}
+    )
     assert found[CALIBRATOR_START].redo == ("solve", "register")
     assert found[TARGET_START].redo == AGAIN
     with pytest.raises(LockError, match="run it again"), running(config):
         pass
-    assert not [p for p in paths.result("x", "y").parent.iterdir() if "solve" in p.name or "apply" in p.name]
+    assert not [
+        p for p in paths.result("x", "y").parent.iterdir() if "solve" in p.name or "apply" in p.name
+    ]
 
 
 def test_groups_that_would_now_get_another_set_are_listed(config):
@@ -362,24 +417,41 @@ def test_groups_that_would_now_get_another_set_are_listed(config):
 
 
 def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monkeypatch):
-    """The cluster solves a calibrator group: here its target waits, and a group of another epoch is free."""
+    """The cluster solves a calibrator group: here its target waits, and a group of another epoch is
+    free."""
     for start in (CALIBRATOR_START, TARGET_START, NEXT_EPOCH):
         observe(start)
     paths = Paths.of(config)
-    monkeypatch.setattr(cluster, "_slurm", lambda *_: "")
-    there, late = new_run(config, [CALIBRATOR_START], cluster=True), new_run(config, [NEXT_EPOCH, CALIBRATOR_START])
+    monkeypatch.setattr(slurm, "_slurm", lambda *_: "")
+    there, late = (
+        new_run(config, [CALIBRATOR_START], cluster=True),
+        new_run(config, [NEXT_EPOCH, CALIBRATOR_START]),
+    )
     there.begin()
     assert {g: state(config, g)[0] for g in (CALIBRATOR_START, TARGET_START)} == {
-        CALIBRATOR_START: "in_progress", TARGET_START: "pending",
-    }  # fmt: skip
+        CALIBRATOR_START: "in_progress",
+        TARGET_START: "pending",
+    }
     found = plans(config)
-    assert {g: p.action for g, p in found.items()} == {CALIBRATOR_START: "running", TARGET_START: "waiting", NEXT_EPOCH: "run"}
+    assert {g: p.action for g, p in found.items()} == {
+        CALIBRATOR_START: "running",
+        TARGET_START: "waiting",
+        NEXT_EPOCH: "run",
+    }
     assert found[TARGET_START].depends_on == CALIBRATOR_START
     assert f"run {there.id} solves" in found[TARGET_START].reason
-    assert plans(config, [CALIBRATOR_START])[CALIBRATOR_START].action == "running"  # also when asked for by name
-    with late._held, pytest.raises(LockError, match="its groups changed while this run was planned"):
+    assert (
+        plans(config, [CALIBRATOR_START])[CALIBRATOR_START].action == "running"
+    )  # also when asked for by name
+    with (
+        late._held,
+        pytest.raises(LockError, match="its groups changed while this run was planned"),
+    ):
         late.begin()
-    with db.writing(paths.ingest_db, ingest.Base) as session, pytest.raises(StateError, match="no move from in_progress"):
+    with (
+        db.writing(paths.ingest_db, queue_tables.Base) as session,
+        pytest.raises(StateError, match="no move from in_progress"),
+    ):
         late._claim(session, CALIBRATOR_START)
     assert state(config, NEXT_EPOCH) == ("pending", 0)
     with pytest.raises(LockError, match=r"another run \(cluster\)"):
@@ -387,38 +459,43 @@ def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monke
     with running(config) as here:
         here.job_started(NEXT_EPOCH, "convert")
         assert state(config, NEXT_EPOCH)[0] == "processing_fresh"
-        assert there.id in {s.owner for s in ingest.known_groups(paths.ingest_db).values()}
+        assert there.id in {s.owner for s in moves.known_groups(paths.ingest_db).values()}
     there.job_started(CALIBRATOR_START, "convert")
     assert state(config, CALIBRATOR_START)[0] == "processing_fresh"
     there.end()
     assert state(config, CALIBRATOR_START) == ("pending", 0)
 
 
-def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(config, observe, monkeypatch):
+def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(
+    config, observe, monkeypatch
+):
     observe(CALIBRATOR_START)
     observe(NEXT_EPOCH)
     paths, answers = Paths.of(config), [""]
 
-    def slurm(*command):
+    def answer(*command):
         if not answers:
             raise LockError("squeue: Unable to contact slurm controller")
         return answers.pop(0)
 
-    monkeypatch.setattr(cluster, "_slurm", slurm)
+    monkeypatch.setattr(slurm, "_slurm", answer)
     there = new_run(config, [CALIBRATOR_START], cluster=True)
     there.begin()
     write_json(paths.cluster_mark, {"run": there.id})  # it had submitted jobs
     there._held.close()  # kill -9
     assert plans(config)[CALIBRATOR_START].action == "running"
-    assert make_plans(config, time.time(), lane="cluster")[CALIBRATOR_START].action == "run"  # its successor takes it
+    assert (
+        make_plans(config, time.time(), lane="cluster")[CALIBRATOR_START].action == "run"
+    )  # its successor takes it
 
     answers.clear()
     with running(config):  # nobody knows whether its jobs run: the other group goes on
         assert {g: state(config, g)[0] for g in (CALIBRATOR_START, NEXT_EPOCH)} == {
-            CALIBRATOR_START: "in_progress", NEXT_EPOCH: "in_progress",
-        }  # fmt: skip
-        assert ingest.known_groups(paths.ingest_db)[CALIBRATOR_START].owner == there.id
-    job = f"7|RUNNING|{cluster.job_prefix(paths)}_x"
+            CALIBRATOR_START: "in_progress",
+            NEXT_EPOCH: "in_progress",
+        }
+        assert moves.known_groups(paths.ingest_db)[CALIBRATOR_START].owner == there.id
+    job = f"7|RUNNING|{slurm.job_prefix(paths)}_x"
     answers += [job, "", job.replace("RUNNING", "CANCELLED")]
     with running(config):
         assert not answers
@@ -428,7 +505,8 @@ def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(con
 
 
 def test_a_group_that_is_done_again_is_not_done_until_it_is(config, observe):
-    """--forcerun image on a finished group: when that run dies, the old result must not make it count as finished."""
+    """--forcerun image on a finished group: when that run dies, the old result must not make it
+    count as finished."""
     observe(CALIBRATOR_START)
     with running(config) as run:
         run.job_started(CALIBRATOR_START, "image")

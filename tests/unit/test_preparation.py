@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 from astropy.coordinates import EarthLocation, SkyCoord
 
-from contimg import casa, flagging
-from contimg import measurement_set as mset
 from contimg.config import FlaggingConfig
 from contimg.errors import ValidationError
-from contimg.preparation import prepare
+from contimg.flagging import detection
+from contimg.stages.prepare import prepare
+from contimg.visibilities import casa
+from contimg.visibilities import measurement_set as mset
 from tests.conftest import STATIONS
 from tests.unit.test_conversion import convert
 
@@ -30,9 +31,15 @@ def test_every_check_and_every_fraction_is_recorded(make_group, tmp_path):
     rows = mset.read_rows(ms)
     cross = rows.ant_1 != rows.ant_2
     assert flags[:, ~cross].all()
-    assert found["flagged_by_channel"] == pytest.approx(flags[:, cross].mean(axis=(0, 1, 3)), abs=1e-4)
-    assert found["flagged_by_integration"] == pytest.approx(flags[:, cross].mean(axis=(1, 2, 3)), abs=1e-4)
-    assert np.average([b["flagged"] for b in found["flagged_by_length"]]) == pytest.approx(found["flagged"], abs=1e-3)
+    assert found["flagged_by_channel"] == pytest.approx(
+        flags[:, cross].mean(axis=(0, 1, 3)), abs=1e-4
+    )
+    assert found["flagged_by_integration"] == pytest.approx(
+        flags[:, cross].mean(axis=(1, 2, 3)), abs=1e-4
+    )
+    assert np.average([b["flagged"] for b in found["flagged_by_length"]]) == pytest.approx(
+        found["flagged"], abs=1e-3
+    )
     edges = [b["from_m"] for b in found["flagged_by_length"]]
     assert edges == sorted(edges)
     assert len(found["flagged_by_antenna"]) == 16
@@ -43,7 +50,9 @@ def test_a_moved_or_unknown_station_is_refused(make_group, tmp_path):
     table = pd.read_csv(STATIONS)
     antenna = int(mset.read_rows(ms).ant_1[-1])
     moved, shorter = tmp_path / "moved.csv", tmp_path / "shorter.csv"
-    table.assign(height_m=table.height_m + 0.2 * (table.station == antenna + 1)).to_csv(moved, index=False)
+    table.assign(height_m=table.height_m + 0.2 * (table.station == antenna + 1)).to_csv(
+        moved, index=False
+    )
     table[table.station != antenna + 1].to_csv(shorter, index=False)
     with pytest.raises(ValidationError, match=r"station_offset_m is 0\.2, expected at most 0\.05"):
         prepare(ms, FlaggingConfig(), moved)
@@ -73,7 +82,8 @@ def test_every_strategy_finds_what_is_strong(make_group, tmp_path, strategy):
 
 
 def test_shadows_are_those_that_casa_sees(make_group, tmp_path):
-    """Low in the south the north-south arm stands in its own way: 8.7 m between dishes, seen at 15 degrees.
+    """Low in the south the north-south arm stands in its own way: 8.7 m between dishes, seen at 15
+    degrees.
 
     CASA counts stations without data too, so all that are in the way take part here.
     """
@@ -82,22 +92,31 @@ def test_shadows_are_those_that_casa_sees(make_group, tmp_path):
     group = make_group(sources=sources, dec_deg=-38.0, stations=stations, integrations=4)
     ms, *_ = convert(group, tmp_path)
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    ours = flagging.shadowed(rows.uvw_m, rows.ant_1, rows.ant_2, observation.diameters_m)
+    ours = detection.shadowed(rows.uvw_m, rows.ant_1, rows.ant_2, observation.diameters_m)
     cross = rows.ant_1 != rows.ant_2
     assert 0.2 < ours[:, cross].mean() < 0.95
     casa.tasks(tmp_path / "casa.log").flagdata(vis=str(ms), mode="shadow", flagbackup=False)
     theirs = mset.read_grid(ms, "FLAG", 4).all(axis=(2, 3))
     assert np.array_equal(ours[:, cross], theirs[:, cross])
-    mset.write_columns(ms, WEIGHT_SPECTRUM=np.zeros((rows.shape[0] * rows.shape[1], 32, 2), np.float32))
+    mset.write_columns(
+        ms, WEIGHT_SPECTRUM=np.zeros((rows.shape[0] * rows.shape[1], 32, 2), np.float32)
+    )
     with pytest.raises(ValidationError, match="every visibility is flagged"):
         prepare(ms, FlaggingConfig(), STATIONS)
 
 
-def test_casa_finds_a_source_in_the_north_east_and_stations_by_their_names(make_group, compact_stations, tmp_path):
-    """An independent reader: tclean's dirty image has the source at its place; station 36 is where the list has it, and is
-    the one that was simulated dead."""
+def test_casa_finds_a_source_in_the_north_east_and_stations_by_their_names(
+    make_group, compact_stations, tmp_path
+):
+    """An independent reader: tclean's dirty image has the source at its place; station 36 is where
+    the list has it, and is the one that was simulated dead."""
     source = {"name": "NE", "ra": 347.95, "dec": 16.45, "flux": 3.0, "alpha": 0.0}
-    options = {"stations": tuple(sorted({*compact_stations, 36})), "dead": (36,), "noise_jy": 0.05, "channels": 4}
+    options = {
+        "stations": tuple(sorted({*compact_stations, 36})),
+        "dead": (36,),
+        "noise_jy": 0.05,
+        "channels": 4,
+    }
     group = make_group(sources=[source], **options)
     ms, converted, _ = convert(group, tmp_path)
     metadata = casa.tool("msmetadata")
@@ -110,9 +129,14 @@ def test_casa_finds_a_source_in_the_north_east_and_stations_by_their_names(make_
         metadata.done()
     assert used == list(options["stations"])
     row = pd.read_csv(STATIONS).set_index("station").loc[36]
-    listed = EarthLocation.from_geodetic(row.longitude_deg * u.deg, row.latitude_deg * u.deg, row.height_m * u.m)
+    listed = EarthLocation.from_geodetic(
+        row.longitude_deg * u.deg, row.latitude_deg * u.deg, row.height_m * u.m
+    )
     seen = EarthLocation.from_geocentric(*_xyz(where), unit=u.m)
-    assert np.linalg.norm((u.Quantity(listed.geocentric) - u.Quantity(seen.geocentric)).to_value(u.m)) < 0.05
+    assert (
+        np.linalg.norm((u.Quantity(listed.geocentric) - u.Quantity(seen.geocentric)).to_value(u.m))
+        < 0.05
+    )
     table = casa.tool("table")
     table.open(str(ms))
     try:
@@ -120,14 +144,27 @@ def test_casa_finds_a_source_in_the_north_east_and_stations_by_their_names(make_
     finally:
         table.close()
     coherent = np.abs(data.mean(axis=(0, 1)))  # over polarisations and channels
-    with_36, others = ((one == antenna) ^ (two == antenna)), (one != antenna) & (two != antenna) & (one != two)
+    with_36, others = (
+        ((one == antenna) ^ (two == antenna)),
+        (one != antenna) & (two != antenna) & (one != two),
+    )
     assert np.median(coherent[with_36]) < 0.2 * np.median(coherent[others])
     _divide_gains(ms, group, options)
     casa.tasks(tmp_path / "casa.log").tclean(
-        vis=str(ms), imagename=str(tmp_path / "dirty"), imsize=512, cell="20arcsec", niter=0, specmode="mfs",
-        gridder="wproject", wprojplanes=32, antenna="!36", weighting="natural", datacolumn="data",
-        phasecenter=f"ICRS {converted['phase_centre_deg'][0]}deg {converted['phase_centre_deg'][1]}deg",
-    )  # fmt: skip
+        vis=str(ms),
+        imagename=str(tmp_path / "dirty"),
+        imsize=512,
+        cell="20arcsec",
+        niter=0,
+        specmode="mfs",
+        gridder="wproject",
+        wprojplanes=32,
+        antenna="!36",
+        weighting="natural",
+        datacolumn="data",
+        phasecenter=f"ICRS {converted['phase_centre_deg'][0]}deg "
+        f"{converted['phase_centre_deg'][1]}deg",
+    )
     image = casa.tool("image")
     image.open(str(tmp_path / "dirty.image"))
     try:
@@ -146,13 +183,23 @@ def _xyz(position: dict) -> np.ndarray:
     if position["refer"] == "WGS84":
         location = EarthLocation.from_geodetic(longitude * u.rad, latitude * u.rad, radius * u.m)
         return u.Quantity(location.geocentric).to_value(u.m)
-    return radius * np.array([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)])
+    return radius * np.array(
+        [
+            np.cos(latitude) * np.cos(longitude),
+            np.cos(latitude) * np.sin(longitude),
+            np.sin(latitude),
+        ]
+    )
 
 
 def _divide_gains(ms, group, options):
     from contimg.simulate import Simulation, antenna_gains
 
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    gains = antenna_gains(Simulation(start=group.id), len(observation.antenna_names), observation.freq_hz[::-1])[:, ::-1]
-    data = mset.read_grid(ms, "DATA", rows.shape[0]) / (gains[rows.ant_1] * np.conj(gains[rows.ant_2]))
+    gains = antenna_gains(
+        Simulation(start=group.id), len(observation.antenna_names), observation.freq_hz[::-1]
+    )[:, ::-1]
+    data = mset.read_grid(ms, "DATA", rows.shape[0]) / (
+        gains[rows.ant_1] * np.conj(gains[rows.ant_2])
+    )
     mset.write_columns(ms, DATA=data.astype(np.complex64))

@@ -1,4 +1,5 @@
-"""Files that come in, as operators' days bring them: read, or named with what is odd; never fatal, and others go on."""
+"""Files that come in, as operators' days bring them: read, or named with what is odd; never fatal,
+and others go on."""
 
 import os
 import shutil
@@ -14,15 +15,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
-from contimg import arrivals, ingest
-from contimg import measurement_set as mset
+from contimg import errors
 from contimg.config import Config, IngestConfig, PathsConfig
-from contimg.conversion import convert_group, group_times, plan_group
 from contimg.errors import SubbandError
-from contimg.groups import RawFile, cluster
-from contimg.planning import make_plans
-from contimg.uvh5 import changed_since, inspect, opened_data, parse_name, read_header
+from contimg.queue import arrivals, moves
+from contimg.queue import tables as queue_tables
+from contimg.queue.groups import RawFile, form_groups
+from contimg.queue.planning import make_plans
+from contimg.store import files as stored
+from contimg.visibilities import measurement_set as mset
+from contimg.visibilities import uvh5
+from contimg.visibilities.conversion import convert_group, group_times, plan_group
+from contimg.visibilities.uvh5 import changed_since, inspect, opened_data, parse_name, read_header
 from tests.conftest import LONG, TARGET_START
 
 SMALL = {"antennas": 4, "channels": 2, "integrations": 3}
@@ -43,8 +49,18 @@ def rewrite(path: Path, name: str, **dataset) -> None:
 def arrays_for_scalars(path, odd=False):
     with h5py.File(path, "r+") as file:
         header = file["Header"]
-        for name in ("phase_center_app_dec", "Nblts", "Nbls", "Ntimes", "Nfreqs", "Npols", "longitude"):
-            values = np.full(int(header["Nblts"][()].ravel()[0]) if name != "Nblts" else 7, header[name][()])
+        for name in (
+            "phase_center_app_dec",
+            "Nblts",
+            "Nbls",
+            "Ntimes",
+            "Nfreqs",
+            "Npols",
+            "longitude",
+        ):
+            values = np.full(
+                int(header["Nblts"][()].ravel()[0]) if name != "Nblts" else 7, header[name][()]
+            )
             if odd:
                 values[-1] += 1
             del header[name]
@@ -100,11 +116,16 @@ def other_numbers(path):
 @pytest.mark.parametrize(
     "change",
     [
-        arrays_for_scalars, complex_as("c16"), complex_as(">c8"), four_polarizations, lambda p: four_polarizations(p, (-6, -5)),
-        three_axes, other_numbers,
+        arrays_for_scalars,
+        complex_as("c16"),
+        complex_as(">c8"),
+        four_polarizations,
+        lambda p: four_polarizations(p, (-6, -5)),
+        three_axes,
+        other_numbers,
     ],
     ids=["arrays", "complex128", "big-endian", "four", "swapped", "three axes", "bytes and gzip"],
-)  # fmt: skip
+)
 def test_what_can_be_read_is_read(files, change):
     """K1, K3, K4: other types, shapes and orders of the same content give the same data."""
     expected = everything(files[5])
@@ -132,7 +153,13 @@ def packed(path):
         created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         created.set_chunk(shape)
         created.set_filter(32008, h5py.h5z.FLAG_OPTIONAL, (0, 0))
-        made = h5py.h5d.create(file["Data"].id, b"visdata", h5py.h5t.py_create(dtype), h5py.h5s.create_simple(shape), created)
+        made = h5py.h5d.create(
+            file["Data"].id,
+            b"visdata",
+            h5py.h5t.py_create(dtype),
+            h5py.h5s.create_simple(shape),
+            created,
+        )
         made.write_direct_chunk((0,) * len(shape), chunk)
 
 
@@ -140,20 +167,38 @@ def packed(path):
     ("change", "words"),
     [
         (lambda p: arrays_for_scalars(p, odd=True), "values that differ, expected one number"),
-        (lambda p: rewrite(p, "Header/telescope_name", data=np.bytes_("ALMA")), "telescope 'ALMA', expected .*belongs elsewhere"),
+        (
+            lambda p: rewrite(p, "Header/telescope_name", data=np.bytes_("ALMA")),
+            "telescope 'ALMA', expected .*belongs elsewhere",
+        ),
         (lambda p: rewrite(p, "Header/telescope_name", data=7), "telescope_name has type int"),
         (lambda p: rewrite(p, "Header/Nblts", data=1 << 60), "rows of"),
         (lambda p: rewrite(p, "Header/Nblts", data=np.bytes_("many")), "Nblts has type"),
         (lambda p: rewrite(p, "Header/time_array", data=np.zeros(2)), "time_array has shape"),
-        (lambda p: rewrite(p, "Header/phase_type", data=np.bytes_("phased")), "phase_type phased, expected drift"),
-        (lambda p: rewrite(p, "Data/visdata", shape=(1 << 40,), dtype="c8", chunks=(1 << 10,)), "visdata has shape"),
-        (lambda p: rewrite(p, "Data/visdata", data=np.zeros((18, 1, 2, 2), "f4")), "visdata has type float32, expected complex"),
+        (
+            lambda p: rewrite(p, "Header/phase_type", data=np.bytes_("phased")),
+            "phase_type phased, expected drift",
+        ),
+        (
+            lambda p: rewrite(p, "Data/visdata", shape=(1 << 40,), dtype="c8", chunks=(1 << 10,)),
+            "visdata has shape",
+        ),
+        (
+            lambda p: rewrite(p, "Data/visdata", data=np.zeros((18, 1, 2, 2), "f4")),
+            "visdata has type float32, expected complex",
+        ),
         (lambda p: rewrite(p, "Data/flags", data=np.zeros((18, 1, 2, 2), "S3")), "flags has type"),
         (packed, r"packed with HDF5 filter 32008 .*install it .*h5repack"),
-        (lambda p: rewrite(p, "Header/polarization_array", data=np.array([-5, -7])), r"polarisations \(-5, -7\)"),
-        (lambda p: four_polarizations(p, (-5, -6, -7)) or rewrite(p, "Header/Npols", data=2), "has shape|polarisations"),
+        (
+            lambda p: rewrite(p, "Header/polarization_array", data=np.array([-5, -7])),
+            r"polarisations \(-5, -7\)",
+        ),
+        (
+            lambda p: four_polarizations(p, (-5, -6, -7)) or rewrite(p, "Header/Npols", data=2),
+            "has shape|polarisations",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_named_at_the_first_look(files, change, words):
     """K1, K2, K3: before a byte of data is read, and without a word of removing it."""
     change(files[5])
@@ -166,7 +211,11 @@ def test_what_cannot_be_read_is_named_at_the_first_look(files, change, words):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("freq_array", np.full((1, 2), np.nan), "freq_array has values that are no positive numbers"),
+        (
+            "freq_array",
+            np.full((1, 2), np.nan),
+            "freq_array has values that are no positive numbers",
+        ),
         ("channel_width", -1.0, "channel_width has values"),
         ("integration_time", np.zeros(18), "integration_time has values"),
         ("antenna_positions", np.zeros((3, 3)), r"antenna_positions has shape \(3, 3\)"),
@@ -197,14 +246,19 @@ def test_a_subband_without_its_first_integrations_belongs_to_its_group(make_grou
     group = make_group(antennas=4, channels=2, integrations=6)
     short = group.files[5]
     cut(short, slice(2, None))
-    looked = [replace(RawFile.named(path), checked=True, outline=inspect(path)) for path in group.files.values()]
-    (found,) = cluster(looked, 120, 300, 16)
+    looked = [
+        replace(RawFile.named(path), checked=True, outline=inspect(path))
+        for path in group.files.values()
+    ]
+    (found,) = form_groups(looked, 120, 300, 16)
     assert (found.id, found.missing(16), found.others) == (group.id, (), ())
     whole = inspect(group.files[4])
     assert found.outline.start_mjd == pytest.approx(whole.start_mjd, abs=1e-9)
     assert found.outline.mid_mjd == pytest.approx(whole.mid_mjd, abs=1e-9)
-    (alone,) = cluster([looked[5]], 120, 300, 16)
-    (late,) = cluster([f for f in looked if f.subband != 5], 120, 300, 16, {alone.id: [looked[5]]})
+    (alone,) = form_groups([looked[5]], 120, 300, 16)
+    (late,) = form_groups(
+        [f for f in looked if f.subband != 5], 120, 300, 16, {alone.id: [looked[5]]}
+    )
     assert len(late.members) == 16  # it came first, and its group had left `collecting`
     plan = plan_group(found.files, 16, "OVRO_MMA")
     assert plan.short == [5]
@@ -222,11 +276,22 @@ def cut(path: Path, integrations: slice) -> None:
     with h5py.File(path) as file:
         ntimes, nbls = int(file["Header/Ntimes"][()]), int(file["Header/Nbls"][()])
         rows = np.arange(ntimes * nbls).reshape(ntimes, nbls)[integrations].ravel()
-        names = ("time_array", "ant_1_array", "ant_2_array", "uvw_array", "integration_time", "lst_array")
+        names = (
+            "time_array",
+            "ant_1_array",
+            "ant_2_array",
+            "uvw_array",
+            "integration_time",
+            "lst_array",
+        )
         by_row = {
-            f"Header/{n}": file[f"Header/{n}"][()][rows] for n in names if n in file["Header"] and file[f"Header/{n}"].shape
+            f"Header/{n}": file[f"Header/{n}"][()][rows]
+            for n in names
+            if n in file["Header"] and file[f"Header/{n}"].shape
         }
-        by_row |= {f"Data/{n}": file[f"Data/{n}"][()][rows] for n in ("visdata", "flags", "nsamples")}
+        by_row |= {
+            f"Data/{n}": file[f"Data/{n}"][()][rows] for n in ("visdata", "flags", "nsamples")
+        }
     for name, values in by_row.items():
         rewrite(path, name, data=values)
     rewrite(path, "Header/Ntimes", data=len(rows) // nbls)
@@ -238,8 +303,13 @@ def test_times_of_a_short_file_lie_on_those_of_the_others(make_group):
     cut(group.files[3], slice(1, 5))
     headers = {sb: read_header(path) for sb, path in group.files.items()}
     assert len(group_times(headers)) == 6
-    rewrite(group.files[3], "Header/time_array", data=2461102.3 + np.repeat(np.arange(4), 10) * 1.5e-4)
-    with pytest.raises(SubbandError, match="belongs to another observation: move it to where that lies, or copy it again"):
+    rewrite(
+        group.files[3], "Header/time_array", data=2461102.3 + np.repeat(np.arange(4), 10) * 1.5e-4
+    )
+    with pytest.raises(
+        SubbandError,
+        match="belongs to another observation: move it to where that lies, or copy it again",
+    ):
         group_times(headers | {3: read_header(group.files[3])})
 
 
@@ -264,7 +334,9 @@ def hold():
     processes = []
 
     def begin(path, how):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), how], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(path), how], stdout=subprocess.PIPE, text=True
+        )
         processes.append(process)
         assert process.stdout.readline() == "ready\n"
         return process
@@ -290,7 +362,9 @@ def test_a_file_that_its_writer_did_not_close_is_named(files, hold):
     path.with_suffix(".new").rename(path)
     writer = hold(path, "write")
     for _ in range(2):
-        with pytest.raises(SubbandError, match=f"not closed by its writer; if that is dead: h5clear -s {path}"):
+        with pytest.raises(
+            SubbandError, match=f"not closed by its writer; if that is dead: h5clear -s {path}"
+        ):
             inspect(path)
         writer.kill()
         writer.wait()
@@ -301,7 +375,9 @@ def test_a_file_that_its_writer_did_not_close_is_named(files, hold):
 
 @pytest.fixture
 def config(tmp_path):
-    paths = PathsConfig(incoming=tmp_path / "raw", products=tmp_path / "products", state=tmp_path / "state")
+    paths = PathsConfig(
+        incoming=tmp_path / "raw", products=tmp_path / "products", state=tmp_path / "state"
+    )
     return Config(paths=paths, ingest=IngestConfig(settle_s=0))
 
 
@@ -310,9 +386,11 @@ def plan_of(config):
     return plan
 
 
-def test_a_file_that_the_disk_does_not_give_counts_as_missing_in_the_end(files, config, monkeypatch):
+def test_a_file_that_the_disk_does_not_give_counts_as_missing_in_the_end(
+    files, config, monkeypatch
+):
     """K6: said so at once; after the time-out as any other lack; back when it can be read."""
-    real = arrivals.inspect
+    real = uvh5.inspect
 
     def broken(path):
         if path.name == files[5].name:
@@ -324,7 +402,10 @@ def test_a_file_that_the_disk_does_not_give_counts_as_missing_in_the_end(files, 
     assert plan.action == "collecting"
     assert "05 could not be looked into: [Errno 5] Input/output error" in plan.reason
     late = config.model_copy(update={"ingest": IngestConfig(settle_s=0, collecting_timeout_s=0.01)})
-    assert (plan_of(late).action, "the disk does not give it" in plan_of(late).reason) == ("failed", True)
+    assert (plan_of(late).action, "the disk does not give it" in plan_of(late).reason) == (
+        "failed",
+        True,
+    )
     fewer = late.model_copy(update={"ingest": late.ingest.model_copy(update={"min_subbands": 15})})
     assert (plan_of(fewer).action in ("run", "waiting"), plan_of(fewer).missing) == (True, (5,))
     monkeypatch.setattr(arrivals, "inspect", real)
@@ -339,18 +420,23 @@ def test_a_share_of_zeros_that_no_other_subband_has_is_a_warning(files, config, 
     result = convert_group(files, [tmp_path / f"{sb}.ms" for sb in range(16)], config, 1)
     (found,) = result["findings"]
     assert (found["name"], found["level"]) == ("zeros", "warn")
-    assert f"{files[5].name}: 50 % of the visibilities are zero, of the other subbands' 0 %" in found["words"]
+    assert (
+        f"{files[5].name}: 50 % of the visibilities are zero, of the other subbands' 0 %"
+        in found["words"]
+    )
     assert changed_since(result["seen"]) == []
     os.utime(files[5])  # the whole file comes
     assert changed_since(result["seen"]) == [files[5].name]
 
 
 def test_a_file_that_changes_while_it_is_read_is_no_result(files, config, tmp_path, monkeypatch):
-    from contimg import conversion
+    from contimg.visibilities import conversion
 
-    real = conversion.checksum
+    real = stored.checksum
     monkeypatch.setattr(conversion, "checksum", lambda path: (os.utime(path), real(path))[1])
-    with pytest.raises(conversion.ValidationError, match=r"written to while being read\. The group is converted again"):
+    with pytest.raises(
+        errors.ValidationError, match=r"written to while being read\. The group is converted again"
+    ):
         convert_group(files, [tmp_path / f"{sb}.ms" for sb in range(16)], config, 1)
 
 
@@ -373,18 +459,18 @@ def test_a_clock_that_is_ahead_holds_nothing_up(files, config, monkeypatch):
 
 def test_what_is_no_change_of_content_is_no_news(files, config, tmp_path):
     """K11: chmod, chown, cp -al; K12: the folder under another name."""
-    from contimg.run import refresh
+    from contimg.runs.recovery import refresh
 
     def failed_group(options):
-        known = ingest.known_groups(tmp_path / "state" / "ingest.sqlite3")
+        known = moves.known_groups(tmp_path / "state" / "ingest.sqlite3")
         groups = arrivals.look(options, known, time.time())
         return refresh(options, known, groups), known
 
     failed_group(config)
-    from contimg import db
+    from contimg.store import db
 
-    with db.writing(tmp_path / "state" / "ingest.sqlite3", ingest.Base) as session:
-        ingest.move(session, TARGET_START, "failed", error="x")
+    with db.writing(tmp_path / "state" / "ingest.sqlite3", queue_tables.Base) as session:
+        moves.move(session, TARGET_START, "failed", error="x")
     shutil.copytree(tmp_path / "raw", tmp_path / "copy", copy_function=os.link)
     for path in files.values():
         path.chmod(0o600)
@@ -392,7 +478,9 @@ def test_what_is_no_change_of_content_is_no_news(files, config, tmp_path):
     assert plan_of(config).action == "failed"
     (tmp_path / "link").symlink_to(tmp_path / "raw")
     for spelled in (tmp_path / "link", Path(os.path.relpath(tmp_path / "raw"))):
-        other = config.model_copy(update={"paths": config.paths.model_copy(update={"incoming": spelled})})
+        other = config.model_copy(
+            update={"paths": config.paths.model_copy(update={"incoming": spelled})}
+        )
         plan = plan_of(other)
         assert (plan.action, plan.group.others) == ("failed", ())
         assert failed_group(other)[1][TARGET_START].state == "failed"
@@ -401,21 +489,35 @@ def test_what_is_no_change_of_content_is_no_news(files, config, tmp_path):
 
 
 def test_rows_of_another_spelling_are_rewritten(files, config, tmp_path):
-    from contimg import db
+    from contimg.store import db
 
     database = tmp_path / "state" / "ingest.sqlite3"
     (tmp_path / "link").symlink_to(tmp_path / "raw")
-    with db.writing(database, ingest.Base) as session:
-        session.add(ingest.Group(group_id=TARGET_START, state="collecting", received_at="", last_update="", expected_subbands=16,
-                                 chunk_minutes=5))  # fmt: skip
+    with db.writing(database, queue_tables.Base) as session:
+        session.add(
+            queue_tables.Group(
+                group_id=TARGET_START,
+                state="collecting",
+                received_at="",
+                last_update="",
+                expected_subbands=16,
+                chunk_minutes=5,
+            )
+        )
         session.flush()
         for sb, path in files.items():
             other = tmp_path / ("link" if sb % 2 else "raw") / path.name
-            session.add(ingest.SubbandFile(path=str(other), group_id=TARGET_START, subband_idx=sb, size=1, changed_s=0))
-    with db.writing(database, ingest.Base) as session:
-        ingest.respell(session)
+            session.add(
+                queue_tables.SubbandFile(
+                    path=str(other), group_id=TARGET_START, subband_idx=sb, size=1, changed_s=0
+                )
+            )
+    with db.writing(database, queue_tables.Base) as session:
+        moves.respell(session)
     with db.reading(database) as session:
-        assert set(session.scalars(ingest.select(ingest.SubbandFile.path))) == {str(path) for path in files.values()}
+        assert set(session.scalars(select(queue_tables.SubbandFile.path))) == {
+            str(path) for path in files.values()
+        }
 
 
 def test_a_station_without_a_position_hurts_only_if_it_takes_part(files, tmp_path, config):
@@ -432,7 +534,9 @@ def test_a_station_without_a_position_hurts_only_if_it_takes_part(files, tmp_pat
             result = convert_group(files, [tmp_path / f"{sb}.ms" for sb in range(16)], config, 1)
             assert result["subbands"] == list(range(16))
             assert np.isfinite(mset.read_observation(tmp_path / "0.ms").positions_m).all()
-    with pytest.raises(SubbandError, match=f"stations {header.antenna_names[busy]} take part and have no position"):
+    with pytest.raises(
+        SubbandError, match=f"stations {header.antenna_names[busy]} take part and have no position"
+    ):
         plan_group(files, 16, "OVRO_MMA")
 
 
@@ -449,21 +553,58 @@ def specimen(tmp_path_factory, sky):
 
 OUTCOMES: Counter = Counter()
 ITEMS = (
-    "Nblts", "Nbls", "Ntimes", "Nfreqs", "Npols", "telescope_name", "phase_center_app_dec", "time_array", "ant_1_array",
-    "antenna_names", "antenna_numbers", "antenna_positions", "freq_array", "channel_width", "integration_time", "longitude",
-    "polarization_array", "phase_type",
-)  # fmt: skip
-TYPES = ("f8", "f4", "i8", "u1", "i2", "c8", "S5", "?", "f2", ">f8", h5py.string_dtype(), h5py.vlen_dtype("f8"), "V7")
+    "Nblts",
+    "Nbls",
+    "Ntimes",
+    "Nfreqs",
+    "Npols",
+    "telescope_name",
+    "phase_center_app_dec",
+    "time_array",
+    "ant_1_array",
+    "antenna_names",
+    "antenna_numbers",
+    "antenna_positions",
+    "freq_array",
+    "channel_width",
+    "integration_time",
+    "longitude",
+    "polarization_array",
+    "phase_type",
+)
+TYPES = (
+    "f8",
+    "f4",
+    "i8",
+    "u1",
+    "i2",
+    "c8",
+    "S5",
+    "?",
+    "f2",
+    ">f8",
+    h5py.string_dtype(),
+    h5py.vlen_dtype("f8"),
+    "V7",
+)
 damage = st.one_of(
     st.tuples(st.just("cut"), st.integers(0, 1 << 20), st.just(0)),
     st.tuples(st.just("flip"), st.integers(0, 1 << 20), st.integers(0, 7)),
     st.tuples(st.just("zeros"), st.integers(0, 1 << 20), st.integers(1, 4096)),
     st.tuples(st.just("noise"), st.integers(0, 9000), st.binary(min_size=1, max_size=16)),
-    st.tuples(st.just("item"), st.sampled_from([f"Header/{i}" for i in ITEMS] + ["Data/visdata", "Data/flags", "Data/nsamples"]),
-              st.tuples(st.sampled_from(TYPES), st.lists(st.integers(0, 40), max_size=4))),
-    st.tuples(st.just("value"), st.sampled_from([f"Header/{i}" for i in ITEMS]),
-              st.one_of(st.integers(-(2**62), 2**62), st.floats(), st.binary(max_size=9))),
-)  # fmt: skip
+    st.tuples(
+        st.just("item"),
+        st.sampled_from(
+            [f"Header/{i}" for i in ITEMS] + ["Data/visdata", "Data/flags", "Data/nsamples"]
+        ),
+        st.tuples(st.sampled_from(TYPES), st.lists(st.integers(0, 40), max_size=4)),
+    ),
+    st.tuples(
+        st.just("value"),
+        st.sampled_from([f"Header/{i}" for i in ITEMS]),
+        st.one_of(st.integers(-(2**62), 2**62), st.floats(), st.binary(max_size=9)),
+    ),
+)
 
 
 def harm(path: Path, content: bytes, what: tuple) -> None:
@@ -491,12 +632,15 @@ def harm(path: Path, content: bytes, what: tuple) -> None:
 
 
 @settings(
-    max_examples=5000 if LONG else 400, deadline=None, derandomize=not LONG,
+    max_examples=5000 if LONG else 400,
+    deadline=None,
+    derandomize=not LONG,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 @given(what=st.lists(damage, min_size=1, max_size=2))
 def test_whatever_a_file_is_like_it_is_read_or_named(specimen, what):
-    """K1 to K7 and what nobody thought of, in one process: types, shapes, values, cuts at any place, bits that flip."""
+    """K1 to K7 and what nobody thought of, in one process: types, shapes, values, cuts at any
+    place, bits that flip."""
     path, content = specimen
     try:
         harm(path, content, what[0])

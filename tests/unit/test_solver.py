@@ -6,18 +6,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contimg import caltables, casa, prediction, registry, skymodel
-from contimg import measurement_set as mset
-from contimg.calibration import apply_set, solve_group
+from contimg.calibration import apply as application
+from contimg.calibration import casa_tasks, registry
+from contimg.calibration import tables as caltables
+from contimg.calibration.solver import phase_channels, solve
+from contimg.calibration.weighing import weigh
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig, from_mapping
-from contimg.errors import CalibrationError, ConfigError, NoCalibrationError, ProductError, ValidationError
+from contimg.errors import (
+    CalibrationError,
+    ConfigError,
+    NoCalibrationError,
+    ProductError,
+    ValidationError,
+)
 from contimg.findings import of_level
-from contimg.geometry import meridian_vector, track
-from contimg.groups import RawFile, cluster
 from contimg.paths import CHANGING_MARK
-from contimg.preparation import prepare, weigh
+from contimg.queue.groups import RawFile, form_groups
 from contimg.simulate import Simulation, antenna_gains, simulate_group
-from contimg.solver import phase_channels, solve
+from contimg.sky import prediction, skymodel
+from contimg.sky.geometry import meridian_vector, track
+from contimg.stages.apply_caltables import apply_set
+from contimg.stages.prepare import prepare
+from contimg.stages.solve import solve_group
+from contimg.store import files
+from contimg.visibilities import casa
+from contimg.visibilities import measurement_set as mset
 from tests.conftest import CALIBRATOR_START, DEC_DEG, STATIONS
 from tests.unit.test_conversion import convert
 
@@ -27,14 +40,21 @@ ONE, TWO = np.triu_indices(NANT)
 
 @pytest.fixture
 def observation():
-    """A 5 Jy source that drifts through the beam and a field source; noise of 1; antennas with delays and ripples."""
+    """A 5 Jy source that drifts through the beam and a field source; noise of 1; antennas with
+    delays and ripples."""
     rng = np.random.default_rng(3)
     x = np.linspace(0, 1, NCHAN)
-    amplitude = rng.uniform(0.7, 1.4, (NANT, 1, 2)) * (1 + 0.1 * np.sin(rng.uniform(3, 12, (NANT, 1, 2)) * x[:, None]))
+    amplitude = rng.uniform(0.7, 1.4, (NANT, 1, 2)) * (
+        1 + 0.1 * np.sin(rng.uniform(3, 12, (NANT, 1, 2)) * x[:, None])
+    )
     turns = rng.uniform(0, 1, (NANT, 1, 2)) + rng.normal(0, 0.3, (NANT, 1, 2)) * x[:, None]
     gain = amplitude * np.exp(2j * np.pi * turns)
     drift = np.linspace(1, 0.8, NTIME)[:, None, None]
-    field = 0.5 * np.exp(2j * np.pi * rng.uniform(0, 1, len(ONE)))[None, :, None] * np.linspace(0.5, 1, NTIME)[:, None, None]
+    field = (
+        0.5
+        * np.exp(2j * np.pi * rng.uniform(0, 1, len(ONE)))[None, :, None]
+        * np.linspace(0.5, 1, NTIME)[:, None, None]
+    )
     model = (5 * drift * np.linspace(1.1, 0.9, NCHAN) + field).astype(np.complex64)
     seen = model[..., None] * (gain[ONE] * np.conj(gain[TWO]))
     noise = rng.standard_normal((*seen.shape, 2)) @ [1, 1j]
@@ -66,9 +86,14 @@ def test_gains_come_back_at_the_thermal_error(observation, figure):
             expected[i] += weight[b][:, None] * np.abs(truth[j]) ** 2
     expected = 1 / np.sqrt(expected) / np.abs(truth)  # of real and of imaginary part
     ratio = np.sqrt(np.mean(away.real**2)) / np.sqrt(np.mean(expected**2))
-    figure(f"solver: rms error of amplitudes {np.sqrt(np.mean(away.real**2)):.5f}, thermal {np.sqrt(np.mean(expected**2)):.5f}")
+    figure(
+        f"solver: rms error of amplitudes {np.sqrt(np.mean(away.real**2)):.5f}, thermal "
+        f"{np.sqrt(np.mean(expected**2)):.5f}"
+    )
     assert ratio == pytest.approx(1, abs=0.06)
-    assert np.median(bandpass.error / np.abs(bandpass.gain)) == pytest.approx(np.sqrt(2) * np.median(expected), rel=0.05)
+    assert np.median(bandpass.error / np.abs(bandpass.gain)) == pytest.approx(
+        np.sqrt(2) * np.median(expected), rel=0.05
+    )
     assert np.angle(bandpass.gain[3]) == pytest.approx(0, abs=1e-9)
     assert np.abs(away.real.mean()) < 5e-4
 
@@ -103,7 +128,10 @@ def test_too_faint_is_flagged_and_a_lost_reference_is_replaced(observation):
     assert bandpass.flags[3, 30:].all()
     good = ~bandpass.flags
     good[3] = False
-    found, expected = bandpass.gain * gain.gain, truth  # phases relative to antenna 4, which has them all
+    found, expected = (
+        bandpass.gain * gain.gain,
+        truth,
+    )  # phases relative to antenna 4, which has them all
     found, expected = (g * np.exp(-1j * np.angle(g[4])) for g in (found, expected))
     assert np.abs(found / expected - 1)[good].max() < 0.15
     steps_deg = np.angle(bandpass.gain[4, 1:] / bandpass.gain[4, :-1], deg=True)
@@ -111,7 +139,8 @@ def test_too_faint_is_flagged_and_a_lost_reference_is_replaced(observation):
 
 
 def test_integrations_without_a_phase_do_not_bias_the_bandpass(observation):
-    """One antenna, and the whole array, lost in the channels that the phases come from, for some integrations."""
+    """One antenna, and the whole array, lost in the channels that the phases come from, for some
+    integrations."""
     data, model, truth = observation
     flags = np.zeros(data.shape, bool)
     mine = (ONE == 7) | (TWO == 7)
@@ -119,7 +148,7 @@ def test_integrations_without_a_phase_do_not_bias_the_bandpass(observation):
     flags[10:, :, 24:40] = True
     bandpass, gain = solve(
         data, model, flags, np.ones(data.shape, np.float32), ONE, TWO, NANT, [3, 4], 3.0, (24, 40)
-    )  # fmt: skip
+    )
     away = residual(bandpass, gain, truth).real
     assert np.abs(away.mean()) < 1e-3
     assert np.abs(away[7].mean()) < 0.005
@@ -132,7 +161,19 @@ def test_small_gaps_of_a_bandpass_are_filled(observation):
     flags = np.zeros(data.shape, bool)
     flags[:, :, 20:23] = True
     solutions = [
-        solve(data, model, flags, np.ones(data.shape, np.float32), ONE, TWO, NANT, [3], 3.0, (30, 46), fill=fill)
+        solve(
+            data,
+            model,
+            flags,
+            np.ones(data.shape, np.float32),
+            ONE,
+            TWO,
+            NANT,
+            [3],
+            3.0,
+            (30, 46),
+            fill=fill,
+        )
         for fill in (2, 3)
     ]
     assert solutions[0][0].flags[:, 20:23].all()
@@ -152,7 +193,14 @@ def test_quarter_of_the_band_with_the_fewest_flags():
 
 @pytest.mark.parametrize(
     ("text", "lost"),
-    [(None, []), (">0.5klambda", [0]), ("<100m", [1, 2]), ("50~1000m", [0, 2]), ("0.1 ~ 1klambda", [0, 2]), ("<1Mlambda", [])],
+    [
+        (None, []),
+        (">0.5klambda", [0]),
+        ("<100m", [1, 2]),
+        ("50~1000m", [0, 2]),
+        ("0.1 ~ 1klambda", [0, 2]),
+        ("<1Mlambda", []),
+    ],
 )
 def test_uvrange_is_casas(text, lost):
     uvw_m = np.array([[[10.0, 0, 5], [0, 150, 0], [2000, 0, 0]]])
@@ -167,25 +215,33 @@ def test_a_uvrange_that_says_nothing_is_refused(text):
 
 
 def calibrated(folder, sky, solvers=("fast",), dec_deg=DEC_DEG, **calibration):
-    """A simulated calibrator group, converted, prepared and solved: (ms, result by solver, injected gains of the antennas)."""
-    sim = Simulation(start=CALIBRATOR_START, antennas=28, channels=6, rfi=True, dead=(101,), dec_deg=dec_deg)
+    """A simulated calibrator group, converted, prepared and solved: (ms, result by solver, injected
+    gains of the antennas)."""
+    sim = Simulation(
+        start=CALIBRATOR_START, antennas=28, channels=6, rfi=True, dead=(101,), dec_deg=dec_deg
+    )
     paths = simulate_group(folder / "raw", sim, sky, STATIONS)
-    group = cluster([RawFile.named(p) for p in paths], 120, 300, 16)[0]
+    group = form_groups([RawFile.named(p) for p in paths], 120, 300, 16)[0]
     ms, converted, _ = convert(group, folder)
     prepare(ms, FlaggingConfig(), STATIONS)
-    caltables.save_flags(ms, caltables.PREPARED_FLAGS)
+    casa_tasks.save_flags(ms, casa_tasks.PREPARED_FLAGS)
     results = {}
     for solver in solvers:
         where = PathsConfig(products=folder / solver, state=folder / "state")
-        config = Config(paths=where, calibration=CalibrationConfig(solver=solver, min_beam=0.3, **calibration))
-        results[solver] = solve_group(ms, group.id, converted["app_dec_deg"], config, folder / "casa.log")
+        config = Config(
+            paths=where, calibration=CalibrationConfig(solver=solver, min_beam=0.3, **calibration)
+        )
+        results[solver] = solve_group(
+            ms, group.id, converted["app_dec_deg"], config, folder / "casa.log"
+        )
     observation = mset.read_observation(ms)
     gains = antenna_gains(sim, len(observation.antenna_names), observation.freq_hz[::-1])[:, ::-1]
     return ms, results, np.sqrt(sim.scale) * gains
 
 
 def against_truth(result, truth):
-    """Amplitudes of the product of the tables over those injected, and the relative errors that the tables state."""
+    """Amplitudes of the product of the tables over those injected, and the relative errors that the
+    tables state."""
     bandpass, gain = (caltables.read(result["tables"][kind]) for kind in "BG")
     good = ~bandpass.flags & ~gain.flags
     ratio = np.abs(bandpass.gain * gain.gain)[good] / np.abs(truth)[good]
@@ -199,42 +255,62 @@ def solved(tmp_path_factory, sky):
 
 
 def test_injected_gains_come_back_in_correlator_units_per_jansky(solved, figure):
-    """Delays, ripples and slopes, with interference and a dead antenna in the data; the scatter is thermal."""
+    """Delays, ripples and slopes, with interference and a dead antenna in the data; the scatter is
+    thermal."""
     _, results, truth = solved
     ratio, error = against_truth(results["fast"], truth)
-    found, thermal = ratio.std(), np.sqrt(np.mean(error**2) / 2)  # the tables state the error of a complex value
-    figure(f"gains: {np.median(ratio):.5f} of those injected, rms {found:.5f}, thermal expectation {thermal:.5f}")
+    found, thermal = (
+        ratio.std(),
+        np.sqrt(np.mean(error**2) / 2),
+    )  # the tables state the error of a complex value
+    figure(
+        f"gains: {np.median(ratio):.5f} of those injected, rms {found:.5f}, thermal expectation "
+        f"{thermal:.5f}"
+    )
     assert np.median(ratio) == pytest.approx(1, abs=1e-3)
     assert found == pytest.approx(thermal, rel=0.1)
 
 
 def test_a_calibrator_a_degree_off_gives_the_same_scale(tmp_path, sky, monkeypatch, figure):
-    """With the beam at each integration and channel in the model; without it, what every other pipeline makes of it."""
+    """With the beam at each integration and channel in the model; without it, what every other
+    pipeline makes of it."""
     _, results, truth = calibrated(tmp_path / "off", sky, dec_deg=DEC_DEG - 1.0)
     ratio, _ = against_truth(results["fast"], truth)
     assert results["fast"]["mean_beam"] < 0.75
-    monkeypatch.setattr(skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))))
+    monkeypatch.setattr(
+        skymodel,
+        "beam_track",
+        lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))),
+    )
     _, beamless, _ = calibrated(tmp_path / "beamless", sky, dec_deg=DEC_DEG - 1.0)
     biased, _ = against_truth(beamless["fast"], truth)
-    figure(f"calibrator 1 deg off: gains {np.median(ratio):.4f} of those injected; fluxes with a model without beam "
-           f"{np.median(biased) ** -2:.2f} times too high")  # fmt: skip
+    figure(
+        f"calibrator 1 deg off: gains {np.median(ratio):.4f} of those injected; fluxes with a "
+        f"model without beam {np.median(biased) ** -2:.2f} times too high"
+    )
     assert np.median(ratio) == pytest.approx(1, abs=2e-3)
     assert 1.4 < np.median(biased) ** -2 < 2.0
 
 
 def test_a_model_that_lacks_the_field_is_gated(tmp_path, sky, figure):
     """What leaving out the other sources costs, and that the set is not used."""
-    _, results, truth = calibrated(tmp_path, sky, dec_deg=DEC_DEG - 1.3, sky_radius_deg=0.2, min_modelled=0.9)
+    _, results, truth = calibrated(
+        tmp_path, sky, dec_deg=DEC_DEG - 1.3, sky_radius_deg=0.2, min_modelled=0.9
+    )
     result = results["fast"]
     ratio, error = against_truth(result, truth)
-    figure(f"model with {result['modelled_share']:.0%} of the flux in the beam: gains {np.median(ratio):.4f} of those injected, "
-           f"rms {ratio.std():.4f}, thermal {np.sqrt(np.mean(error**2) / 2):.4f}")  # fmt: skip
+    figure(
+        f"model with {result['modelled_share']:.0%} of the flux in the beam: gains "
+        f"{np.median(ratio):.4f} of those injected, "
+        f"rms {ratio.std():.4f}, thermal {np.sqrt(np.mean(error**2) / 2):.4f}"
+    )
     assert result["modelled_share"] < 0.9
     assert any("of the catalogued flux in the beam" in line for line in result["problems"])
 
 
 def test_solutions_are_casas(solved, figure):
-    """Within 0.1 % and 0.1 deg at the 99th percentile where both are unflagged, each table by itself."""
+    """Within 0.1 % and 0.1 deg at the 99th percentile where both are unflagged, each table by
+    itself."""
     _, results, _ = solved
     for kind in "BG":
         ours, theirs = (caltables.read(r["tables"][kind]) for r in results.values())
@@ -245,7 +321,9 @@ def test_solutions_are_casas(solved, figure):
         amplitude = np.abs(np.abs(ours.gain[both]) / np.abs(theirs.gain[both]) - 1)
         phase_deg = np.abs(np.angle(ours.gain[both] / theirs.gain[both], deg=True))
         worst = np.percentile(amplitude, 99), np.percentile(phase_deg, 99)
-        figure(f"{kind} against CASA, 99th percentile: {100 * worst[0]:.4f} % and {worst[1]:.4f} deg")
+        figure(
+            f"{kind} against CASA, 99th percentile: {100 * worst[0]:.4f} % and {worst[1]:.4f} deg"
+        )
         assert worst[0] < 1e-3
         assert worst[1] < 0.1
         assert np.median(ours.snr[both] / theirs.snr[both]) == pytest.approx(1, abs=0.03)
@@ -256,21 +334,23 @@ def test_solutions_are_casas(solved, figure):
 def test_correction_is_casas_and_may_be_repeated(solved):
     ms, results, _ = solved
     tables = results["fast"]["tables"]
-    data, flags, rows = caltables.apply(ms, tables, None)
+    data, flags, rows = application.apply(ms, tables, None)
     nant = len(mset.read_observation(ms).antenna_names)
     found, noise = weigh(ms, data, flags, rows, nant)
     assert np.nanmedian(noise) ** 2 == pytest.approx(found["median_noise_jy"], rel=0.02)
     weights = mset.read_grid(ms, "WEIGHT_SPECTRUM", 24)
-    caltables.apply_casa(ms, tables, None)  # reads the tables that we wrote
+    casa_tasks.apply_casa(ms, tables, None)  # reads the tables that we wrote
     theirs, their_flags = (mset.read_grid(ms, name, 24) for name in ("CORRECTED_DATA", "FLAG"))
     assert np.array_equal(flags, their_flags)
     assert np.abs(data - theirs)[~flags].max() < 2e-6 * np.abs(theirs[~flags]).max()
-    again, flags_again, _ = caltables.apply(ms, tables, None)
+    again, flags_again, _ = application.apply(ms, tables, None)
     assert np.array_equal(flags, flags_again)
     assert np.array_equal(data, again)
     assert weigh(ms, again, flags_again, rows, nant)[0] == found
     assert mset.read_grid(ms, "WEIGHT_SPECTRUM", 24) == pytest.approx(weights, rel=1e-5)
-    assert found["median_noise_jy"] == pytest.approx(2.59 * np.sqrt(1 / 8), rel=0.02)  # 8 fine channels in one
+    assert found["median_noise_jy"] == pytest.approx(
+        2.59 * np.sqrt(1 / 8), rel=0.02
+    )  # 8 fine channels in one
     cross = rows.ant_1 != rows.ant_2
     model = mset.read_grid(ms, "MODEL_DATA", 24)
     use = ~flags & cross[None, :, None, None]
@@ -281,7 +361,7 @@ def test_correction_is_casas_and_may_be_repeated(solved):
 def test_tables_that_are_gone_are_refused(solved, tmp_path):
     ms, results, _ = solved
     with pytest.raises(CalibrationError, match=r"absent.*are gone"):
-        caltables.apply(ms, dict.fromkeys(results["fast"]["tables"], tmp_path / "absent"), None)
+        application.apply(ms, dict.fromkeys(results["fast"]["tables"], tmp_path / "absent"), None)
 
 
 def test_a_set_from_elsewhere_is_imported_when_its_tables_are_what_they_should_be(solved, tmp_path):
@@ -295,7 +375,9 @@ def test_a_set_from_elsewhere_is_imported_when_its_tables_are_what_they_should_b
     with pytest.raises(CalibrationError, match="expected B and G"):
         bring("theirs", {"B": tables["B"]})
     with pytest.raises(CalibrationError, match="B Jones, expected G Jones"):
-        bring("theirs", {"B": tables["B"], "G": tables["B"] + "/../" + tables["B"].rpartition("/")[2]})
+        bring(
+            "theirs", {"B": tables["B"], "G": tables["B"] + "/../" + tables["B"].rpartition("/")[2]}
+        )
     bring("theirs", tables)
     assert list(registry.select_for(database, 61101.9, DEC_DEG, options)["tables"]) == ["B", "G"]
     (one,) = registry.describe_sets(database)
@@ -319,43 +401,47 @@ def test_a_measurement_set_that_was_being_written_to_is_not_used(solved):
     mark = ms / CHANGING_MARK
     try:
         for read in (
-            lambda: caltables.apply(ms, results["fast"]["tables"], None),
+            lambda: application.apply(ms, results["fast"]["tables"], None),
             lambda: prepare(ms, FlaggingConfig(), STATIONS),
         ):
-            with pytest.raises(ProductError, match=r"was killed while it wrote into it\. The next run converts the group again"):
+            with pytest.raises(
+                ProductError,
+                match=r"was killed while it wrote into it\. The next run converts the group again",
+            ):
                 read()
     finally:
         mark.unlink()
-    data, flags, rows = caltables.apply(ms, results["fast"]["tables"], None)
+    data, flags, rows = application.apply(ms, results["fast"]["tables"], None)
     weigh(ms, data, flags, rows, 117)
     assert not mark.exists()
 
 
 def test_tables_go_by_the_names_of_stations(solved, tmp_path):
-    """A station more in the headers than when the set was solved, others in another order: each gets its own gain."""
+    """A station more in the headers than when the set was solved, others in another order: each
+    gets its own gain."""
     ms, results, _ = solved
     tables, table = dict(results["fast"]["tables"]), tmp_path / "other.bpcal"
-    expected, flags, _ = caltables.apply(ms, tables, None)
+    expected, flags, _ = application.apply(ms, tables, None)
     shutil.copytree(tables["B"], table)
     with mset.open_table(table / "ANTENNA", readonly=False) as antenna:
         names = list(antenna.getcol("NAME"))
         antenna.putcol("NAME", names[::-1])
     with mset.open_table(table, readonly=False) as rows:
         rows.putcol("ANTENNA1", len(names) - 1 - rows.getcol("ANTENNA1"))
-    found, now, _ = caltables.apply(ms, tables | {"B": table}, None)
+    found, now, _ = application.apply(ms, tables | {"B": table}, None)
     assert np.array_equal(found[~flags], expected[~flags])
     assert np.array_equal(now, flags)
     lost = int(mset.read_rows(ms).ant_1[-1])
     with mset.open_table(table / "ANTENNA", readonly=False) as antenna:
         antenna.putcell("NAME", len(names) - 1 - lost, "new")
-    _, now, rows = caltables.apply(ms, tables | {"B": table}, None)
+    _, now, rows = application.apply(ms, tables | {"B": table}, None)
     of_lost = (rows.ant_1 == lost) | (rows.ant_2 == lost)
     assert now[:, of_lost].all()
     assert np.array_equal(now[:, ~of_lost], flags[:, ~of_lost])
     with mset.open_table(table / "ANTENNA", readonly=False) as antenna:
         antenna.putcol("NAME", [f"x{name}" for name in names])
     with pytest.raises(CalibrationError, match="has none of the stations"):
-        caltables.apply(ms, tables | {"B": table}, None)
+        application.apply(ms, tables | {"B": table}, None)
 
 
 def solved_again(solved, folder, **calibration):
@@ -370,8 +456,13 @@ def solved_again(solved, folder, **calibration):
 
 
 def test_fast_mode_is_not_for_science(solved, tmp_path, figure):
-    ms, result, database, config = solved_again(solved, tmp_path, fast=True, timebin_s=30, chanbin=4)
-    assert [path.rpartition("/")[2] for path in result["tables"].values()] == [f"{ms.stem}.fast.bpcal", f"{ms.stem}.fast.gcal"]
+    ms, result, database, config = solved_again(
+        solved, tmp_path, fast=True, timebin_s=30, chanbin=4
+    )
+    assert [path.rpartition("/")[2] for path in result["tables"].values()] == [
+        f"{ms.stem}.fast.bpcal",
+        f"{ms.stem}.fast.gcal",
+    ]
     ratio, _ = against_truth(result, solved[2])
     figure(f"fast mode: gains {np.median(ratio):.4f} of those injected, rms {ratio.std():.4f}")
     assert np.median(ratio) == pytest.approx(1, abs=0.02)
@@ -396,8 +487,15 @@ def test_a_new_set_is_compared_with_the_nearest_other_one(solved, tmp_path):
             shutil.copytree(path, tables[kind])
         with mset.open_table(tables["G"], readonly=False) as table:
             table.putcol("CPARAM", (factor * table.getcol("CPARAM")).astype(np.complex64))
-        later = result | {"set_name": name, "tables": tables, "mid_mjd": result["mid_mjd"] + 0.5, "versions": {}}
-        registered[name] = registry.register_solved(database, later, config.calibration, config.gates)
+        later = result | {
+            "set_name": name,
+            "tables": tables,
+            "mid_mjd": result["mid_mjd"] + 0.5,
+            "versions": {},
+        }
+        registered[name] = registry.register_solved(
+            database, later, config.calibration, config.gates
+        )
     assert registered["same"]["status"] == "active"
     assert registered["same"]["gates"]["gains_change"] == pytest.approx(1)
     assert registered["same"]["gates"]["compared_with"] == result["set_name"]
@@ -423,49 +521,68 @@ def test_gains_in_intervals_are_linear_in_their_group_and_a_mean_for_others(solv
     with mset.open_table(tables["G"], readonly=False) as table:  # drifting gains
         when = (found.time_mjd - found.time_mjd.min()) / np.ptp(found.time_mjd)
         table.putcol("CPARAM", (found.gain * (1 + 0.2j * when[:, None, None])).astype(np.complex64))
-    data, flags, rows = caltables.apply(ms, tables, None)
-    caltables.apply_casa(ms, tables, None)
+    data, flags, rows = application.apply(ms, tables, None)
+    casa_tasks.apply_casa(ms, tables, None)
     theirs, their_flags = (mset.read_grid(ms, name, 24) for name in ("CORRECTED_DATA", "FLAG"))
     assert np.array_equal(flags, their_flags)
     assert np.abs(data - theirs)[~flags].max() < 1e-5 * np.abs(theirs[~flags]).max()
     drifting = caltables.read(tables["G"])
-    other = caltables._gains_at(drifting, len(mset.read_observation(ms).antenna_names), rows.time_mjd + 0.3)
+    other = application._gains_at(
+        drifting, len(mset.read_observation(ms).antenna_names), rows.time_mjd + 0.3
+    )
     good = ~drifting.flags[: other.shape[1], 0, 0]
     assert other.shape[0] == 1
-    assert np.abs(other[0, good, 0] / found.gain[: other.shape[1]][good, 0, 0] - (1 + 0.1j)).max() < 0.05
+    assert (
+        np.abs(other[0, good, 0] / found.gain[: other.shape[1]][good, 0, 0] - (1 + 0.1j)).max()
+        < 0.05
+    )
 
 
 def test_apply_notices_a_set_that_is_far_from_the_catalogue(solved, tmp_path, figure):
     ms, result, database, config = solved_again(solved, tmp_path)
     chosen = registry.select_for(database, result["mid_mjd"], DEC_DEG, config.calibration)
     found = apply_set(ms, chosen, DEC_DEG, config, None)
-    figure(f"catalogue's amplitude in calibrated data: {found['model_fit']:.4f} +- {found['model_fit_error']:.4f}")
+    figure(
+        f"catalogue's amplitude in calibrated data: {found['model_fit']:.4f} +- "
+        f"{found['model_fit_error']:.4f}"
+    )
     assert found["model_fit"] == pytest.approx(1, abs=0.01)
     assert found["model_fit_error"] < 0.01
     with mset.open_table(result["tables"]["G"], readonly=False) as table:
         table.putcol("CPARAM", 1.3 * table.getcol("CPARAM"))
     with pytest.raises(CalibrationError, match=r"(bpcal|gcal) was altered"):
         apply_set(ms, chosen, DEC_DEG, config, None)
-    sums = [registry.checksum(Path(path)) for path in chosen["tables"].values()]
+    sums = [files.checksum(Path(path)) for path in chosen["tables"].values()]
     wrong = apply_set(ms, chosen | {"checksums": sums}, DEC_DEG, config, None, result)
     (words,) = [w for w in of_level(wrong["gates"]["findings"], "fail") if "catalogue" in w]
     assert words.startswith(
-        "calibrated data have 59% of the amplitude that the catalogue's sources should have; fail beyond 30 %"
+        "calibrated data have 59% of the amplitude that the catalogue's sources should have; fail "
+        "beyond 30 %"
     )
     # The receivers tell the same without a catalogue: their noise is 1.3^-4 of what it was.
     assert wrong["gates"]["sefd_change"] == pytest.approx(1.3**-2, rel=0.02)
-    assert any(w.startswith("noise is 0.59 times that of the set's own observation; warn") for w in
-               of_level(wrong["gates"]["findings"], "warn"))  # fmt: skip
+    assert any(
+        w.startswith("noise is 0.59 times that of the set's own observation; warn")
+        for w in of_level(wrong["gates"]["findings"], "warn")
+    )
 
 
 def test_tables_with_every_solution_flagged_leave_nothing_to_image(solved, tmp_path):
     ms, result, _, config = solved_again(solved, tmp_path)
     with mset.open_table(result["tables"]["B"], readonly=False) as table:
         table.putcol("FLAG", np.ones_like(table.getcol("FLAG")))
-    quality = {kind: caltables.quality_of(Path(path), kind) for kind, path in result["tables"].items()}
-    assert any("B: antennas is 0" in line for line in caltables.problems(quality, config.calibration))
-    chosen = {"set_name": "x", "science": True, "tables": result["tables"],
-              "checksums": [registry.checksum(Path(p)) for p in result["tables"].values()]}  # fmt: skip
+    quality = {
+        kind: caltables.quality_of(Path(path), kind) for kind, path in result["tables"].items()
+    }
+    assert any(
+        "B: antennas is 0" in line for line in caltables.problems(quality, config.calibration)
+    )
+    chosen = {
+        "set_name": "x",
+        "science": True,
+        "tables": result["tables"],
+        "checksums": [files.checksum(Path(p)) for p in result["tables"].values()],
+    }
     with pytest.raises(ValidationError, match="every visibility is flagged after calibration"):
         apply_set(ms, chosen, DEC_DEG, config, None)
 
@@ -475,33 +592,55 @@ def test_a_model_of_nothing_and_a_dead_reference_antenna_are_refused(solved, tmp
         solved_again(solved, tmp_path, refant="101")
     with pytest.raises(CalibrationError, match="'999' is no antenna of this observation"):
         solved_again(solved, tmp_path, refant="999")
-    monkeypatch.setattr(skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.zeros((*vectors.shape[:2], len(freq_hz))))
+    monkeypatch.setattr(
+        skymodel,
+        "beam_track",
+        lambda vectors, pointing, freq_hz: np.zeros((*vectors.shape[:2], len(freq_hz))),
+    )
     for fast in (True, False):
         with pytest.raises(ValidationError, match="the sky model is zero"):
             solved_again(solved, tmp_path, fast=fast)
 
 
 def test_the_model_is_that_of_casas_ft(solved, tmp_path, monkeypatch, figure):
-    """Without beam and spectrum, which `ft` does not know; `ft` takes the directions from the phase centre's uvw."""
+    """Without beam and spectrum, which `ft` does not know; `ft` takes the directions from the phase
+    centre's uvw."""
     ms, *_ = solved
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
     ra, dec = observation.phase_centre_deg
-    sources = [skymodel.Source.power_law("a", ra, dec, 2.0, 0), skymodel.Source.power_law("b", ra + 0.5, dec - 0.3, 1.0, 0)]
+    sources = [
+        skymodel.Source.power_law("a", ra, dec, 2.0, 0),
+        skymodel.Source.power_law("b", ra + 0.5, dec - 0.3, 1.0, 0),
+    ]
     tasks, components = casa.tasks(), casa.tool("componentlist")
     for source in sources:
-        components.addcomponent(flux=10 ** source.log_flux[0], shape="point", dir=f"ICRS {source.ra_deg}deg {source.dec_deg}deg")
+        components.addcomponent(
+            flux=10 ** source.log_flux[0],
+            shape="point",
+            dir=f"ICRS {source.ra_deg}deg {source.dec_deg}deg",
+        )
     components.rename(str(tmp_path / "two.cl"))
     components.done()
     before = mset.read_grid(ms, "MODEL_DATA", 24)
     tasks.ft(vis=str(ms), complist=str(tmp_path / "two.cl"), usescratch=True)
     theirs = mset.read_grid(ms, "MODEL_DATA", 24)[..., 0]
     mset.write_columns(ms, MODEL_DATA=before)
-    monkeypatch.setattr(skymodel, "beam_track", lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))))
+    monkeypatch.setattr(
+        skymodel,
+        "beam_track",
+        lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))),
+    )
     axes = track(ra, dec, rows.time_mjd).axes
     ours = prediction.predict(
-        sources, rows.time_mjd, axes, meridian_vector(np.radians(DEC_DEG)), observation.positions_m, rows.ant_1, rows.ant_2,
+        sources,
+        rows.time_mjd,
+        axes,
+        meridian_vector(np.radians(DEC_DEG)),
+        observation.positions_m,
+        rows.ant_1,
+        rows.ant_2,
         observation.freq_hz,
-    )  # fmt: skip
+    )
     cross = rows.ant_1 != rows.ant_2
     apart = np.abs(ours - theirs)[:, cross].max()
     figure(f"model against CASA's ft: largest difference {apart:.4f} Jy of 3")

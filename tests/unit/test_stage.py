@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from contimg import db, ingest, run
 from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.errors import CalibrationError, ProductError, is_full
-from contimg.files import found_json, publish, read_json, replacing, set_mark, write_json
 from contimg.paths import Paths
-from contimg.planning import make_plans
+from contimg.queue import tables as queue_tables
+from contimg.queue.planning import make_plans
+from contimg.runs import run
+from contimg.store import db
+from contimg.store.files import found_json, publish, read_json, replacing, set_mark, write_json
 from tests.conftest import CALIBRATOR_START, ROOT
 from tests.workflow.conftest import until
 
@@ -23,11 +25,14 @@ SCRIPT = f"""
 import os, signal, sys, time
 from types import SimpleNamespace
 from contimg.errors import *
-from contimg.stage import stage
+from contimg.stages.job import stage
 folder, work = sys.argv[1:]
 paths = {{"products": folder + "/products", "state": folder + "/state"}}
-smk = SimpleNamespace(config={{"paths": paths}}, input=SimpleNamespace(), wildcards=SimpleNamespace(group="{GROUP}"), threads=1,
-                      log=[folder + "/log"], output=SimpleNamespace(result=folder + "/products/results/{GROUP}.prepare.json"))
+result = folder + "/products/results/{GROUP}.prepare.json"
+smk = SimpleNamespace(
+    config={{"paths": paths}}, input=SimpleNamespace(), threads=1, log=[folder + "/log"],
+    wildcards=SimpleNamespace(group="{GROUP}"), output=SimpleNamespace(result=result),
+)
 with stage(smk) as job:
     exec(work)
     job.result = {{"found": 1}}
@@ -36,15 +41,23 @@ with stage(smk) as job:
 
 @pytest.fixture
 def paths(tmp_path):
-    return Paths.of(Config(paths=PathsConfig(products=tmp_path / "products", state=tmp_path / "state")))
+    return Paths.of(
+        Config(paths=PathsConfig(products=tmp_path / "products", state=tmp_path / "state"))
+    )
 
 
 @pytest.fixture
 def start(tmp_path):
     def begin(work, run_pid=None):
-        environment = os.environ | {"CONTIMG_RUN_ID": "this run"} | ({"CONTIMG_RUN_PID": str(run_pid)} if run_pid else {})
+        environment = (
+            os.environ
+            | {"CONTIMG_RUN_ID": "this run"}
+            | ({"CONTIMG_RUN_PID": str(run_pid)} if run_pid else {})
+        )
         command = [sys.executable, "-c", SCRIPT, str(tmp_path), work]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
 
     return begin
 
@@ -68,14 +81,34 @@ def test_a_stage_that_succeeds_leaves_its_result_and_no_note(start, paths):
         ("raise NoCalibrationError('none')", "NoCalibrationError: none", False, "calibration"),
         ("raise StorageError('full')", "StorageError: full", False, "room"),
         ("raise OSError(122, 'Disk quota exceeded')", "Disk quota exceeded", False, "room"),
-        ("raise RuntimeError('TiledFile: No space left on device')", "No space left on device", False, "room"),
+        (
+            "raise RuntimeError('TiledFile: No space left on device')",
+            "No space left on device",
+            False,
+            "room",
+        ),
         # C++
-        ("os.write(2, b'C++: No space left on device'); os.abort()", "StorageError: no room, or no quota", False, "room"),
-        ("os.write(2, b'terminate called: stack\\n'); os.abort()", "ended by a library: terminate called: stack", False, None),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "ended without a word (killed, or out of memory?; SIGKILL)", False, None),
+        (
+            "os.write(2, b'C++: No space left on device'); os.abort()",
+            "StorageError: no room, or no quota",
+            False,
+            "room",
+        ),
+        (
+            "os.write(2, b'terminate called: stack\\n'); os.abort()",
+            "ended by a library: terminate called: stack",
+            False,
+            None,
+        ),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "ended without a word (killed, or out of memory?; SIGKILL)",
+            False,
+            None,
+        ),
         ("os._exit(3)", "ended without a word (killed, or out of memory?)", False, None),
     ],
-)  # fmt: skip
+)
 def test_whatever_ends_a_stage_it_is_said(start, paths, work, words, permanent, waits_for):
     """K24, K25: also where C++ aborts on a full disk, and where nobody can say a word any more."""
     job = start(work)
@@ -84,7 +117,12 @@ def test_whatever_ends_a_stage_it_is_said(start, paths, work, words, permanent, 
     assert f"group {GROUP}, prepare: " in said
     note = read_json(paths.error(GROUP))
     assert words in note["error"]
-    assert (note["stage"], note["run"], note["permanent"], note["waits_for"]) == ("prepare", "this run", permanent, waits_for)
+    assert (note["stage"], note["run"], note["permanent"], note["waits_for"]) == (
+        "prepare",
+        "this run",
+        permanent,
+        waits_for,
+    )
     assert Path(note["log"]).exists()
     assert not paths.result(GROUP, "prepare").exists()
 
@@ -92,7 +130,10 @@ def test_whatever_ends_a_stage_it_is_said(start, paths, work, words, permanent, 
 def test_a_stage_and_its_programs_end_with_their_run_and_leave_no_word(start, paths, tmp_path):
     """K36: nobody is killed by a number that may be another's by now."""
     snakemake = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    job = start(f"open('{tmp_path}/pid', 'w').write(str(os.getpid())); os.system('sleep 601')", run_pid=snakemake.pid)
+    job = start(
+        f"open('{tmp_path}/pid', 'w').write(str(os.getpid())); os.system('sleep 601')",
+        run_pid=snakemake.pid,
+    )
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the stage began")
     child = int((tmp_path / "pid").read_text())
     before = read_json(paths.error(GROUP))
@@ -100,7 +141,9 @@ def test_a_stage_and_its_programs_end_with_their_run_and_leave_no_word(start, pa
     snakemake.wait()
     assert job.wait(20) != 0
     until(lambda: not Path(f"/proc/{child}").exists(), "its child is gone")
-    assert "sleep\x00601" not in "".join(p.read_text() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists())
+    assert "sleep\x00601" not in "".join(
+        p.read_text() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()
+    )
     assert read_json(paths.error(GROUP)) == before  # the next run has its own
     assert "killed, or out of memory" in before["error"]
 
@@ -118,12 +161,16 @@ def test_a_job_that_is_killed_takes_its_work_with_it(start, tmp_path):
 def begun(tmp_path, make_group):
     """A run that has begun, here or on a cluster."""
     make_group(folder="incoming", start=GROUP, antennas=4, channels=1, integrations=2)
-    where = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
+    where = PathsConfig(
+        incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state"
+    )
     config, runs = Config(paths=where, ingest=IngestConfig(settle_s=0)), []
 
     def begin(cluster=False):
         plans = make_plans(config, time.time())
-        one = run.Run(config, plans, tmp_path / "staging", {GROUP: []}, say=lambda text: None, cluster=cluster)
+        one = run.Run(
+            config, plans, tmp_path / "staging", {GROUP: []}, say=lambda text: None, cluster=cluster
+        )
         one.begin()
         runs.append(one)
         return one
@@ -134,34 +181,53 @@ def begun(tmp_path, make_group):
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-@pytest.mark.parametrize(("waits_for", "spent"), [("calibration", (0, 0)), ("room", (0, 1)), (None, (1, 1))])
+@pytest.mark.parametrize(
+    ("waits_for", "spent"), [("calibration", (0, 0)), ("room", (0, 1)), (None, (1, 1))]
+)
 def test_attempts_are_spent_only_by_what_is_the_groups(begun, cluster, waits_for, spent):
     """K24, K26: not by a full disk here, nor for want of a calibration anywhere."""
     one = begun(cluster)
     one.job_started(GROUP, "convert")
-    note = {"stage": "image", "error": "words", "permanent": False, "waits_for": waits_for, "run": one.id, "log": "l"}
+    note = {
+        "stage": "image",
+        "error": "words",
+        "permanent": False,
+        "waits_for": waits_for,
+        "run": one.id,
+        "log": "l",
+    }
     write_json(one.paths.error(GROUP), note)
     one.job_failed(GROUP, "convert")
     with db.reading(one.paths.ingest_db) as session:
-        row = session.get(ingest.Group, GROUP)
-        assert (row.state, row.retry_count, row.error) == ("pending", spent[cluster], "image: words")
+        row = session.get(queue_tables.Group, GROUP)
+        assert (row.state, row.retry_count, row.error) == (
+            "pending",
+            spent[cluster],
+            "image: words",
+        )
 
 
 def test_the_note_of_another_run_says_nothing(begun):
     """K38: whatever a node's clock says."""
     one = begun()
     one.job_started(GROUP, "convert")
-    write_json(one.paths.error(GROUP), {"stage": "image", "error": "old", "permanent": True, "run": "another", "at": "9999"})
+    write_json(
+        one.paths.error(GROUP),
+        {"stage": "image", "error": "old", "permanent": True, "run": "another", "at": "9999"},
+    )
     one.job_failed(GROUP, "convert")
     with db.reading(one.paths.ingest_db) as session:
-        assert "convert ended without a word" in session.get(ingest.Group, GROUP).error
+        assert "convert ended without a word" in session.get(queue_tables.Group, GROUP).error
 
 
 def test_json_is_whole_or_not_there(tmp_path, monkeypatch):
-    """K21: on disk before it has its name; what cannot be read is named, or as if it were not there."""
+    """K21: on disk before it has its name; what cannot be read is named, or as if it were not
+    there."""
     path, synced = tmp_path / "a" / "x.json", []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))
+    )
     write_json(path, {"a": 1})
     assert synced == [str(path.with_name(".x.json.partial")), str(path.parent)]
     assert read_json(path) == {"a": 1}
@@ -175,7 +241,11 @@ def test_json_is_whole_or_not_there(tmp_path, monkeypatch):
 
 def test_a_folder_gets_its_name_when_all_of_it_is_on_disk(tmp_path, monkeypatch):
     synced, real = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), real(fd)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name), real(fd)),
+    )
     for _ in range(2):  # the second replaces the first
         with replacing(tmp_path / "table") as partial:
             (partial / "sub").mkdir(parents=True)
@@ -195,7 +265,10 @@ def test_a_folder_gets_its_name_when_all_of_it_is_on_disk(tmp_path, monkeypatch)
     assert (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize("words", ["[Errno 28] No space left on device", "Disk quota exceeded", "database or disk is full"])
+@pytest.mark.parametrize(
+    "words",
+    ["[Errno 28] No space left on device", "Disk quota exceeded", "database or disk is full"],
+)
 def test_a_full_disk_is_known_by_its_words(words):
     assert is_full(RuntimeError(words))
     assert not is_full(RuntimeError("no such file"))

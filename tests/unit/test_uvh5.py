@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from contimg.errors import SubbandError
-from contimg.uvh5 import inspect, parse_name, read_header
+from contimg.visibilities.uvh5 import inspect, parse_name, read_header
 from tests.conftest import DEC_DEG
 
 
@@ -37,7 +37,10 @@ def test_channels_descend_and_names_are_numbers_plus_one(make_group):
     header = read_header(group.files[0])
     assert (np.diff(header.freq_hz) < 0).all()
     assert header.freq_hz.max() > read_header(group.files[1]).freq_hz.max()
-    assert all(name == str(number + 1) for name, number in zip(header.antenna_names, header.antenna_numbers, strict=True))
+    assert all(
+        name == str(number + 1)
+        for name, number in zip(header.antenna_names, header.antenna_numbers, strict=True)
+    )
     assert (header.ant_1 > header.ant_2).any()  # the correlator's out-of-order stations
     assert inspect(group.files[3]).app_dec_deg == pytest.approx(DEC_DEG)
 
@@ -64,7 +67,8 @@ def test_a_bad_file_is_named_with_the_reason(make_group, damage, words):
 
 
 def test_whatever_is_wrong_inside_a_file_it_is_named(make_group, tmp_path):
-    """HDF5 itself says RuntimeError and others of a damaged file: bytes flipped one by one in its structure."""
+    """HDF5 itself says RuntimeError and others of a damaged file: bytes flipped one by one in its
+    structure."""
     content = make_group(antennas=4, channels=1, integrations=2).files[5].read_bytes()
     path, refused = tmp_path / "2026-01-25T22:26:05_sb05.hdf5", 0
     for place in range(0, min(len(content), 8000), 7):
@@ -83,13 +87,19 @@ def edit(path, key, value):
             file["Header"][key] = value
 
 
-@pytest.mark.parametrize("name", ["2026-01-25T22:26:05_sb00_incomplete.hdf5", "2026-01-25_sb00.hdf5", "x_sb00.hdf5"])
+@pytest.mark.parametrize(
+    "name", ["2026-01-25T22:26:05_sb00_incomplete.hdf5", "2026-01-25_sb00.hdf5", "x_sb00.hdf5"]
+)
 def test_names_that_are_no_finished_files(name):
     assert parse_name(name) is None
 
 
 def test_the_same_seed_gives_the_same_files(make_group):
-    first, again, other = make_group(), make_group(folder="again"), make_group(folder="other", seed=2)
+    first, again, other = (
+        make_group(),
+        make_group(folder="again"),
+        make_group(folder="other", seed=2),
+    )
     assert first.files[3].read_bytes() == again.files[3].read_bytes()
     assert first.files[3].read_bytes() != other.files[3].read_bytes()
 

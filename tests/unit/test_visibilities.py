@@ -1,33 +1,27 @@
-"""What is imaged, averaged and weighted, and what the imager makes of it, on visibilities that are known exactly."""
+"""What is imaged, averaged and weighted, and what the imager makes of it, on visibilities that are
+known exactly."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from contimg import measurement_set as mset
-from contimg.beam import airy_beam, airy_power, drift_beam, read_beam
 from contimg.config import ImagingConfig, ValidationConfig, from_mapping
 from contimg.errors import ConfigError
 from contimg.findings import of_level
-from contimg.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_vector, track
-from contimg.imaging import Beam, ImageRequest, backend, robust_rms
+from contimg.imaging.averaging import average, edge_deg, expectations, plan_averaging, smearing
+from contimg.imaging.bright import bright_sources, subtract
+from contimg.imaging.interface import Beam, ImageRequest, backend, robust_rms
 from contimg.imaging.restoring import restore
+from contimg.imaging.stokes import StokesI
 from contimg.imaging.validation import Used, assess
-from contimg.imaging.visibilities import (
-    StokesI,
-    average,
-    bright_sources,
-    edge_deg,
-    expectations,
-    image_weights,
-    plan_averaging,
-    smearing,
-    subtract,
-)  # fmt: skip
-from contimg.prediction import predict
+from contimg.imaging.weighting import image_weights
 from contimg.simulate import station_positions
-from contimg.skymodel import Source
+from contimg.sky.beam import airy_beam, airy_power, drift_beam, read_beam
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_vector, track
+from contimg.sky.prediction import predict
+from contimg.sky.skymodel import Source
+from contimg.visibilities import measurement_set as mset
 from tests.conftest import DEC_DEG, STATIONS
 
 NOISE_JY = 0.5
@@ -35,7 +29,8 @@ CENTRE_DEG = (347.3, 16.0)
 
 
 def observed(sources=(), noise_jy=0.0, nchan=32, ntime=6, every=2):
-    """Stokes I of sources (Jy, east and north of the centre in arcsec, FWHM in arcsec) seen by every second dish."""
+    """Stokes I of sources (Jy, east and north of the centre in arcsec, FWHM in arcsec) seen by
+    every second dish."""
     positions, active = station_positions(STATIONS)
     positions = positions[active][::every]
     one, two = np.triu_indices(len(positions), 1)
@@ -45,26 +40,49 @@ def observed(sources=(), noise_jy=0.0, nchan=32, ntime=6, every=2):
     width = 187.5e6 / nchan
     freq_hz = 1311.25e6 + width * (np.arange(nchan) + 0.5)
     names = tuple(str(k) for k in range(len(positions)))
-    observation = mset.Observation(CENTRE_DEG, freq_hz, width, names, positions, np.full(len(names), 4.65), "OVRO_MMA",
-                                   (mjd[0], mjd[-1]), "x")  # fmt: skip
+    observation = mset.Observation(
+        CENTRE_DEG,
+        freq_hz,
+        width,
+        names,
+        positions,
+        np.full(len(names), 4.65),
+        "OVRO_MMA",
+        (mjd[0], mjd[-1]),
+        "x",
+    )
     u, v, w = (uvw[..., k, None] * freq_hz / SPEED_OF_LIGHT_M_S for k in range(3))
     vis = np.zeros(u.shape, complex)
     for flux_jy, east, north, fwhm in sources:
         l, m = np.radians(east / 3600), np.radians(north / 3600)
         size = np.exp(-((np.pi * np.radians(fwhm / 3600)) ** 2) / (4 * np.log(2)) * (u**2 + v**2))
-        vis += flux_jy * size * np.exp(2j * np.pi * (u * l + v * m + w * (np.sqrt(1 - l**2 - m**2) - 1)))
+        vis += (
+            flux_jy
+            * size
+            * np.exp(2j * np.pi * (u * l + v * m + w * (np.sqrt(1 - l**2 - m**2) - 1)))
+        )
     rng = np.random.default_rng(1)
     vis += noise_jy * (rng.standard_normal(u.shape) + 1j * rng.standard_normal(u.shape))
     weights = np.full(u.shape, 1 / max(noise_jy, 1e-2) ** 2, np.float32)
-    return StokesI(observation, mset.Rows(mjd, 12.9, one, two, uvw), vis.astype(np.complex64), weights, DEC_DEG,
-                    uvw[..., 0].size)  # fmt: skip
+    return StokesI(
+        observation,
+        mset.Rows(mjd, 12.9, one, two, uvw),
+        vis.astype(np.complex64),
+        weights,
+        DEC_DEG,
+        uvw[..., 0].size,
+    )
 
 
 def image(stokes, tmp_path, **options):
     options = ImagingConfig(**({"imsize": 1024, "cell_arcsec": 3.0} | options))
     inputs = backend("wgridder").prepare(stokes, options, tmp_path)
     result = backend("wgridder").deconvolve(ImageRequest(inputs, options, tmp_path, 2, None))
-    return result, restore(result.model, result.residual, result.beam, options.cell_arcsec, 2), options
+    return (
+        result,
+        restore(result.model, result.residual, result.beam, options.cell_arcsec, 2),
+        options,
+    )
 
 
 def test_smearing_is_what_averaging_does():
@@ -73,9 +91,15 @@ def test_smearing_is_what_averaging_does():
     for channels in (1, 2, 5):
         fine = (np.arange(channels * 400) + 0.5) / 400 - channels / 2  # in channels
         averaged = np.exp(2j * np.pi * delay_s * width_hz * fine).mean().real
-        one = np.exp(2j * np.pi * delay_s * width_hz * ((np.arange(400) + 0.5) / 400 - 0.5)).mean().real
+        one = (
+            np.exp(2j * np.pi * delay_s * width_hz * ((np.arange(400) + 0.5) / 400 - 0.5))
+            .mean()
+            .real
+        )
         expected = 1 - averaged / one
-        assert smearing(length_m, width_hz, np.array(channels), edge) == pytest.approx(expected, abs=1e-6)
+        assert smearing(length_m, width_hz, np.array(channels), edge) == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("uniform", [False, True])
@@ -96,7 +120,9 @@ def test_an_average_is_the_weighted_mean_at_its_mean_frequency():
     stokes.weights[1, 3, 8:] = 0
     averaged = average(stokes, np.full(stokes.vis.shape[1], 4), 1.0)
     values, weights = averaged.vis.reshape(2, -1, 3), averaged.weights.reshape(2, -1, 3)
-    assert values[0, 3, 1] == pytest.approx((stokes.vis[0, 3, 5] + 3 * stokes.vis[0, 3, 6]) / 4, rel=1e-5)
+    assert values[0, 3, 1] == pytest.approx(
+        (stokes.vis[0, 3, 5] + 3 * stokes.vis[0, 3, 6]) / 4, rel=1e-5
+    )
     assert weights[0, 3, 1] == 4
     assert weights[1, 3, 2] == 0
     freq_hz = (stokes.observation.freq_hz[5] + 3 * stokes.observation.freq_hz[6]) / 4
@@ -105,19 +131,28 @@ def test_an_average_is_the_weighted_mean_at_its_mean_frequency():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"weighting": "natural"}, {"weighting": "uniform"}, {"robust": 0.5, "taper_arcsec": 40.0}]
+    "options",
+    [{}, {"weighting": "natural"}, {"weighting": "uniform"}, {"robust": 0.5, "taper_arcsec": 40.0}],
 )
 def test_noise_is_what_the_weights_say(options, tmp_path):
     stokes = observed(noise_jy=NOISE_JY)
     result, _, full = image(stokes, tmp_path, niter=0, **options)
-    few_modes = options.get("weighting") == "natural"  # short baselines: the noise of an image is a matter of luck
-    assert robust_rms(result.residual) == pytest.approx(result.notes["thermal_jy"], rel=0.1 if few_modes else 0.03)
-    assert expectations(stokes, full)["thermal_jy"] == pytest.approx(result.notes["thermal_jy"], rel=1e-3)
+    few_modes = (
+        options.get("weighting") == "natural"
+    )  # short baselines: the noise of an image is a matter of luck
+    assert robust_rms(result.residual) == pytest.approx(
+        result.notes["thermal_jy"], rel=0.1 if few_modes else 0.03
+    )
+    assert expectations(stokes, full)["thermal_jy"] == pytest.approx(
+        result.notes["thermal_jy"], rel=1e-3
+    )
 
 
 def test_weightings_trade_noise_for_resolution(tmp_path):
     stokes = observed(noise_jy=NOISE_JY)
-    found = [image(stokes, tmp_path, niter=0, weighting=w)[0] for w in ("natural", "briggs", "uniform")]
+    found = [
+        image(stokes, tmp_path, niter=0, weighting=w)[0] for w in ("natural", "briggs", "uniform")
+    ]
     noise = [r.notes["thermal_jy"] for r in found]
     width = [r.beam.major_arcsec for r in found]
     assert noise == sorted(noise)
@@ -128,11 +163,14 @@ def test_weightings_trade_noise_for_resolution(tmp_path):
 
 
 def test_fluxes_of_unresolved_and_of_slightly_resolved_sources_are_right(tmp_path, figure):
-    """The psf of this array has a narrow main lobe on a plateau: a Gaussian fitted to too much of it is 46 x 10 arcsec, and a
-    restoring beam that is not the main lobe's makes extended flux that was not cleaned come out wrong."""
+    """The psf of this array has a narrow main lobe on a plateau: a Gaussian fitted to too much of
+    it is 46 x 10 arcsec, and a restoring beam that is not the main lobe's makes extended flux that
+    was not cleaned come out wrong."""
     places = [(1.0, 0.0, 0.0, 0.0), (1.0, 420.0, -390.0, 0.0), (1.0, -450.0, 300.0, 10.0)]
     for every, least in ((1, 0.99), (3, 0.98)):
-        result, restored, _ = image(observed(places, every=every), tmp_path, threshold="1mJy", multiscale=False)
+        result, restored, _ = image(
+            observed(places, every=every), tmp_path, threshold="1mJy", multiscale=False
+        )
         area = np.pi * result.beam.major_arcsec * result.beam.minor_arcsec / (4 * np.log(2)) / 9
         numbers = []
         for flux_jy, east, north, _ in places:
@@ -140,8 +178,11 @@ def test_fluxes_of_unresolved_and_of_slightly_resolved_sources_are_right(tmp_pat
             stamp = restored[round(x) - 30 : round(x) + 31, round(y) - 30 : round(y) + 31]
             numbers += [stamp.max() / flux_jy, stamp.sum() / area / flux_jy]
         beam = result.beam
-        figure(f"1 of {every} dishes, beam {beam.major_arcsec:.1f} x {beam.minor_arcsec:.1f}: peak and integral of points "
-               f"{np.round(numbers[:4], 4).tolist()}, of a 10 arcsec Gaussian {np.round(numbers[4:], 4).tolist()}")  # fmt: skip
+        figure(
+            f"1 of {every} dishes, beam {beam.major_arcsec:.1f} x {beam.minor_arcsec:.1f}: peak "
+            f"and integral of points {np.round(numbers[:4], 4).tolist()}, of a 10 arcsec "
+            f"Gaussian {np.round(numbers[4:], 4).tolist()}"
+        )
         assert numbers[0] == pytest.approx(1, abs=1 - least)
         assert numbers[1::2] == pytest.approx([1, 1, 1], abs=0.02)
         assert numbers[4] < 0.95
@@ -153,13 +194,20 @@ def test_a_measured_beam_takes_the_place_of_the_airy_disk(tmp_path):
     pixels, step_deg = 301, 0.05
     offset = np.radians((np.arange(pixels) - pixels // 2) * step_deg)
     power = airy_power(np.sin(np.hypot(offset[:, None], offset[None])), 1.4e9)
-    header = fits.Header({"CDELT1": step_deg, "CDELT2": step_deg, "CRPIX1": 151.0, "CRPIX2": 151.0, "CRVAL3": 1.4e9})
+    header = fits.Header(
+        {"CDELT1": step_deg, "CDELT2": step_deg, "CRPIX1": 151.0, "CRPIX2": 151.0, "CRVAL3": 1.4e9}
+    )
     blanked = np.where(power > 1e-3, power, np.nan)
     fits.writeto(tmp_path / "beam.fits", 3.0 * blanked, header)
     l = np.radians(np.linspace(-1.5, 1.5, 50))
-    track_lm, freq_hz = np.radians([[-0.6, 0.0], [0.0, 0.1], [0.6, 0.0]]), np.linspace(1.31e9, 1.5e9, 16)
-    ours, theirs = (drift_beam(l, l, track_lm, freq_hz, np.ones(3), np.ones(16), power)
-                    for power in (airy_beam, read_beam(tmp_path / "beam.fits")))  # fmt: skip
+    track_lm, freq_hz = (
+        np.radians([[-0.6, 0.0], [0.0, 0.1], [0.6, 0.0]]),
+        np.linspace(1.31e9, 1.5e9, 16),
+    )
+    ours, theirs = (
+        drift_beam(l, l, track_lm, freq_hz, np.ones(3), np.ones(16), power)
+        for power in (airy_beam, read_beam(tmp_path / "beam.fits"))
+    )
     assert np.abs(ours - theirs).max() < 2e-3
     header.remove("CRVAL3")
     fits.writeto(tmp_path / "odd.fits", power, header)
@@ -169,51 +217,95 @@ def test_a_measured_beam_takes_the_place_of_the_airy_disk(tmp_path):
 
 def test_images_are_judged_with_reasons():
     numbers = {"rms_jy": 1.1e-3, "thermal_jy": 1e-3}
-    check = {"compared": 9, "flux_ratio": 1.01, "offset_east_arcsec": 0.1, "offset_north_arcsec": 0.2, "bright_expected": 9,
-             "bright_found": 9, "expected": 20, "found": 20}  # fmt: skip
-    beam, used = Beam(30, 15, 0), Used(0.9, ("1", "2", "3", "4", "5", "6", "7"), ("8",), 0.96, 1.0, 24)
+    check = {
+        "compared": 9,
+        "flux_ratio": 1.01,
+        "offset_east_arcsec": 0.1,
+        "offset_north_arcsec": 0.2,
+        "bright_expected": 9,
+        "bright_found": 9,
+        "expected": 20,
+        "found": 20,
+    }
+    beam, used = (
+        Beam(30, 15, 0),
+        Used(0.9, ("1", "2", "3", "4", "5", "6", "7"), ("8",), 0.96, 1.0, 24),
+    )
 
     def verdict(numbers, check, cleaned="as asked", used=used, beam=beam, gated=()):
-        judged, findings = assess(numbers, check, cleaned, used, beam, Beam(30, 15, 0), gated, ValidationConfig())
+        judged, findings = assess(
+            numbers, check, cleaned, used, beam, Beam(30, 15, 0), gated, ValidationConfig()
+        )
         return judged, of_level(findings, "warn", "fail", "unverified")
 
     assert verdict(numbers, check) == ("good", [])
     assert verdict(numbers, check, "dirty image") == ("warn", ["cleaned: dirty image"])
     judged, reasons = verdict(numbers | {"rms_jy": 2e-3}, check | {"flux_ratio": 0.7})
     assert judged == "fail"
-    assert reasons[0].startswith("noise 2 times the thermal expectation; warn beyond 1.5. Probably ")
-    assert reasons[1].startswith("fluxes 30 % low (median of 9 sources against the catalogue); fail beyond 20 %. Probably ")
+    assert reasons[0].startswith(
+        "noise 2 times the thermal expectation; warn beyond 1.5. Probably "
+    )
+    assert reasons[1].startswith(
+        "fluxes 30 % low (median of 9 sources against the catalogue); fail beyond 20 %. Probably "
+    )
     judged, reasons = verdict(numbers, check | {"bright_found": 7})
     assert judged == "warn"
-    assert reasons[0].startswith("2 of 9 bright catalogue sources are not found; warn beyond 10 %. Either the catalogue ")
+    assert reasons[0].startswith(
+        "2 of 9 bright catalogue sources are not found; warn beyond 10 %. Either the catalogue "
+    )
     judged, reasons = verdict(numbers, check | {"offset_east_arcsec": -6.0})
     assert judged == "fail"
-    assert reasons[0].startswith('sources 6.0" west and 0.2" north of their places (median of 9); fail beyond 5 arcsec. ')
-    nothing = check | {"compared": 0, "bright_expected": 0, "flux_ratio": None, "expected": 0, "found": 0}
+    assert reasons[0].startswith(
+        'sources 6.0" west and 0.2" north of their places (median of 9); fail beyond 5 arcsec. '
+    )
+    nothing = check | {
+        "compared": 0,
+        "bright_expected": 0,
+        "flux_ratio": None,
+        "expected": 0,
+        "found": 0,
+    }
     reason = "compared with no sources, at least 4 needed: the sky catalogue has none in this field"
     assert verdict(numbers, nothing) == ("unverified", [reason])
     thin = nothing | {"compared": 2, "expected": 3, "found": 2}
-    assert verdict(numbers, thin)[1] == ["compared with 2 sources, at least 4 needed: the catalogue has 3 in this field above 5 "
-                                         "sigma, 2 of them found"]  # fmt: skip
+    assert verdict(numbers, thin)[1] == [
+        "compared with 2 sources, at least 4 needed: the catalogue has 3 in this field above 5 "
+        "sigma, 2 of them found"
+    ]
     assert verdict(numbers | {"rms_jy": 2e-3}, nothing)[0] == "unverified"
-    # What is missing is named: a quarter of the data, antennas of one arm, and the beam that comes of it.
+    # What is missing is named: a quarter of the data, antennas of one arm, and the beam that comes
+    # of it.
     poor = replace(used, data=0.76, antennas=tuple("abcdefghijkl"), lost=("86", "89", "91"))
     judged, reasons = verdict(numbers, check, used=poor, beam=Beam(24, 12, 0))
     assert judged == "warn"
     assert reasons[0].startswith("76 % of the visibilities are left; warn below 80 %. ")
-    assert reasons[1].startswith("12 of 15 antennas are in the image (86, 89, 91); warn below 85 %. ")
-    assert reasons[2].startswith(
-        'beam 24.0" x 12.0" where all antennas would give 30.0" x 15.0": its area is 0.64 times that; warn '
+    assert reasons[1].startswith(
+        "12 of 15 antennas are in the image (86, 89, 91); warn below 85 %. "
     )
-    gated = [{"name": "sefd", "level": "fail", "words": "noise of the median receiver is 150000 Jy; fail beyond 3.5 times"}]
+    assert reasons[2].startswith(
+        'beam 24.0" x 12.0" where all antennas would give 30.0" x 15.0": its area is 0.64 times '
+        "that; warn "
+    )
+    gated = [
+        {
+            "name": "sefd",
+            "level": "fail",
+            "words": "noise of the median receiver is 150000 Jy; fail beyond 3.5 times",
+        }
+    ]
     assert verdict(numbers, check, gated=gated) == ("fail", [gated[0]["words"]])
     half = replace(used, integrations=0.1, channels=0.5)
     assert [r.partition(";")[0] for r in verdict(numbers, check, used=half)[1]] == [
-        "50 % of the channels have data", "2 of 24 integrations have data"]  # fmt: skip
+        "50 % of the channels have data",
+        "2 of 24 integrations have data",
+    ]
     assert verdict(numbers, check, used=half)[0] == "fail"
 
 
-@pytest.mark.parametrize("options", [{"uvrange": "fast"}, {"threshold": "3 parsec"}, {"weighting": "mine"}, {"gain": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [{"uvrange": "fast"}, {"threshold": "3 parsec"}, {"weighting": "mine"}, {"gain": 1.5}],
+)
 def test_imaging_options_that_say_nothing_are_refused(options):
     with pytest.raises(ConfigError, match=f"imaging.{next(iter(options))}"):
         from_mapping({"imaging": options})
@@ -227,18 +319,35 @@ def through_the_beam(sources, stokes, scale=1.0):
     """Add what `sources` look like through the beam."""
     rows, observation = stokes.rows, stokes.observation
     axes, pointing = track(*CENTRE_DEG, rows.time_mjd).axes, meridian_vector(np.radians(DEC_DEG))
-    model = predict(sources, rows.time_mjd, axes, pointing, observation.positions_m, rows.ant_1, rows.ant_2, observation.freq_hz)
+    model = predict(
+        sources,
+        rows.time_mjd,
+        axes,
+        pointing,
+        observation.positions_m,
+        rows.ant_1,
+        rows.ant_2,
+        observation.freq_hz,
+    )
     stokes.vis[...] += model * scale
 
 
 def test_bright_sources_are_fitted_together_and_those_that_are_not_there_stay_out():
-    """Flux, spectrum and place differ from the catalogue; one source is outside the image, one is gone."""
+    """Flux, spectrum and place differ from the catalogue; one source is outside the image, one is
+    gone."""
     ra, dec = CENTRE_DEG
-    true = [Source.power_law("a", ra + 0.4, dec + 0.3, 4.0, -0.2), Source.power_law("b", ra - 1.6, dec - 0.1, 9.0, -0.9),
-            Source.power_law("c", ra + 0.41, dec + 0.3, 2.0, -0.7)]  # fmt: skip
-    listed = [Source.power_law("a", ra + 0.4 + 1 / 3600, dec + 0.3, 3.0, -0.7), Source.power_law("b", ra - 1.6, dec - 0.1, 10.0),
-              Source.power_law("c", ra + 0.41, dec + 0.3, 2.5), Source.power_law("gone", ra, dec - 0.5, 1.0),
-              Source.power_law("faint", ra, dec, 0.1)]  # fmt: skip
+    true = [
+        Source.power_law("a", ra + 0.4, dec + 0.3, 4.0, -0.2),
+        Source.power_law("b", ra - 1.6, dec - 0.1, 9.0, -0.9),
+        Source.power_law("c", ra + 0.41, dec + 0.3, 2.0, -0.7),
+    ]
+    listed = [
+        Source.power_law("a", ra + 0.4 + 1 / 3600, dec + 0.3, 3.0, -0.7),
+        Source.power_law("b", ra - 1.6, dec - 0.1, 10.0),
+        Source.power_law("c", ra + 0.41, dec + 0.3, 2.5),
+        Source.power_law("gone", ra, dec - 0.5, 1.0),
+        Source.power_law("faint", ra, dec, 0.1),
+    ]
     stokes = observed(noise_jy=NOISE_JY, nchan=16, ntime=8)
     through_the_beam(true, stokes)
     bright = bright_sources(listed, stokes, ImagingConfig(imsize=2400))

@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from contimg import arrivals, ingest
 from contimg.config import Config, IngestConfig, PathsConfig
 from contimg.errors import AbsentError
-from contimg.groups import FileGroup
-from contimg.planning import Plan
-from contimg.watch import Refusals, Watcher, choose
+from contimg.queue import arrivals, moves
+from contimg.queue.groups import FileGroup
+from contimg.queue.planning import Plan
+from contimg.runs.watch import Refusals, Watcher, choose_slice
+from contimg.visibilities import uvh5
 
 
 def plans(**groups):
-    """`C=None`: runs with its own or a registered set; `T="C"`: with the set of group C, solved in this run."""
-    return {g: Plan(FileGroup(g, {}), "run", "", depends_on=needs) for g, needs in sorted(groups.items())}
+    """`C=None`: runs with its own or a registered set; `T="C"`: with the set of group C, solved in
+    this run."""
+    return {
+        g: Plan(FileGroup(g, {}), "run", "", depends_on=needs)
+        for g, needs in sorted(groups.items())
+    }
 
 
 @pytest.mark.parametrize(
@@ -31,21 +36,24 @@ def plans(**groups):
 )
 def test_calibrators_come_ahead_of_the_targets_that_need_them(newest_first, most, expected):
     found = plans(a="c", b="c", c="c", d=None)
-    assert choose(found, set(found), newest_first, most) == expected
+    assert choose_slice(found, set(found), newest_first, most) == expected
 
 
 def test_a_target_waits_while_its_calibrator_group_backs_off():
     found = plans(a="c", c="c", d=None)
-    assert choose(found, {"a", "d"}, False, 9) == ["d"]
+    assert choose_slice(found, {"a", "d"}, False, 9) == ["d"]
 
 
 def test_only_what_can_run_is_started():
-    found = plans(a=None, b=None) | {"c": Plan(FileGroup("c", {}), "waiting", "waits for calibration")}
-    assert choose(found, {"a", "c"}, False, 9) == ["a"]
+    found = plans(a=None, b=None) | {
+        "c": Plan(FileGroup("c", {}), "waiting", "waits for calibration")
+    }
+    assert choose_slice(found, {"a", "c"}, False, 9) == ["a"]
 
 
 def blames(broken, ready, rounds=30):
-    """Whom `Refusals` blames in runs of up to three groups that do not begin when `broken` says so of one of them."""
+    """Whom `Refusals` blames in runs of up to three groups that do not begin when `broken` says so
+    of one of them."""
     refusals, blamed = Refusals(), []
     ready = set(ready)
     for _ in range(rounds):
@@ -88,7 +96,9 @@ def test_after_the_workflow_is_mended_nobody_was_to_blame():
 
 @pytest.fixture
 def config(tmp_path):
-    paths = PathsConfig(incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state")
+    paths = PathsConfig(
+        incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state"
+    )
     return Config(paths=paths, ingest=IngestConfig(settle_s=0))
 
 
@@ -97,14 +107,14 @@ def test_a_disk_that_is_not_mounted_fails_no_group(config, make_group):
     watcher = Watcher(config, (), "profiles/local")
     watcher._stops = 1  # look, start nothing
     watcher._step()
-    before = ingest.known_groups(watcher.paths.ingest_db)
+    before = moves.known_groups(watcher.paths.ingest_db)
     assert before[group.id].state == "pending"
     config.paths.incoming.rename(config.paths.incoming.with_name("unmounted"))
     for _ in range(2):
         with pytest.raises(AbsentError, match="is the disk mounted"):
             watcher._step()
         config.paths.incoming.mkdir(exist_ok=True)  # an empty mount point
-    assert ingest.known_groups(watcher.paths.ingest_db) == before
+    assert moves.known_groups(watcher.paths.ingest_db) == before
 
 
 def test_without_events_it_looks_from_time_to_time(config, caplog):
@@ -133,7 +143,7 @@ def test_a_run_waits_for_files_that_came_this_moment(config, make_group):
 
 def test_a_disk_that_fails_for_a_moment_condemns_no_file(config, make_group, monkeypatch):
     make_group(folder="incoming", antennas=4, channels=1, integrations=2)
-    real, broken = arrivals.inspect, [True]
+    real, broken = uvh5.inspect, [True]
 
     def inspect(path):
         if broken and "_sb05" in path.name:
@@ -152,7 +162,7 @@ def test_a_disk_that_fails_for_a_moment_condemns_no_file(config, make_group, mon
 def test_a_file_is_opened_once(config, make_group, monkeypatch):
     make_group(folder="incoming", antennas=4, channels=1, integrations=2)
     opened = []
-    real = arrivals.inspect
+    real = uvh5.inspect
     monkeypatch.setattr(arrivals, "inspect", lambda path: opened.append(path) or real(path))
     watcher = Watcher(config, (), "profiles/local")
     watcher._stops = 1

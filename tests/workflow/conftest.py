@@ -37,7 +37,9 @@ class Site:
         return [str(BIN / "snakemake"), "--profile", "local", *files, *arguments]
 
     def snakemake(self, *arguments) -> subprocess.CompletedProcess:
-        return subprocess.run(self.command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=900)
+        return subprocess.run(
+            self.command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=900
+        )
 
     def contimg(self, *arguments) -> subprocess.CompletedProcess:
         command = [str(BIN / "contimg"), *arguments, "--configfile", str(self.configfile)]
@@ -46,7 +48,13 @@ class Site:
 
 def make_site(folder: Path, incoming: Path, **sections) -> Site:
     folder.mkdir(parents=True, exist_ok=True)
-    values = {"paths": {"incoming": str(incoming), "products": str(folder / "products"), "state": str(folder / "state")}}
+    values = {
+        "paths": {
+            "incoming": str(incoming),
+            "products": str(folder / "products"),
+            "state": str(folder / "state"),
+        }
+    }
     configfile = folder / "site.yaml"
     configfile.write_text(yaml.safe_dump(values | sections))
     return Site(configfile)
@@ -54,13 +62,16 @@ def make_site(folder: Path, incoming: Path, **sections) -> Site:
 
 @pytest.fixture(scope="session")
 def incoming(tmp_path_factory, sky, compact_stations):
-    """A calibrator group, a target with interference and a dead antenna, and a group with a truncated file."""
+    """A calibrator group, a target with interference and a dead antenna, and a group with a
+    truncated file."""
     folder = tmp_path_factory.mktemp("incoming")
     common = {"channels": 4, "gain_seed": 3, "stations": compact_stations}
     for sim in (
         Simulation(start=CALIBRATOR_START, seed=21, **common),
         Simulation(start=TARGET_START, seed=22, rfi=True, dead=(compact_stations[4],), **common),
-        Simulation(start=BAD_START, seed=23, antennas=8, channels=1, integrations=4, truncated=(7,)),
+        Simulation(
+            start=BAD_START, seed=23, antennas=8, channels=1, integrations=4, truncated=(7,)
+        ),
     ):
         simulate_group(folder, sim, sky, STATIONS)
     return folder

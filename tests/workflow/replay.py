@@ -1,4 +1,5 @@
-"""Observing nights for the watcher: groups of small valid files that arrive as badly as the real ones, and faster."""
+"""Observing nights for the watcher: groups of small valid files that arrive as badly as the real
+ones, and faster."""
 
 import random
 import threading
@@ -17,18 +18,35 @@ DEC_RAD = np.radians(16.15)
 
 
 def template(start_jd: float, folder: Path) -> bytes:
-    """A valid file without data: 2 antennas, 2 integrations, 4 channels; nothing was ever written to `visdata`."""
+    """A valid file without data: 2 antennas, 2 integrations, 4 channels; nothing was ever written
+    to `visdata`."""
     path = folder / "template.hdf5"
     with h5py.File(path, "w") as file:
         header, data = file.create_group("Header"), file.create_group("Data")
-        numbers = {"Nblts": 6, "Nbls": 3, "Ntimes": 2, "Nfreqs": 4, "Npols": 2, "phase_center_app_dec": DEC_RAD}
+        numbers = {
+            "Nblts": 6,
+            "Nbls": 3,
+            "Ntimes": 2,
+            "Nfreqs": 4,
+            "Npols": 2,
+            "phase_center_app_dec": DEC_RAD,
+        }
         for key, value in numbers.items():
             header[key] = value
         header["telescope_name"] = np.bytes_("OVRO_MMA")
         header["time_array"] = np.repeat(start_jd + np.array([0, 12.885]) / 86400, 3)
         header["polarization_array"] = np.array([-5, -6])
-        for key in ("ant_1_array", "ant_2_array", "antenna_names", "antenna_numbers", "antenna_positions",
-                    "channel_width", "freq_array", "integration_time", "longitude"):  # fmt: skip
+        for key in (
+            "ant_1_array",
+            "ant_2_array",
+            "antenna_names",
+            "antenna_numbers",
+            "antenna_positions",
+            "channel_width",
+            "freq_array",
+            "integration_time",
+            "longitude",
+        ):
             header[key] = 0
         for key, kind in (("visdata", "c8"), ("flags", "?"), ("nsamples", "f4")):
             data.create_dataset(key, (6, 1, 4, 2), kind, chunks=(6, 1, 4, 2))
@@ -45,16 +63,32 @@ class Night:
     every_s: float = 0.4  # of real time
     late_s: float = 25.0  # after the time-out
     trouble: bool = True
-    events: list[tuple[float, str, Path, bytes]] = field(default_factory=list)  # when, what, path, content
-    expected: dict[str, tuple[str, str]] = field(default_factory=dict)  # group: (state, words of the reason)
+    events: list[tuple[float, str, Path, bytes]] = field(
+        default_factory=list
+    )  # when, what, path, content
+    expected: dict[str, tuple[str, str]] = field(
+        default_factory=dict
+    )  # group: (state, words of the reason)
     counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         chance = random.Random(self.seed)
         fates = ["whole"] * self.groups
-        # 1 % of the groups lack subbands; the rest of the trouble is rarer, and each kind must be there.
-        unlucky = {"missing": max(1, self.groups // 100), "truncated for ever": 2, "truncated, then copied again": 3,
-                   "empty": 1, "duplicate": 4, "never renamed": 1, "late": 2} if self.trouble else {}  # fmt: skip
+        # 1 % of the groups lack subbands; the rest of the trouble is rarer, and each kind must be
+        # there.
+        unlucky = (
+            {
+                "missing": max(1, self.groups // 100),
+                "truncated for ever": 2,
+                "truncated, then copied again": 3,
+                "empty": 1,
+                "duplicate": 4,
+                "never renamed": 1,
+                "late": 2,
+            }
+            if self.trouble
+            else {}
+        )
         places = chance.sample(range(self.groups), sum(unlucky.values()))
         for fate, number in unlucky.items():
             for _ in range(number):
@@ -75,7 +109,9 @@ class Night:
         arrived = []
         for sb, name_time in names.items():
             path = self.folder / f"{name_time:%Y-%m-%dT%H:%M:%S}_sb{sb:02d}.hdf5"
-            when = clock + chance.uniform(0, 2 * self.every_s)  # out of order, also against the next group
+            when = clock + chance.uniform(
+                0, 2 * self.every_s
+            )  # out of order, also against the next group
             unfinished = path.with_name(path.name.replace(".hdf5", "_incomplete.hdf5"))
             if sb in lacking and fate == "missing":
                 continue
@@ -85,7 +121,11 @@ class Night:
             if sb in lacking[:1] and fate == "never renamed":
                 self.events.append((when, "write", unfinished, content[:1000]))
                 continue
-            bad = {"truncated for ever": content[:-300], "truncated, then copied again": content[:-300], "empty": b""}
+            bad = {
+                "truncated for ever": content[:-300],
+                "truncated, then copied again": content[:-300],
+                "empty": b"",
+            }
             if sb in lacking[:1] and fate in bad:
                 self.events.append((when, "write", path, bad[fate]))
                 if fate == "truncated, then copied again":
@@ -97,12 +137,22 @@ class Night:
                 self.events.append((when, "write", path, content))
             arrived.append((name_time, sb))
             if sb in lacking[:1] and fate == "duplicate":
-                twin = path.with_name(f"{name_time + timedelta(seconds=2):%Y-%m-%dT%H:%M:%S}_sb{sb:02d}.hdf5")
+                twin = path.with_name(
+                    f"{name_time + timedelta(seconds=2):%Y-%m-%dT%H:%M:%S}_sb{sb:02d}.hdf5"
+                )
                 self.events.append((when + 0.2, "write", twin, content))
-        good = [t for t, sb in arrived if not (sb in lacking[:1] and fate in ("truncated for ever", "empty"))]
+        good = [
+            t
+            for t, sb in arrived
+            if not (sb in lacking[:1] and fate in ("truncated for ever", "empty"))
+        ]
         group = f"{min(good if fate != 'whole' else names.values()):%Y-%m-%dT%H:%M:%S}"
-        reasons = {"missing": "subbands; missing", "truncated for ever": "truncated", "empty": "the file is empty",
-                   "never renamed": "15 of 16 subbands; missing"}  # fmt: skip
+        reasons = {
+            "missing": "subbands; missing",
+            "truncated for ever": "truncated",
+            "empty": "the file is empty",
+            "never renamed": "15 of 16 subbands; missing",
+        }
         self.expected[group] = ("failed", reasons[fate]) if fate in reasons else ("completed", "")
 
     def play(self) -> threading.Thread:

@@ -1,4 +1,5 @@
-"""The image stage on calibrated groups of the workflow: bright sources, quick looks, other imagers, what goes wrong."""
+"""The image stage on calibrated groups of the workflow: bright sources, quick looks, other imagers,
+what goes wrong."""
 
 import json
 import shutil
@@ -8,27 +9,35 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from contimg import measurement_set as mset
+from contimg import config as configuration
 from contimg.errors import ImagingError
-from contimg.files import read_json
-from contimg.imaging import Diverged, backend, group
-from contimg.imaging.group import image_group
+from contimg.imaging.interface import Diverged, backend
+from contimg.stages.image import effective_options, image_group
+from contimg.store.files import read_json
+from contimg.visibilities import measurement_set as mset
 from tests.accuracy import measure
 from tests.conftest import CALIBRATOR_START, TARGET_START
 
 
 @pytest.fixture
 def imaged(first_run, tmp_path):
-    """Image a group of the first run once more, with other options; (result of the stage, its FITS files by suffix)."""
+    """Image a group of the first run once more, with other options; (result of the stage, its FITS
+    files by suffix)."""
     site, _ = first_run
 
     def image(which=TARGET_START, ms=None, **options):
         config = site.config.model_copy(
-            update={"imaging": site.config.imaging.model_copy(update=options),
-                    "paths": site.config.paths.model_copy(update={"products": tmp_path})}
-        )  # fmt: skip
-        converted, chosen = (read_json(site.paths.result(which, s)) for s in ("convert", "caltables"))
-        result = image_group(ms or site.paths.ms(which), which, config, converted, chosen, 2, tmp_path / "stage.log")
+            update={
+                "imaging": site.config.imaging.model_copy(update=options),
+                "paths": site.config.paths.model_copy(update={"products": tmp_path}),
+            }
+        )
+        converted, chosen = (
+            read_json(site.paths.result(which, s)) for s in ("convert", "caltables")
+        )
+        result = image_group(
+            ms or site.paths.ms(which), which, config, converted, chosen, 2, tmp_path / "stage.log"
+        )
         return result, result["images"]
 
     return image
@@ -46,9 +55,14 @@ def test_a_bright_source_that_drifts_leaves_with_its_beam(first_run, imaged, inc
     left = measure(files["image.fits"], files["pbcor.fits"], truth(incoming, CALIBRATOR_START))
     better, files = imaged(CALIBRATOR_START)
     found = measure(files["image.fits"], files["pbcor.fits"], truth(incoming, CALIBRATOR_START))
-    figure(f"12 Jy in the image: noise {plain['rms_jy'] * 1e3:.2f} mJy, without it {better['rms_jy'] * 1e3:.2f}; {left}; {found}")
+    figure(
+        f"12 Jy in the image: noise {plain['rms_jy'] * 1e3:.2f} mJy, without it "
+        f"{better['rms_jy'] * 1e3:.2f}; {left}; {found}"
+    )
     assert better["rms_jy"] < 0.9 * plain["rms_jy"]
-    assert np.array_equal(before, mset.read_grid(site.paths.ms(CALIBRATOR_START), "CORRECTED_DATA", 1))
+    assert np.array_equal(
+        before, mset.read_grid(site.paths.ms(CALIBRATOR_START), "CORRECTED_DATA", 1)
+    )
     bright = max(better["subtracted"], key=lambda s: s["mean_apparent_jy"])
     assert bright["fitted_over_catalogue"] == pytest.approx(1, abs=0.005)
     assert bright["put_back"]
@@ -70,8 +84,10 @@ def test_a_quick_look_finds_what_is_bright_and_is_marked(first_run, imaged, inco
     bright = [s for s in full["sources"] if s["found"] and s["snr"] > 20 and s["beam"] >= 0.5]
     seen = {s["name"]: s for s in quick["sources"] if s["found"]}
     ratio = [seen[s["name"]]["flux_jy"] / s["flux_jy"] for s in bright if s["name"] in seen]
-    figure(f"quick look: {len(ratio)} of {len(bright)} sources, fluxes {np.median(ratio):.3f} of full, scatter "
-           f"{np.std(ratio):.3f}, noise {quick['rms_jy'] / full['rms_jy']:.1f} times")  # fmt: skip
+    figure(
+        f"quick look: {len(ratio)} of {len(bright)} sources, fluxes {np.median(ratio):.3f} of "
+        f"full, scatter {np.std(ratio):.3f}, noise {quick['rms_jy'] / full['rms_jy']:.1f} times"
+    )
     assert len(ratio) >= 0.9 * len(bright) > 5
     assert np.median(ratio) == pytest.approx(1, abs=0.03)
 
@@ -92,7 +108,9 @@ def test_without_the_program_wsclean_is_refused_in_words(imaged, monkeypatch):
 
 
 def test_a_clean_that_diverges_is_tried_more_safely_then_left_dirty(imaged, monkeypatch):
-    result, _ = imaged(imsize=512, gain=0.95, mask_sigma=0.5, threshold_sigma=0.05, max_major_cycles=30)
+    result, _ = imaged(
+        imsize=512, gain=0.95, mask_sigma=0.5, threshold_sigma=0.05, max_major_cycles=30
+    )
     assert result["cleaned"] in ("safer settings", "dirty image")
     assert result["verdict"] != "good"
     assert f"cleaned: {result['cleaned']}" in result["verdict_reasons"]
@@ -122,8 +140,10 @@ def test_a_group_with_nothing_left_is_refused(first_run, imaged, tmp_path):
 
 
 def test_what_is_said_of_an_image_is_json(imaged):
-    result, files = imaged(imsize=512, skip_fits=True, uvrange=">50m", taper_arcsec=90.0, weighting="natural")
+    result, files = imaged(
+        imsize=512, skip_fits=True, uvrange=">50m", taper_arcsec=90.0, weighting="natural"
+    )
     assert json.loads(json.dumps(result, allow_nan=False))["catalogue"]["found"] >= 0
     assert "pbcor.fits" not in files
     assert result["beam_minor_arcsec"] > 60
-    assert group.effective_options(first := group.ImagingConfig()) is first
+    assert effective_options(first := configuration.ImagingConfig()) is first

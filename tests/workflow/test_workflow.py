@@ -1,4 +1,5 @@
-"""The workflow as its users run it: `snakemake --profile local`, real files, real CASA, real databases."""
+"""The workflow as its users run it: `snakemake --profile local`, real files, real CASA, real
+databases."""
 
 import json
 import os
@@ -19,12 +20,12 @@ from astropy.io import fits
 from astropy.time import Time
 from astropy.wcs import WCS
 
-from contimg import caltables
-from contimg.files import read_json
-from contimg.imaging.group import image_group
-from contimg.measurement_set import open_table
+from contimg.calibration import tables as caltables
 from contimg.paths import GROUP_PLOTS
 from contimg.simulate import Simulation, simulate_group
+from contimg.stages.image import image_group
+from contimg.store.files import read_json
+from contimg.visibilities.measurement_set import open_table
 from tests.accuracy import measure
 from tests.conftest import CALIBRATOR_START, DEC_DEG, ROOT, STATIONS, TARGET_START
 from tests.workflow.conftest import BAD_START, SMALL_IMAGES, make_site
@@ -61,11 +62,19 @@ def test_a_dry_run_lists_what_is_pending_and_changes_nothing(tmp_path, incoming)
     text = outcome.stdout + outcome.stderr
     for group in (CALIBRATOR_START, TARGET_START):
         assert f"{group}: image" in text
-    assert f"not in this run: {BAD_START} collecting: 15 of 16 subbands; missing 07; SubbandError" in text
+    assert (
+        f"not in this run: {BAD_START} collecting: 15 of 16 subbands; missing 07; SubbandError"
+        in text
+    )
     assert text.count("solve for bandpass") == 1
     plan = site.contimg("plan")
-    assert f"{CALIBRATOR_START}  calibrator  to be imaged: calibrates itself on 3C454.3" in plan.stdout
-    assert f"{TARGET_START}  target  to be imaged: calibrated by {CALIBRATOR_START}, solved in this run" in plan.stdout
+    assert (
+        f"{CALIBRATOR_START}  calibrator  to be imaged: calibrates itself on 3C454.3" in plan.stdout
+    )
+    assert (
+        f"{TARGET_START}  target  to be imaged: calibrated by {CALIBRATOR_START}, solved in "
+        "this run" in plan.stdout
+    )
     assert json.loads(site.contimg("plan", "--json").stdout)[1]["depends_on"] == CALIBRATOR_START
     assert (listing(tmp_path), listing(incoming)) == before
     assert not any(root.exists() for root in site.paths.staging_roots().values())
@@ -93,7 +102,9 @@ def test_a_missing_subband_is_named(tmp_path, incoming):
             (partial / path.name).symlink_to(path)
     site = make_site(tmp_path / "site", partial)
     assert "15 of 16 subbands; missing 11" in site.contimg("plan").stdout
-    enough = make_site(tmp_path / "enough", partial, ingest={"min_subbands": 15, "collecting_timeout_s": 1e-3})
+    enough = make_site(
+        tmp_path / "enough", partial, ingest={"min_subbands": 15, "collecting_timeout_s": 1e-3}
+    )
     assert "subbands 11 are missing and will be flagged" in enough.contimg("plan").stdout
 
 
@@ -102,11 +113,21 @@ def test_good_groups_are_imaged_and_the_bad_one_waits_by_name(first_run, incomin
     site, outcome = first_run
     text = outcome.stdout + outcome.stderr
     assert outcome.returncode == 0
-    assert f"not in this run: {BAD_START} collecting: 15 of 16 subbands; missing 07; SubbandError: " in text
+    assert (
+        f"not in this run: {BAD_START} collecting: 15 of 16 subbands; missing 07; SubbandError: "
+        in text
+    )
     states = dict(rows(site.paths.ingest_db, "SELECT group_id, state FROM ingest_queue"))
-    assert states == {CALIBRATOR_START: "completed", TARGET_START: "completed", BAD_START: "collecting"}
+    assert states == {
+        CALIBRATOR_START: "completed",
+        TARGET_START: "completed",
+        BAD_START: "collecting",
+    }
     assert not site.paths.ms(BAD_START).exists()
-    bad = rows(site.paths.ingest_db, "SELECT subband_idx, reason FROM subband_files WHERE reason IS NOT NULL")
+    bad = rows(
+        site.paths.ingest_db,
+        "SELECT subband_idx, reason FROM subband_files WHERE reason IS NOT NULL",
+    )
     assert [subband for subband, _ in bad] == [7]
     assert "_sb07.hdf5: truncated (" in bad[0][1]
     (row,) = json.loads(site.contimg("incomplete", "--json").stdout)
@@ -122,7 +143,12 @@ def test_good_groups_are_imaged_and_the_bad_one_waits_by_name(first_run, incomin
 def test_the_queue_tells_a_groups_story(first_run):
     site, _ = first_run
     why = json.loads(site.contimg("why", TARGET_START, "--json").stdout)
-    assert [h["state_to"] for h in why["history"]] == ["pending", "in_progress", "processing_fresh", "completed"]
+    assert [h["state_to"] for h in why["history"]] == [
+        "pending",
+        "in_progress",
+        "processing_fresh",
+        "completed",
+    ]
     assert why["stage"] == "index"
     assert why["checkpoint_path"] == str(site.paths.result(TARGET_START, "index"))
     assert {Path(log).parent.name for log in why["logs"]} >= {"convert", "image", "index"}
@@ -142,7 +168,10 @@ def test_every_database_has_its_rows(first_run):
     site, _ = first_run
     paths = site.paths
     products = paths.products_db
-    assert rows(products, "SELECT status, stage, cal_applied FROM ms_index") == [("ok", "index", CALIBRATOR_START)] * 2
+    assert (
+        rows(products, "SELECT status, stage, cal_applied FROM ms_index")
+        == [("ok", "index", CALIBRATOR_START)] * 2
+    )
     images = rows(products, "SELECT type, path, noise_jy, beam_major_arcsec, pbcor FROM images")
     assert sorted(i[0] for i in images) == sorted(["image", "pbcor", "pb", "residual"] * 2)
     for kind, path, noise_jy, beam, pbcor in images:
@@ -153,7 +182,10 @@ def test_every_database_has_its_rows(first_run):
     artifacts = rows(products, "SELECT name, path FROM qa_artifacts")
     assert {name for name, _ in artifacts} == {*GROUP_PLOTS, "calibration"}
     assert all(Path(path).stat().st_size > 2000 for _, path in artifacts)
-    tables = rows(paths.registry_db, "SELECT table_type, path, status, cal_field FROM caltables ORDER BY order_index")
+    tables = rows(
+        paths.registry_db,
+        "SELECT table_type, path, status, cal_field FROM caltables ORDER BY order_index",
+    )
     assert [(kind, status, field) for kind, _, status, field in tables] == [
         ("B", "active", "3C454.3"),
         ("G", "active", "3C454.3"),
@@ -165,20 +197,36 @@ def test_every_database_has_its_rows(first_run):
     assert not gains.flags[gains.antenna == int(refant) - 1].any()
     assert np.abs(np.angle(of_refant)).max() < 1e-6
     performance = rows(
-        paths.ingest_db, "SELECT load_time, phase_time, write_time, total_time, writer_type FROM performance_metrics"
+        paths.ingest_db,
+        "SELECT load_time, phase_time, write_time, total_time, writer_type FROM "
+        "performance_metrics",
     )
     assert len(performance) == 2
     assert all(min(p[:4]) > 0 and p[4] == "parallel-subband" for p in performance)
-    (seconds,) = rows(paths.ingest_db, f"SELECT stages FROM performance_metrics WHERE group_id = '{TARGET_START}'")[0]
-    assert json.loads(seconds).keys() >= {"convert", "concat", "prepare", "apply", "image", "qa", "index"}
-    files = rows(paths.ingest_db, "SELECT count(*), sum(checked), sum(reason IS NULL) FROM subband_files")
+    (seconds,) = rows(
+        paths.ingest_db, f"SELECT stages FROM performance_metrics WHERE group_id = '{TARGET_START}'"
+    )[0]
+    assert json.loads(seconds).keys() >= {
+        "convert",
+        "concat",
+        "prepare",
+        "apply",
+        "image",
+        "qa",
+        "index",
+    }
+    files = rows(
+        paths.ingest_db, "SELECT count(*), sum(checked), sum(reason IS NULL) FROM subband_files"
+    )
     assert files == [(48, 48, 47)]
 
 
 def test_positions_and_fluxes_are_right(first_run, incoming, figure):
     paths = first_run[0].paths
     found = measure(
-        paths.image(TARGET_START, "image.fits"), paths.image(TARGET_START, "pbcor.fits"), truth_of(incoming, TARGET_START)
+        paths.image(TARGET_START, "image.fits"),
+        paths.image(TARGET_START, "pbcor.fits"),
+        truth_of(incoming, TARGET_START),
     )
     figure(f"simulated target, wgridder: {found}")
     found.check(least=8)
@@ -191,10 +239,23 @@ def test_tclean_gives_the_same_sky(first_run, incoming, tmp_path, figure):
     site, _ = first_run
     imaging = site.config.imaging.model_copy(update={"backend": "tclean"})
     config = site.config.model_copy(
-        update={"imaging": imaging, "paths": site.config.paths.model_copy(update={"products": tmp_path})}
+        update={
+            "imaging": imaging,
+            "paths": site.config.paths.model_copy(update={"products": tmp_path}),
+        }
     )
-    converted, chosen = (read_json(site.paths.result(TARGET_START, s)) for s in ("convert", "caltables"))
-    result = image_group(site.paths.ms(TARGET_START), TARGET_START, config, converted, chosen, 2, tmp_path / "casa.log")
+    converted, chosen = (
+        read_json(site.paths.result(TARGET_START, s)) for s in ("convert", "caltables")
+    )
+    result = image_group(
+        site.paths.ms(TARGET_START),
+        TARGET_START,
+        config,
+        converted,
+        chosen,
+        2,
+        tmp_path / "casa.log",
+    )
     files = (Path(result["images"][suffix]) for suffix in ("image.fits", "pbcor.fits"))
     found = measure(*files, truth_of(incoming, TARGET_START))
     figure(f"simulated target, tclean: {found}")
@@ -216,7 +277,9 @@ def test_fits_files_say_what_they_are(first_run):
     assert header["TELESCOP"] == "DSA-110"
     assert header["CRVAL3"] == pytest.approx(1.405e9, rel=2e-3)
     assert Time(header["DATE-OBS"]).isot[:19] == TARGET_START
-    assert (Time(header["DATE-END"]) - Time(header["DATE-OBS"])).sec == pytest.approx(309.24, abs=0.01)
+    assert (Time(header["DATE-END"]) - Time(header["DATE-OBS"])).sec == pytest.approx(
+        309.24, abs=0.01
+    )
     assert header["EXPTIME"] < 309  # the burst's integration is gone
     assert 0.5 < header["BMAJ"] * 60 < 2
     wcs = WCS(header).celestial
@@ -225,19 +288,50 @@ def test_fits_files_say_what_they_are(first_run):
     # Aberration: pixels are a little more or less than 8 arcsec of sky.
     assert header["CDELT2"] * 3600 == pytest.approx(8, rel=1.1e-4)
     assert header["CDELT2"] * 3600 != 8
-    # What CASA, CARTA, astropy and the Transients Pipeline look for: place of the telescope, frequency, times, beam, unit.
+    # What CASA, CARTA, astropy and the Transients Pipeline look for: place of the telescope,
+    # frequency, times, beam, unit.
     site = EarthLocation.from_geocentric(*(header[f"OBSGEO-{axis}"] for axis in "XYZ"), unit="m")
     assert (site.lon.deg, site.lat.deg) == pytest.approx((-118.283, 37.233), abs=0.01)
     assert WCS(header).wcs.restfrq == header["CRVAL3"] == header["RESTFRQ"]
     assert WCS(header).wcs.obsgeo[:3] == pytest.approx([header[f"OBSGEO-{axis}"] for axis in "XYZ"])
-    assert (Time(header["END_UTC"]) - Time(header["DATE-OBS"])).sec == pytest.approx(header["DURATION"], abs=1e-3)
+    assert (Time(header["END_UTC"]) - Time(header["DATE-OBS"])).sec == pytest.approx(
+        header["DURATION"], abs=1e-3
+    )
     assert header["DURATION"] == pytest.approx(309.24, abs=0.01)
-    expected = {"CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN", "CTYPE3": "FREQ", "CTYPE4": "STOKES", "CUNIT3": "Hz",
-                "TIMESYS": "UTC", "SPECSYS": "TOPOCENT", "OBSERVER": "DSA-110", "BTYPE": "Intensity", "EQUINOX": 2000.0,
-                "SETSTAT": "active", "VERDICT": "good", "QUALITY": "SCIENCE", "PUBLISH": True, "ANTENNAS": 52}  # fmt: skip
+    expected = {
+        "CTYPE1": "RA---SIN",
+        "CTYPE2": "DEC--SIN",
+        "CTYPE3": "FREQ",
+        "CTYPE4": "STOKES",
+        "CUNIT3": "Hz",
+        "TIMESYS": "UTC",
+        "SPECSYS": "TOPOCENT",
+        "OBSERVER": "DSA-110",
+        "BTYPE": "Intensity",
+        "EQUINOX": 2000.0,
+        "SETSTAT": "active",
+        "VERDICT": "good",
+        "QUALITY": "SCIENCE",
+        "PUBLISH": True,
+        "ANTENNAS": 52,
+    }
     assert {key: header[key] for key in expected} == expected
-    assert {"BMAJ", "BMIN", "BPA", "CRPIX1", "CRPIX2", "CDELT3", "MJD-OBS", "INSTRUME", "ORIGIN", "COMMIT", "SKYCAT", "CALLIST",
-            "STATIONS", "DATAFRAC"} <= set(header)  # fmt: skip
+    assert {
+        "BMAJ",
+        "BMIN",
+        "BPA",
+        "CRPIX1",
+        "CRPIX2",
+        "CDELT3",
+        "MJD-OBS",
+        "INSTRUME",
+        "ORIGIN",
+        "COMMIT",
+        "SKYCAT",
+        "CALLIST",
+        "STATIONS",
+        "DATAFRAC",
+    } <= set(header)
     assert np.isnan(data[0, 0, 0, 0])
     pb = fits.getdata(paths.image(TARGET_START, "pb.fits")).squeeze()
     assert np.nanmin(pb[np.isfinite(data.squeeze())]) >= 0.2
@@ -278,7 +372,9 @@ def test_asking_again_for_one_stage_leaves_no_double_rows(first_run):
     outcome = site.snakemake("--forcerun", "qa", "--", image)
     assert outcome.returncode == 0, outcome.stderr
     assert rows(site.paths.products_db, "SELECT path, type FROM images ORDER BY path") == before
-    assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [("completed",)]
+    assert rows(
+        site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'"
+    ) == [("completed",)]
 
 
 def jobs_of(pid: int) -> list[int]:
@@ -298,7 +394,11 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
     """kill -9 in three stages, in turn; a second run beside a living one is refused."""
     good = good_groups(incoming, tmp_path)
     site = make_site(tmp_path / "site", good, imaging=SMALL_IMAGES)
-    for group, stage in ((CALIBRATOR_START, "convert"), (CALIBRATOR_START, "prepare"), (CALIBRATOR_START, "register")):
+    for group, stage in (
+        (CALIBRATOR_START, "convert"),
+        (CALIBRATOR_START, "prepare"),
+        (CALIBRATOR_START, "register"),
+    ):
         with (tmp_path / "run.log").open("a") as log:
             running = subprocess.Popen(site.command(), cwd=ROOT, stdout=log, stderr=log)
         deadline = time.time() + 300
@@ -309,7 +409,10 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
         if stage == "prepare":
             beside = site.snakemake()
             assert beside.returncode != 0
-            assert "another run (local) is working on this state folder" in beside.stdout + beside.stderr
+            assert (
+                "another run (local) is working on this state folder"
+                in beside.stdout + beside.stderr
+            )
             assert f"not in this run: {group} running: run " in beside.stdout + beside.stderr
             by_name = site.snakemake("--", f"group/{group}")
             assert by_name.returncode != 0
@@ -325,11 +428,15 @@ def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
             time.sleep(0.2)
     last = site.snakemake()
     assert last.returncode == 0, last.stderr[-3000:]
-    assert [s for (s,) in rows(site.paths.ingest_db, "SELECT state FROM ingest_queue")] == ["completed"] * 2
+    assert [s for (s,) in rows(site.paths.ingest_db, "SELECT state FROM ingest_queue")] == [
+        "completed"
+    ] * 2
     with open_table(site.paths.ms(CALIBRATOR_START)) as table:
         assert {"MODEL_DATA", "CORRECTED_DATA"} <= set(table.colnames())
     for suffix in ("image.fits", "pbcor.fits"):
-        whole, resumed = (fits.getdata(s.paths.image(TARGET_START, suffix)) for s in (first_run[0], site))
+        whole, resumed = (
+            fits.getdata(s.paths.image(TARGET_START, suffix)) for s in (first_run[0], site)
+        )
         assert np.nanmax(np.abs(whole - resumed)) < 1e-5 * np.nanmax(whole)
     assert not [p for p in listing(site.paths.products) if "partial" in p]
     for root in site.paths.staging_roots().values():
@@ -350,14 +457,19 @@ def test_a_group_waits_for_a_good_copy_of_a_file(tmp_path, sky):
     convert = str(site.paths.result(CALIBRATOR_START, "convert"))
     refused = site.snakemake("--", convert)  # asked by name, and still not guessed at
     assert refused.returncode == 1
-    assert "cannot be imaged now: 15 of 16 subbands; missing 07; SubbandError" in refused.stdout + refused.stderr
+    assert (
+        "cannot be imaged now: 15 of 16 subbands; missing 07; SubbandError"
+        in refused.stdout + refused.stderr
+    )
     (bad,) = folder.glob("*_sb07.hdf5")
     shutil.copy(mended / bad.name, bad)
     assert "to be imaged" in site.contimg("plan").stdout
     assert site.snakemake("--", convert).returncode == 0
 
 
-def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file_comes(tmp_path, sky):
+def test_data_that_cannot_be_used_fail_at_once_until_an_operator_or_another_file_comes(
+    tmp_path, sky
+):
     """All is well with the file but its data: only the conversion can see that."""
     folder, mended = tmp_path / "incoming", tmp_path / "mended"
     sim = small_group(folder, sky)
@@ -401,7 +513,10 @@ def test_a_group_of_bad_files_fails_in_words_when_its_time_is_up(tmp_path, sky):
 
 def test_reprocess_from_a_stage_repeats_that_and_what_follows(first_run):
     site, _ = first_run
-    times = {s: site.paths.result(TARGET_START, s).stat().st_mtime_ns for s in ("prepare", "apply", "image", "qa")}
+    times = {
+        s: site.paths.result(TARGET_START, s).stat().st_mtime_ns
+        for s in ("prepare", "apply", "image", "qa")
+    }
     said = site.contimg("reprocess", TARGET_START, "--from", "qa")
     assert said.returncode == 0, said.stderr
     assert "pending again, from qa on" in said.stdout
@@ -413,8 +528,12 @@ def test_reprocess_from_a_stage_repeats_that_and_what_follows(first_run):
     assert [s for s in times if again[s] != times[s]] == ["qa"]
     wrong = site.contimg("reprocess", TARGET_START, "--from", "cleaning")
     assert wrong.returncode == 1
-    assert "has no stage cleaning; it goes through convert, concat, prepare, caltables" in wrong.stderr
-    assert rows(site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'") == [("completed",)]
+    assert (
+        "has no stage cleaning; it goes through convert, concat, prepare, caltables" in wrong.stderr
+    )
+    assert rows(
+        site.paths.ingest_db, f"SELECT state FROM ingest_queue WHERE group_id = '{TARGET_START}'"
+    ) == [("completed",)]
 
 
 def test_a_wrong_config_is_refused_in_words(tmp_path, incoming):
@@ -427,7 +546,9 @@ def test_a_wrong_config_is_refused_in_words(tmp_path, incoming):
 
 def test_getting_the_nvss_without_a_network_says_so(tmp_path, incoming):
     site = make_site(tmp_path / "site", incoming)
-    outcome = site.contimg("catalog", str(tmp_path / "nvss.csv"), "--ra", "10", "--dec", "20", "--radius", "0.1")
+    outcome = site.contimg(
+        "catalog", str(tmp_path / "nvss.csv"), "--ra", "10", "--dec", "20", "--radius", "0.1"
+    )
     if outcome.returncode == 0:
         pytest.skip("NOT TESTED offline: this machine reaches VizieR")
     assert "VizieR cannot be reached" in outcome.stderr
@@ -482,11 +603,19 @@ def test_a_set_that_fails_its_gate_is_registered_as_failed_and_never_applied(tmp
     assert (calset["set"], calset["status"]) == (CALIBRATOR_START, "failed")
     assert "B: median_snr is" in calset["notes"]
     assert "failed" in site.contimg("registry", "list").stdout
-    assert json.loads(site.contimg("registry", "show", CALIBRATOR_START).stdout)["tables"][0]["quality"]["antennas"] > 20
+    assert (
+        json.loads(site.contimg("registry", "show", CALIBRATOR_START).stdout)["tables"][0][
+            "quality"
+        ]["antennas"]
+        > 20
+    )
     queue = rows(site.paths.ingest_db, "SELECT state, retry_count FROM ingest_queue")
     assert queue == [("pending", 0)] * 2
     plan = site.contimg("plan").stdout
-    assert f"{CALIBRATOR_START}  calibrator  waiting: waits for calibration: no calibration set is known; its own set " in plan
+    assert (
+        f"{CALIBRATOR_START}  calibrator  waiting: waits for calibration: no calibration set is "
+        "known; its own set " in plan
+    )
     assert "failed: B: median_snr is" in plan
     assert "1 sets failed or were retired" in plan
     assert not list(site.paths.products.glob("results/*.apply.json"))
@@ -497,7 +626,9 @@ def test_a_set_that_fails_its_gate_is_registered_as_failed_and_never_applied(tmp
     assert site.contimg("registry", "retire", "nobody", "--reason", "x").returncode == 1
 
 
-def test_fluxes_are_right_though_the_calibrator_is_a_degree_off_axis(tmp_path, sky, compact_stations, figure):
+def test_fluxes_are_right_though_the_calibrator_is_a_degree_off_axis(
+    tmp_path, sky, compact_stations, figure
+):
     """Through the whole workflow, with another group's tables."""
     incoming = tmp_path / "incoming"
     common = {"dec_deg": DEC_DEG - 1, "channels": 4, "gain_seed": 3, "stations": compact_stations}
@@ -512,7 +643,10 @@ def test_fluxes_are_right_though_the_calibrator_is_a_degree_off_axis(tmp_path, s
     files = (site.paths.image(TARGET_START, suffix) for suffix in ("image.fits", "pbcor.fits"))
     found = measure(*files, truth_of(incoming, TARGET_START))
     fit = read_json(site.paths.result(TARGET_START, "apply"))["model_fit"]
-    figure(f"calibrator 1 deg off axis, through the workflow: {found}; catalogue's amplitude in the visibilities {fit:.4f}")
+    figure(
+        f"calibrator 1 deg off axis, through the workflow: {found}; catalogue's amplitude in the "
+        f"visibilities {fit:.4f}"
+    )
     found.check(least=6)
     assert np.median(found.ratio) == pytest.approx(1, abs=0.02)
 
@@ -529,7 +663,9 @@ def test_quick_looks_from_fast_calibration_never_end_up_in_science(tmp_path, inc
     assert {kind for (kind,) in rows(paths.products_db, "SELECT type FROM images")} == {
         f"quick_{kind}" for kind in ("image", "pbcor", "pb", "residual")
     }
-    assert rows(paths.registry_db, "SELECT DISTINCT set_name, science FROM caltables") == [(f"{CALIBRATOR_START}.fast", 0)]
+    assert rows(paths.registry_db, "SELECT DISTINCT set_name, science FROM caltables") == [
+        (f"{CALIBRATOR_START}.fast", 0)
+    ]
     assert "done: imaged and indexed, with another configuration" in site.contimg("plan").stdout
     assert site.contimg("reprocess", TARGET_START, "--from", "apply").returncode == 0
     applied = str(paths.result(TARGET_START, "apply"))

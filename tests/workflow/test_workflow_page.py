@@ -1,4 +1,5 @@
-"""Products, API and page, over what a real run made. Comes after test_workflow.py, whose run it uses and changes."""
+"""Products, API and page, over what a real run made. Comes after test_workflow.py, whose run it
+uses and changes."""
 
 import hashlib
 import http.client
@@ -20,9 +21,11 @@ from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from contimg import db, indexing, products
-from contimg.files import read_json
-from contimg.identity import science_digest
+from contimg.products import record
+from contimg.products import tables as product_tables
+from contimg.store import db
+from contimg.store.files import read_json
+from contimg.store.identity import science_digest
 from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
 from tests.workflow.conftest import BAD_START, BIN, until
 
@@ -33,15 +36,32 @@ CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 def content(site) -> list[dict]:
     """All rows of the index, without ids and times."""
     with db.reading(site.paths.products_db) as session:
-        found = [products.columns_of(row) for table in (products.Image, products.QaArtifact, products.MeasurementSet)
-                 for row in session.query(table).order_by(table.path)]  # fmt: skip
-    return [{k: v for k, v in row.items() if k not in ("id", "created_at", "processed_at", "stage_updated_at")} for row in found]
+        found = [
+            product_tables.columns_of(row)
+            for table in (
+                product_tables.Image,
+                product_tables.QaArtifact,
+                product_tables.MeasurementSet,
+            )
+            for row in session.query(table).order_by(table.path)
+        ]
+    return [
+        {
+            k: v
+            for k, v in row.items()
+            if k not in ("id", "created_at", "processed_at", "stage_updated_at")
+        }
+        for row in found
+    ]
 
 
 def test_every_product_is_found_and_what_is_altered_is_named(first_run):
     site, _ = first_run
     outcome = site.contimg("verify")
-    assert (outcome.returncode, outcome.stdout.strip()) == (0, "every product is in its place and unaltered")
+    assert (outcome.returncode, outcome.stdout.strip()) == (
+        0,
+        "every product is in its place and unaltered",
+    )
     image, plot = site.paths.image(TARGET_START, "pbcor.fits"), site.paths.qa(TARGET_START, "flags")
     stranger = site.paths.image(TARGET_START, "old.fits")
     whole = image.read_bytes()
@@ -56,7 +76,12 @@ def test_every_product_is_found_and_what_is_altered_is_named(first_run):
         stranger.unlink()
     assert outcome.returncode == 1
     aside = plot.with_suffix(".aside")
-    expected = {f"{image} was altered", f"{plot} is not on disk", f"{stranger} is in no database", f"{aside} is in no database"}
+    expected = {
+        f"{image} was altered",
+        f"{plot} is not on disk",
+        f"{stranger} is in no database",
+        f"{aside} is in no database",
+    }
     assert set(outcome.stdout.strip().splitlines()[:-1]) == expected
 
 
@@ -64,28 +89,41 @@ def test_a_lost_index_is_made_again(first_run):
     site, _ = first_run
     before, said = content(site), []
     site.paths.products_db.unlink()
-    indexing.reconcile(site.config, said.append)
+    record.reconcile(site.config, said.append)
     assert [text[:25] for text in said] == [f"group {CALIBRATOR_START}", f"group {TARGET_START}"]
     assert content(site) == before
-    indexing.reconcile(site.config, said.append)
+    record.reconcile(site.config, said.append)
     assert len(said) == 2
 
 
 def test_an_image_says_where_it_comes_from(first_run, incoming):
     site, _ = first_run
     chain = json.loads(site.contimg("provenance", f"{TARGET_START}.pbcor.fits").stdout)
-    assert chain == json.loads(site.contimg("provenance", TARGET_START).stdout) | {"images": chain["images"]}
+    assert chain == json.loads(site.contimg("provenance", TARGET_START).stdout) | {
+        "images": chain["images"]
+    }
     assert [Path(i["path"]).name for i in chain["images"]] == [f"{TARGET_START}.pbcor.fits"]
     assert len(chain["raw_files"]) == 16
     for file in (chain["raw_files"][3], chain["calibration"]["raw_files"][3]):
         assert file["sha256"] == hashlib.sha256(Path(file["path"]).read_bytes()).hexdigest()
     assert chain["calibration"]["set"] == CALIBRATOR_START
     assert [t["kind"] for t in chain["calibration"]["tables"]] == ["B", "G"]
-    assert {s["stage"] for s in chain["stages"]} >= {"convert", "concat", "prepare", "apply", "image", "qa", "index"}
+    assert {s["stage"] for s in chain["stages"]} >= {
+        "convert",
+        "concat",
+        "prepare",
+        "apply",
+        "image",
+        "qa",
+        "index",
+    }
     assert all(s["seconds"] > 0 and s["versions"]["casatools"] for s in chain["stages"])
     assert any("snakemake --profile local" in command for command in chain["commands"].values())
     assert chain["configuration"]["digest"] == science_digest(site.config)
-    assert chain["configuration"]["values"]["imaging"]["cell_arcsec"] == site.config.imaging.cell_arcsec
+    assert (
+        chain["configuration"]["values"]["imaging"]["cell_arcsec"]
+        == site.config.imaging.cell_arcsec
+    )
     refused = site.contimg("provenance", "nothing.fits")
     assert refused.returncode == 1
     assert "no such image" in refused.stderr
@@ -97,7 +135,9 @@ def test_archives_can_list_the_images(first_run, tmp_path):
     table = Table.read(tmp_path / "obscore.vot")
     row = table[table["access_url"] == site.paths.image(TARGET_START, "pbcor.fits").as_uri()][0]
     header = fits.getheader(site.paths.image(TARGET_START, "pbcor.fits"))
-    assert (row["s_ra"], row["s_dec"]) == pytest.approx((header["CRVAL1"], header["CRVAL2"]), abs=1e-6)
+    assert (row["s_ra"], row["s_dec"]) == pytest.approx(
+        (header["CRVAL1"], header["CRVAL2"]), abs=1e-6
+    )
     assert (row["t_min"], row["t_exptime"]) == pytest.approx((header["MJD-OBS"], header["EXPTIME"]))
     assert row["em_min"] < 299792458 / header["CRVAL3"] < row["em_max"]
     assert table["s_ra"].unit == "deg"
@@ -108,7 +148,9 @@ def test_archives_can_list_the_images(first_run, tmp_path):
 
 def test_room_and_retention_are_told(first_run):
     found = json.loads(first_run[0].contimg("retention", "--json").stdout)
-    assert found["hours_left"] == pytest.approx(found["free_bytes"] / found["bytes_a_group"] * 309 / 3600)
+    assert found["hours_left"] == pytest.approx(
+        found["free_bytes"] / found["bytes_a_group"] * 309 / 3600
+    )
     assert found["may_be_deleted"] == {"measurement_sets": 0, "images": 0, "tables": 0}
     assert "room for" in first_run[0].contimg("retention").stdout
 
@@ -127,16 +169,27 @@ def test_a_day_has_a_plot_and_a_report(first_run, tmp_path):
 def test_a_stage_is_done_again_for_a_day_or_a_calibrator(first_run):
     """All groups of the day, finished ones too, and nothing else; the other stages stay."""
     site, _ = first_run
-    for name, groups in {f"day/{TARGET_START[:10]}": 2, "calibrator/3C454.3": 1, f"group/{TARGET_START}": 1}.items():
+    for name, groups in {
+        f"day/{TARGET_START[:10]}": 2,
+        "calibrator/3C454.3": 1,
+        f"group/{TARGET_START}": 1,
+    }.items():
         asked = site.snakemake("--dry-run", "--quiet", "rules", "--forcerun", "image", "--", name)
         words = (line.split() for line in (asked.stdout + asked.stderr).splitlines())
         jobs = {line[0]: line[1] for line in words if len(line) == 2 and line[1].isdigit()}
-        assert (jobs["image"], jobs["index"]) == (str(groups), str(groups)), asked.stdout + asked.stderr
+        assert (jobs["image"], jobs["index"]) == (str(groups), str(groups)), (
+            asked.stdout + asked.stderr
+        )
         assert not {"convert", "solve", "apply"} & jobs.keys()
     done = site.snakemake("--forcerun", "qa", "--", f"group/{TARGET_START}")
     assert done.returncode == 0, done.stderr
     why = json.loads(site.contimg("why", TARGET_START, "--json").stdout)
-    assert [move["state_to"] for move in why["history"]][-4:] == ["pending", "in_progress", "resuming", "completed"]
+    assert [move["state_to"] for move in why["history"]][-4:] == [
+        "pending",
+        "in_progress",
+        "resuming",
+        "completed",
+    ]
     nothing = site.snakemake("--dry-run", "--", "day/2026-12-24")
     assert "day/2026-12-24: there is no such group here" in nothing.stdout + nothing.stderr
 
@@ -161,7 +214,15 @@ def serve(site):
         environment = {k: v for k, v in os.environ.items() if k != "CONTIMG_API_KEY"} | (
             {} if key is None else {"CONTIMG_API_KEY": key}
         )
-        command = [str(BIN / "contimg"), "serve", "--port", str(port), "--configfile", str(site.configfile), *options]
+        command = [
+            str(BIN / "contimg"),
+            "serve",
+            "--port",
+            str(port),
+            "--configfile",
+            str(site.configfile),
+            *options,
+        ]
         servers.append(subprocess.Popen(command, cwd=ROOT, env=environment))
         address = f"http://127.0.0.1:{port}"
         for _ in range(200):
@@ -189,14 +250,19 @@ def test_the_api_tells_what_the_databases_know(api, site):
     assert status["counts"] == {"completed": 2, "failed": 1}
     assert status["calibration"][0]["set_name"] == CALIBRATOR_START
     assert status["disk"]["free_bytes"] > 0
-    assert [g["group_id"] for g in api.get("/api/groups?state=failed").json()["items"]] == [BAD_START]
+    assert [g["group_id"] for g in api.get("/api/groups?state=failed").json()["items"]] == [
+        BAD_START
+    ]
     assert api.get(f"/api/groups?day={TARGET_START[:10]}&limit=1").json()["total"] == 3
     assert "truncated" in json.dumps(api.get(f"/api/groups/{BAD_START}").json()["files"])
     assert "only 15 of 16 subbands" in api.get(f"/api/groups/{BAD_START}").json()["error"]
     assert {m["status"] for m in api.get("/api/ms_index").json()["items"]} == {"ok"}
     assert api.get("/api/caltables?status=active").json()["total"] == 2
     plots = api.get(f"/api/qa?group_id={TARGET_START}&name=bandpass").json()["items"]
-    assert api.get(f"/api/qa/{plots[0]['id']}").content == site.paths.qa(TARGET_START, "bandpass").read_bytes()
+    assert (
+        api.get(f"/api/qa/{plots[0]['id']}").content
+        == site.paths.qa(TARGET_START, "bandpass").read_bytes()
+    )
     metrics = api.get("/metrics").text
     assert 'contimg_groups{state="failed"} 1.0' in metrics
     assert "contimg_disk_free_bytes" in metrics
@@ -211,13 +277,21 @@ def test_images_are_found_by_time_place_noise_and_verdict(api):
     assert all(i["thumbnail"] for i in everything["items"])
 
     def found(**filters):
-        return [i["group_id"] for i in api.get("/api/images", params={"type": "pbcor", **filters}).json()["items"]]
+        return [
+            i["group_id"]
+            for i in api.get("/api/images", params={"type": "pbcor", **filters}).json()["items"]
+        ]
 
-    assert found(ra=two["centre_ra_deg"], dec=two["centre_dec_deg"] + 0.9, radius=1) == [TARGET_START]
+    assert found(ra=two["centre_ra_deg"], dec=two["centre_dec_deg"] + 0.9, radius=1) == [
+        TARGET_START
+    ]
     assert found(ra=two["centre_ra_deg"], dec=two["centre_dec_deg"] + 1.1, radius=1) == []
     east = (two["centre_ra_deg"] + 0.9 / np.cos(np.radians(two["centre_dec_deg"]))) % 360
     assert found(ra=east, dec=two["centre_dec_deg"], radius=1) == [TARGET_START]
-    assert found(start=TARGET_START) in ([TARGET_START], [])  # to the second of the file name's skew
+    assert found(start=TARGET_START) in (
+        [TARGET_START],
+        [],
+    )  # to the second of the file name's skew
     assert found(end="2026-03-02T20:10:00") == [CALIBRATOR_START]
     assert found(start=one["start_mjd"], end=str(one["start_mjd"] + 0.001)) == [CALIBRATOR_START]
     assert found(max_noise_jy=1e-9) == []
@@ -231,7 +305,10 @@ def test_files_come_with_etags_and_ranges(api, site):
     whole = api.get(f"{address}/fits")
     assert whole.content == path.read_bytes()
     assert hashlib.sha256(whole.content).hexdigest() == image["checksum"]
-    assert api.get(f"{address}/fits", headers={"if-none-match": whole.headers["etag"]}).status_code == 304
+    assert (
+        api.get(f"{address}/fits", headers={"if-none-match": whole.headers["etag"]}).status_code
+        == 304
+    )
     part = api.get(f"{address}/fits", headers={"range": "bytes=2880-5759"})
     assert (part.status_code, part.content) == (206, whole.content[2880:5760])
     assert api.get(f"{address}/fits", headers={"range": f"bytes={10**12}-"}).status_code == 416
@@ -243,30 +320,37 @@ def test_files_come_with_etags_and_ranges(api, site):
     assert np.array_equal(values, np.nanmax(blocks, axis=(1, 3)).astype("<f4"))
     about = json.loads(corner.headers["x-image"])
     assert (about["width"], about["height"], about["wcs"]["NAXIS1"]) == (40, 30, 1800)
-    residual = api.get(f"/api/images?type=residual&group_id={TARGET_START}").json()["items"][0]["id"]
+    residual = api.get(f"/api/images?type=residual&group_id={TARGET_START}").json()["items"][0][
+        "id"
+    ]
     assert "CASA image" in api.get(f"/api/images/{residual}/fits").json()["detail"]
 
 
 NOT_THERE = """
-/api/images/999999 /api/images/999999/fits /api/qa/424242 /api/groups/2020-01-01T00:00:00 /groups/2020-01-01T00:00:00
-/static/../api.py /static/%2e%2e/api.py /static/..%2fapi.py /static//etc/passwd /groups/.. /groups/%2e%2e%2fsecret
-/api/groups/2020-01-01T00:00:00%2f..%2f.. /api/qa/..%2f
+/api/images/999999 /api/images/999999/fits /api/qa/424242 /api/groups/2020-01-01T00:00:00
+/groups/2020-01-01T00:00:00 /static/../api.py /static/%2e%2e/api.py /static/..%2fapi.py
+/static//etc/passwd /groups/.. /groups/%2e%2e%2fsecret /api/groups/2020-01-01T00:00:00%2f..%2f..
+/api/qa/..%2f
 """
 NOT_VALID = """
-/api/images/0 /api/images/-1 /api/images/abc /api/images/1%20OR%201=1 /api/groups/.. /api/groups/%2e%2e
-/api/groups/x'%20OR%20'1'='1 /api/groups?state=x'-- /api/groups?day=2026-01-25'%20OR%201=1--
-/api/groups?limit=99999999999999999999 /api/images?sort=id;DROP%20TABLE%20images
-/api/images?verdict=good'-- /api/images?type=pbcor'%20OR%201=1 /api/images?limit=501
-/api/images?limit=-1 /api/images?offset=-5 /api/images?start=yesterday'-- /api/images?ra=1&dec=91 /api/images?ra=nan&dec=0
-/api/images?group_id=..%2f.. /api/qa?name=../../etc/passwd /api/qa?name=%2fetc%2fpasswd /api/qa?group_id='%20OR%201=1
-/api/ms_index?status=ok'-- /api/caltables?status=x
+/api/images/0 /api/images/-1 /api/images/abc /api/images/1%20OR%201=1 /api/groups/..
+/api/groups/%2e%2e /api/groups/x'%20OR%20'1'='1 /api/groups?state=x'--
+/api/groups?day=2026-01-25'%20OR%201=1-- /api/groups?limit=99999999999999999999
+/api/images?sort=id;DROP%20TABLE%20images /api/images?verdict=good'--
+/api/images?type=pbcor'%20OR%201=1 /api/images?limit=501 /api/images?limit=-1
+/api/images?offset=-5 /api/images?start=yesterday'-- /api/images?ra=1&dec=91
+/api/images?ra=nan&dec=0 /api/images?group_id=..%2f.. /api/qa?name=../../etc/passwd
+/api/qa?name=%2fetc%2fpasswd /api/qa?group_id='%20OR%201=1 /api/ms_index?status=ok'--
+/api/caltables?status=x
 """
 
 
 @pytest.mark.parametrize("target", NOT_THERE.split() + NOT_VALID.split())
 def test_what_a_request_must_not_reach_is_refused(api, site, target):
     before = content(site)
-    with closing(http.client.HTTPConnection(api.base_url.host, api.base_url.port)) as raw:  # others tidy paths up
+    with closing(
+        http.client.HTTPConnection(api.base_url.host, api.base_url.port)
+    ) as raw:  # others tidy paths up
         raw.request("GET", target)
         answer = raw.getresponse()
         text = answer.read().decode()
@@ -276,14 +360,18 @@ def test_what_a_request_must_not_reach_is_refused(api, site, target):
 
 
 def test_a_row_that_points_elsewhere_is_not_served(api, site):
-    with db.writing(site.paths.products_db, products.Base) as session:
-        session.add(products.QaArtifact(group_id=TARGET_START, name="evil", path="/etc/passwd", created_at="t"))
+    with db.writing(site.paths.products_db, product_tables.Base) as session:
+        session.add(
+            product_tables.QaArtifact(
+                group_id=TARGET_START, name="evil", path="/etc/passwd", created_at="t"
+            )
+        )
     try:
         (plot,) = api.get("/api/qa?name=evil").json()["items"]
         answer = api.get(f"/api/qa/{plot['id']}")
     finally:
-        with db.writing(site.paths.products_db, products.Base) as session:
-            session.query(products.QaArtifact).filter_by(name="evil").delete()
+        with db.writing(site.paths.products_db, product_tables.Base) as session:
+            session.query(product_tables.QaArtifact).filter_by(name="evil").delete()
     assert answer.status_code == 404
     assert "outside the products' folder" in answer.json()["detail"]
 
@@ -293,9 +381,14 @@ def test_reprocessing_needs_the_key_and_our_own_page(api, serve, site):
     body = {"from_stage": "index"}
     assert api.post(target, json=body).status_code == 401
     assert api.post(target, json=body, headers={"x-api-key": "wrong"}).status_code == 401
-    elsewhere = api.post(target, json=body, headers={"x-api-key": KEY, "origin": "http://evil.example"})
+    elsewhere = api.post(
+        target, json=body, headers={"x-api-key": KEY, "origin": "http://evil.example"}
+    )
     assert elsewhere.status_code == 403
-    words = f"this one is from evil.example, the server is {api.base_url.netloc.decode()}. Behind a proxy: have it pass Host on"
+    words = (
+        f"this one is from evil.example, the server is {api.base_url.netloc.decode()}. Behind "
+        "a proxy: have it pass Host on"
+    )
     assert words in elsewhere.json()["detail"]
     assert "access-control-allow-origin" not in elsewhere.headers
     for nothing in (None, " "):
@@ -305,7 +398,9 @@ def test_reprocessing_needs_the_key_and_our_own_page(api, serve, site):
     key = {"x-api-key": KEY}
     assert api.post("/api/reprocess/2020-01-01T00:00:00", json=body, headers=key).status_code == 404
     assert api.post(target, json={"from_stage": "../x"}, headers=key).status_code == 422
-    assert api.post(f"/api/reprocess/{BAD_START}", json={}, headers=key).status_code == 409  # it lacks a file
+    assert (
+        api.post(f"/api/reprocess/{BAD_START}", json={}, headers=key).status_code == 409
+    )  # it lacks a file
     assert site.paths.result(TARGET_START, "index").exists()
 
 
@@ -313,13 +408,23 @@ def test_head_is_answered_as_get_is(api):
     """K46: load balancers, wget --spider, curl -I."""
     (image,) = api.get(f"/api/images?type=pbcor&group_id={TARGET_START}").json()["items"]
     name = Path(image["path"]).name
-    for path in ("/", "/healthz", "/metrics", "/api/status", f"/groups/{TARGET_START}", f"/api/files/{name}", "/sky"):
+    for path in (
+        "/",
+        "/healthz",
+        "/metrics",
+        "/api/status",
+        f"/groups/{TARGET_START}",
+        f"/api/files/{name}",
+        "/sky",
+    ):
         head, get = api.head(path), api.get(path)
         assert (head.status_code, head.content) == (200, b""), path
         assert head.headers["content-type"] == get.headers["content-type"]
     assert int(api.head(f"/api/files/{name}").headers["content-length"]) == image["bytes"]
     assert api.head("/api/images/999999").status_code == 404
-    assert all("head" not in methods for methods in api.get("/openapi.json").json()["paths"].values())
+    assert all(
+        "head" not in methods for methods in api.get("/openapi.json").json()["paths"].values()
+    )
 
 
 def test_files_keep_their_names_one_or_a_days(api, site, tmp_path):
@@ -329,8 +434,14 @@ def test_files_keep_their_names_one_or_a_days(api, site, tmp_path):
     (image,) = api.get(f"/api/images?type=pbcor&group_id={TARGET_START}").json()["items"]
     by_number = tmp_path / "by number"
     by_number.mkdir()
-    subprocess.run(["curl", "-s", "-O", f"{api.base_url}/api/files/{name}"], cwd=tmp_path, check=True)
-    subprocess.run(["curl", "-s", "-O", "-J", f"{api.base_url}/api/images/{image['id']}/fits"], cwd=by_number, check=True)
+    subprocess.run(
+        ["curl", "-s", "-O", f"{api.base_url}/api/files/{name}"], cwd=tmp_path, check=True
+    )
+    subprocess.run(
+        ["curl", "-s", "-O", "-J", f"{api.base_url}/api/images/{image['id']}/fits"],
+        cwd=by_number,
+        check=True,
+    )
     for folder in (tmp_path, by_number):
         assert (folder / name).read_bytes() == whole
     names = {f"{group}.pbcor.fits" for group in (CALIBRATOR_START, TARGET_START)}
@@ -338,7 +449,10 @@ def test_files_keep_their_names_one_or_a_days(api, site, tmp_path):
     assert {address.rpartition("/")[2] for address in listed} == names
     assert httpx.get(next(a for a in listed if a.endswith(name))).content == whole
     subprocess.run(
-        f"curl -s {api.base_url}/api/days/{day}/tar?publishable=false | tar xf -", shell=True, cwd=tmp_path, check=True
+        f"curl -s {api.base_url}/api/days/{day}/tar?publishable=false | tar xf -",
+        shell=True,
+        cwd=tmp_path,
+        check=True,
     )
     assert {p.name for p in tmp_path.glob("*.fits")} == names
     assert (tmp_path / name).read_bytes() == whole
@@ -361,12 +475,19 @@ def test_behind_a_proxy_under_a_path_everything_works(serve, site, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    location = (ROOT / "docs" / "contimg-nginx.conf").read_text().replace("http://127.0.0.1:8000", inner)
-    temporary = "".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    location = (
+        (ROOT / "docs" / "contimg-nginx.conf").read_text().replace("http://127.0.0.1:8000", inner)
+    )
+    temporary = "".join(
+        f"{name}_temp_path {tmp_path}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     config = tmp_path / "nginx.conf"
     config.write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; user root; events {{}}\n"
-        f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port};\n{location}\n}} }}\n"
+        f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; "
+        "user root; events {}\n"
+        f"http {{ access_log off; {temporary} "
+        f"server {{ listen 127.0.0.1:{port};\n{location}\n}} }}\n"
     )
     proxy = subprocess.Popen([NGINX, "-c", config, "-e", tmp_path / "error.log"])
     try:
@@ -383,15 +504,27 @@ def test_behind_a_proxy_under_a_path_everything_works(serve, site, tmp_path):
                 assert all(link.startswith("/contimg/") for link in found), found
                 todo |= {link for link in found if "/api/qa/" not in link or len(seen) < 8}
         assert len(seen) > 10
-        listed = httpx.get(f"{outer}/contimg/api/days/{TARGET_START[:10]}/list?publishable=false").text.splitlines()
+        listed = httpx.get(
+            f"{outer}/contimg/api/days/{TARGET_START[:10]}/list?publishable=false"
+        ).text.splitlines()
         assert httpx.get(listed[0]).status_code == 200
         body, key = {"from_stage": "index"}, {"x-api-key": KEY, "origin": outer}
-        assert httpx.post(f"{outer}/contimg/api/reprocess/{BAD_START}", json=body, headers=key).status_code == 409
+        assert (
+            httpx.post(
+                f"{outer}/contimg/api/reprocess/{BAD_START}", json=body, headers=key
+            ).status_code
+            == 409
+        )
         foreign = httpx.post(
-            f"{outer}/contimg/api/reprocess/{BAD_START}", json=body, headers=key | {"origin": "http://x.example"}
+            f"{outer}/contimg/api/reprocess/{BAD_START}",
+            json=body,
+            headers=key | {"origin": "http://x.example"},
         )
         assert foreign.status_code == 403
-        assert f"this one is from x.example, the server is 127.0.0.1:{port}" in foreign.json()["detail"]
+        assert (
+            f"this one is from x.example, the server is 127.0.0.1:{port}"
+            in foreign.json()["detail"]
+        )
     finally:
         proxy.terminate()
         proxy.wait(20)
@@ -408,12 +541,18 @@ def test_many_who_look_at_whole_images_are_served_in_turn(serve, site, figure):
     """K49: 40 at once; the others' pages go on, and the memory stays within bounds."""
     address = serve(None)
     (image,) = httpx.get(f"{address}/api/images?type=pbcor&group_id={TARGET_START}").json()["items"]
-    found = subprocess.run(["pgrep", "-f", f"serve --port {address.rpartition(':')[2]}"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-f", f"serve --port {address.rpartition(':')[2]}"],
+        capture_output=True,
+        text=True,
+    )
     server = int(found.stdout)
     before = memory_mb(server)
 
     def look(_):
-        return httpx.get(f"{address}/api/images/{image['id']}/pixels?step=2", timeout=60).status_code
+        return httpx.get(
+            f"{address}/api/images/{image['id']}/pixels?step=2", timeout=60
+        ).status_code
 
     with ThreadPoolExecutor(40) as pool:
         asked = [pool.submit(look, n) for n in range(40)]
@@ -422,7 +561,10 @@ def test_many_who_look_at_whole_images_are_served_in_turn(serve, site, figure):
         waited = time.monotonic() - begin
         assert {one.result() for one in asked} <= {200, 503}
     grown = memory_mb(server) - before
-    figure(f"40 whole images at once: {grown:.0f} MB more at the most, a page in between after {waited:.1f} s")
+    figure(
+        f"40 whole images at once: {grown:.0f} MB more at the most, a page in between after "
+        f"{waited:.1f} s"
+    )
     assert grown < 300
 
 
@@ -454,12 +596,20 @@ def test_health_is_that_of_the_databases(serve, site):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not (CHROMIUM and DRIVER):
-        pytest.skip("NOT TESTED in a browser: chromium and chromedriver are not installed (apt install chromium chromium-driver)")
+        pytest.skip(
+            "NOT TESTED in a browser: chromium and chromedriver are not installed (apt install "
+            "chromium chromium-driver)"
+        )
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,1400",
+    ):
         options.add_argument(argument)
     downloads = tmp_path_factory.mktemp("downloads")
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
@@ -477,7 +627,9 @@ def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figu
     from selenium.webdriver.common.by import By
 
     browser.get(str(api.base_url))
-    assert browser.find_element(By.CSS_SELECTOR, "#headline h1").text == "Keeping up; 1 group failed"
+    assert (
+        browser.find_element(By.CSS_SELECTOR, "#headline h1").text == "Keeping up; 1 group failed"
+    )
     failed = browser.find_element(By.CSS_SELECTOR, "#failed tbody tr").text
     assert BAD_START in failed
     assert "only 15 of 16 subbands" in failed
@@ -491,17 +643,30 @@ def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figu
     data, wcs = fits.getdata(path).squeeze(), WCS(fits.getheader(path)).celestial
     # In full: zoomed in, a pixel of the image is more than one of the screen.
     browser.execute_script(
-        "const v = document.querySelector('.viewer').viewer; v.x = 900.5; v.y = 900.5; v.scale = 6; v.refine()"
+        "const v = document.querySelector('.viewer').viewer; v.x = 900.5; v.y = 900.5; v.scale = "
+        "6; v.refine()"
     )
-    until(lambda: browser.execute_script("return document.querySelector('.viewer').viewer.tiles.length") == 2, "a tile in full")
+    until(
+        lambda: (
+            browser.execute_script("return document.querySelector('.viewer').viewer.tiles.length")
+            == 2
+        ),
+        "a tile in full",
+    )
     ActionChains(browser).move_to_element_with_offset(canvas, 30, -60).perform()
     x, y = browser.execute_script(
-        "const v = document.querySelector('.viewer').viewer, c = v.canvas, u = c.width / c.getBoundingClientRect().width;"
+        "const v = document.querySelector('.viewer').viewer, c = v.canvas, u = c.width / "
+        "c.getBoundingClientRect().width;"
         "return [Math.floor(v.x + 30 * u / v.scale), Math.floor(v.y + 60 * u / v.scale)]"
     )
     text = browser.find_element(By.CSS_SELECTOR, ".readout").text
-    around = [(i, j) for i in (x - 1, x, x + 1) for j in (y - 1, y, y + 1)]  # the pointer is at a place of the screen
-    expected = {f"{data[j, i] * 1e3:.2f} mJy/beam": tuple(map(float, wcs.pixel_to_world_values(i, j))) for i, j in around}
+    around = [
+        (i, j) for i in (x - 1, x, x + 1) for j in (y - 1, y, y + 1)
+    ]  # the pointer is at a place of the screen
+    expected = {
+        f"{data[j, i] * 1e3:.2f} mJy/beam": tuple(map(float, wcs.pixel_to_world_values(i, j)))
+        for i, j in around
+    }
     (match,) = [flux for flux in expected if text.endswith(flux)][:1]
     ra, dec = (float(v) for v in text.split("(")[1].split(")")[0].split(","))
     assert (ra, dec) == pytest.approx(expected[match], abs=2e-5)
@@ -518,7 +683,8 @@ def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figu
 
 
 def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):
-    """A wrong key is refused in words; the right one puts the group back, and the page says so by itself; a run does it."""
+    """A wrong key is refused in words; the right one puts the group back, and the page says so by
+    itself; a run does it."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.select import Select
 
@@ -526,7 +692,10 @@ def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):
     form = browser.find_element(By.CSS_SELECTOR, "form.reprocess")
     Select(form.find_element(By.NAME, "from_stage")).select_by_visible_text("qa")
     said = form.find_element(By.TAG_NAME, "output")
-    for key, words in (("wrong", "missing or wrong X-API-Key"), (KEY, f"{TARGET_START}: pending again, from qa on")):
+    for key, words in (
+        ("wrong", "missing or wrong X-API-Key"),
+        (KEY, f"{TARGET_START}: pending again, from qa on"),
+    ):
         field = form.find_element(By.NAME, "key")
         field.clear()
         field.send_keys(key)

@@ -1,0 +1,1 @@
+"""Gains: solve, look at, keep, choose, apply."""

@@ -1,0 +1,169 @@
+"""Apply tables to data: one pass, by station names."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numba import njit, prange
+
+from contimg.calibration.casa_tasks import apply_casa, prepared_flags
+from contimg.calibration.tables import Solutions, read, read_for_stations, stations_of
+from contimg.errors import CalibrationError
+from contimg.visibilities import measurement_set as mset
+
+
+def apply(
+    ms: Path, tables: Mapping[str, Path], logfile: Path | None
+) -> tuple[np.ndarray, np.ndarray, mset.Rows]:
+    """CORRECTED_DATA from DATA and the tables, on the flags that `prepare` left; may be repeated.
+
+    Gains in intervals are linear in amplitude and phase inside the group that they were solved on;
+    another group gets their mean. One pass over the data where the tables are a bandpass on the
+    data's own channels and gains; delays, and bandpasses of other channels, are CASA's
+    (`apply_casa`). Returns CORRECTED_DATA, its flags, both (ntime, nbaseline, nchan, npol), and the
+    rows.
+    """
+    mset.require_whole(ms)
+    tables = {kind: Path(path) for kind, path in tables.items()}
+    absent = [str(path) for path in tables.values() if not path.is_dir()]
+    if absent:
+        raise CalibrationError(
+            f"{ms.name}: tables {absent} are gone. Choose again: contimg reprocess GROUP --from "
+            "caltables"
+        )
+    observation, rows = mset.read_observation(ms), mset.read_rows(ms)
+    solutions = per_antenna(tables, observation, rows.time_mjd)
+    if solutions is None:
+        for path in tables.values():
+            if stations_of(path) != list(observation.antenna_names):
+                raise CalibrationError(
+                    f"{path}: its antennas are not those of {ms}, in the same order, as CASA needs "
+                    "them. Choose another set."
+                )
+        apply_casa(ms, tables, logfile)
+        return *(
+            mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")
+        ), rows
+    data = mset.read_grid(ms, "DATA", rows.shape[0])
+    flags = prepared_flags(ms, rows.shape[0])
+    correct_all(data, flags, rows.ant_1, rows.ant_2, *solutions)
+    mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
+    return data, flags, rows
+
+
+def per_antenna(
+    tables: Mapping[str, Path], observation: mset.Observation, time_mjd: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """1 / gain and flags (1 or ntime, nant, nchan, npol) of a bandpass and gains; None when the
+    tables are other.
+
+    Stations go by name: those that the tables do not have are flagged. Raises CalibrationError when
+    they have none of them.
+    """
+    if set(tables) != {"B", "G"}:
+        return None
+    bandpass, gains = (
+        read_for_stations(tables[kind], observation.antenna_names) for kind in ("B", "G")
+    )
+    if not len(bandpass.antenna):
+        raise CalibrationError(
+            f"{tables['B']}: has none of the stations of this observation. Choose another set."
+        )
+    with mset.open_table(f"{tables['B']}::SPECTRAL_WINDOW") as window:
+        freq_hz = window.getcell("CHAN_FREQ", 0)
+    same = bandpass.gain.shape[1] == len(observation.freq_hz) and gains.gain.shape[1] == 1
+    if not same or len(np.unique(bandpass.antenna)) < len(bandpass.antenna):
+        return None
+    if np.abs(freq_hz - observation.freq_hz).max() > 1e-3 * observation.channel_width_hz:
+        return None
+    nant = len(observation.antenna_names)
+    inverse, flagged = (
+        np.ones((nant, *bandpass.gain.shape[1:]), complex),
+        np.ones((nant, *bandpass.gain.shape[1:]), bool),
+    )
+    flagged[bandpass.antenna] = bandpass.flags
+    inverse[bandpass.antenna] = 1 / np.where(bandpass.flags, 1, bandpass.gain)
+    gain = _gains_at(gains, nant, time_mjd)[:, :, None]
+    lost = np.isnan(gain)
+    return inverse / np.where(lost, 1, gain), flagged | lost
+
+
+def middle_gains(tables: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """Bandpass times gains of each station, (npol,): median amplitude, phase in the middle of the
+    band; NaN where flagged."""
+    bandpass, gains = read(tables["B"]), read(tables["G"])
+    names = stations_of(tables["B"])
+    mean = _gains_at(gains, len(names), np.array([np.inf]))[0]
+    values = np.where(bandpass.flags, np.nan, bandpass.gain)
+    nchan = values.shape[1]
+    middle = values[:, nchan // 2 - nchan // 32 : nchan // 2 + nchan // 32 + 1]
+    found = {}
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of antennas without any solution
+        for row, a in enumerate(bandpass.antenna):
+            turned = np.nanmean(middle[row], axis=0)
+            found[names[a]] = (
+                mean[a] * np.nanmedian(np.abs(values[row]), axis=0) * turned / np.abs(turned)
+            )
+    return found
+
+
+def _gains_at(gains: Solutions, nant: int, time_mjd: np.ndarray) -> np.ndarray:
+    """Gains (1 or ntime, nant, npol), NaN where there is none: linear in time inside their group,
+    else their mean."""
+    times = np.unique(gains.time_mjd)
+    inside = len(times) > 1 and abs(times.mean() - time_mjd.mean()) < np.ptp(time_mjd) / 2
+    found = np.full((len(time_mjd) if inside else 1, nant, gains.gain.shape[2]), np.nan, complex)
+    for a in np.unique(gains.antenna):
+        mine = gains.antenna == a
+        for p in range(found.shape[2]):
+            good = mine & ~gains.flags[:, 0, p]
+            values, when = gains.gain[good, 0, p], gains.time_mjd[good]
+            if not len(values):
+                continue
+            if inside:
+                size = np.interp(time_mjd, when, np.abs(values))
+                found[:, a, p] = size * np.exp(
+                    1j * np.interp(time_mjd, when, np.unwrap(np.angle(values)))
+                )
+            else:
+                found[0, a, p] = np.abs(values).mean() * np.exp(1j * np.angle(values.mean()))
+    return found
+
+
+def correct_all(data, flags, ant_1, ant_2, inverse: np.ndarray, flagged: np.ndarray) -> None:
+    """`correct` with solutions for all times, or for each: (1 or ntime, nant, nchan, npol)."""
+    step = len(data) // len(inverse)
+    for k in range(len(inverse)):
+        part = slice(k * step, (k + 1) * step)
+        correct(
+            data[part],
+            flags[part],
+            ant_1,
+            ant_2,
+            np.ascontiguousarray(inverse[k]),
+            np.ascontiguousarray(flagged[k]),
+        )
+
+
+@njit(parallel=True, cache=True)
+def correct(data, flags, ant_1, ant_2, inverse, flagged):
+    """V_12 / (g_1 conj(g_2)) in place, and flags where a solution is flagged: applymode 'calflag'
+    of CASA's applycal.
+
+    data, flags       (ntime, nbaseline, nchan, npol)
+    inverse, flagged  1 / g and whether it is flagged, (nant, nchan, npol)
+    """
+    ntime, nbaseline, nchan, npol = data.shape
+    for b in prange(nbaseline):
+        one, two = ant_1[b], ant_2[b]
+        for c in range(nchan):
+            for p in range(npol):
+                factor = np.complex64(inverse[one, c, p] * np.conj(inverse[two, c, p]))
+                bad = flagged[one, c, p] or flagged[two, c, p]
+                for t in range(ntime):
+                    if bad:
+                        flags[t, b, c, p] = True
+                    else:
+                        data[t, b, c, p] *= factor

@@ -1,0 +1,114 @@
+"""The sky of a field in visibilities: the model of what an observation sees, and how much of it
+calibrated data have."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numba import njit, prange
+
+from contimg.errors import ValidationError
+from contimg.sky import catalogues
+from contimg.sky.calibrators import mean_beam
+from contimg.sky.geometry import meridian_vector, track
+from contimg.sky.prediction import predict
+from contimg.sky.skymodel import Source, calibrator_model
+from contimg.visibilities import measurement_set as mset
+
+FIELD_RADIUS_DEG = 2.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an observation sees of some sources."""
+
+    observation: mset.Observation
+    rows: mset.Rows
+    app_dec_deg: float
+    sources: Sequence[Source]
+
+    def model(
+        self, time_mjd: np.ndarray | None = None, freq_hz: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Visibilities (ntime, nbaseline, nchan) at the observation's integrations and channels, or
+        at others."""
+        mjd = self.rows.time_mjd if time_mjd is None else time_mjd
+        freq_hz = self.observation.freq_hz if freq_hz is None else freq_hz
+        axes = track(*self.observation.phase_centre_deg, mjd).axes
+        pointing = meridian_vector(np.radians(self.app_dec_deg))
+        places = self.observation.positions_m, self.rows.ant_1, self.rows.ant_2
+        return predict(self.sources, mjd, axes, pointing, *places, freq_hz)
+
+
+@njit(parallel=True, cache=True)
+def _fit_sums(data, flags, model, cross):
+    """For each baseline: sums of |M|^2, of Re(D conj(M)), of |D|^2, and the number of real values;
+    (nbaseline, 4)."""
+    ntime, nbaseline, nchan, npol = data.shape
+    found = np.zeros((nbaseline, 4))
+    for b in prange(nbaseline):
+        if cross[b]:
+            for t in range(ntime):
+                for c in range(nchan):
+                    m = model[t, b, c]
+                    for p in range(npol):
+                        if not flags[t, b, c, p]:
+                            v = data[t, b, c, p]
+                            found[b, 0] += m.real**2 + m.imag**2
+                            found[b, 1] += v.real * m.real + v.imag * m.imag
+                            found[b, 2] += v.real**2 + v.imag**2
+                            found[b, 3] += 2
+    return found
+
+
+def model_fit(
+    data, flags, model, ant_1, ant_2
+) -> tuple[float, float, dict[int, tuple[float, float]]]:
+    """Amplitude of the model (ntime, nbaseline, nchan) in the data, and its error; a least-squares
+    fit; no fit is (0, inf). And the same of each antenna's baselines."""
+
+    def fitted(power: float, up: float, scatter: float, values: float) -> tuple[float, float]:
+        if not (power > 0 and values > 0):
+            return 0.0, np.inf
+        fit = up / power
+        return float(fit), float(np.sqrt(max(scatter - fit**2 * power, 0) / values / power))
+
+    found = _fit_sums(data, flags, model, ant_1 != ant_2)
+    antennas = np.unique(np.concatenate([ant_1, ant_2]))
+    return *fitted(*found.sum(axis=0)), {
+        int(a): fitted(*found[(ant_1 == a) ^ (ant_2 == a)].sum(axis=0)) for a in antennas
+    }
+
+
+def modelled_share(sources, calibrator, catalogue, centre_deg) -> float:
+    """Share of the catalogued apparent flux in the beam that the model has."""
+
+    def apparent_jy(some):
+        beams = mean_beam([s.ra_deg for s in some], [s.dec_deg for s in some], *centre_deg)
+        return float(
+            sum(b * s.flux_jy(catalogues.CATALOGUE_HZ) for b, s in zip(beams, some, strict=True))
+        )
+
+    return apparent_jy(sources) / apparent_jy(
+        calibrator_model(calibrator, catalogue, 2 * FIELD_RADIUS_DEG, 0.0)
+    )
+
+
+def model_amplitude(ms: Path, model: np.ndarray) -> float:
+    """Median amplitude in Jy of a model (ntime, nbaseline, nchan); raises ValidationError when it
+    is zero."""
+    amplitude = float(np.median(np.abs(model)))
+    if not amplitude > 0:
+        raise ValidationError(
+            f"{ms}: the sky model is zero: no solution would mean anything. Check the catalogues."
+        )
+    return amplitude
+
+
+def write_model(ms: Path, model: np.ndarray) -> float:
+    """MODEL_DATA from (ntime, nbaseline, nchan) for both polarisations; returns its median
+    amplitude in Jy."""
+    amplitude = model_amplitude(ms, model)
+    mset.write_columns(ms, MODEL_DATA=np.repeat(model[..., None], 2, axis=-1))
+    return amplitude

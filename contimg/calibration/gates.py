@@ -1,0 +1,500 @@
+"""Is calibrated data what calibrated data look like? Gates after `solve` and `apply` that need no
+catalogue of the field.
+
+A solver always solves: of noise, too. What cannot be had from noise, or from another sky than the
+model's, are: the signal to noise that the model's amplitude promises, receivers of the noise that
+receivers have, coherent power that the model explains, a calibrator that stays in its place while
+the sky turns, gains like those of yesterday.
+
+Arrays are (time, baseline, channel, polarisation); data are calibrated, in Jy, in the Measurement
+Set's convention. The noise of a visibility is sigma = sqrt(SEFD_1 SEFD_2) / sqrt(2 width time) in
+each of its real and imaginary part (Thompson, Moran & Swenson 2017, eq. 6.50).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+
+from contimg.config import GatesConfig
+from contimg.findings import Finding, judged, unknown
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
+
+_CELL = (2, 2e6)  # integrations, Hz: in which sources of the whole beam are coherent
+_SIGNIFICANT = 6.0  # errors: an offset of less is none
+_FEW = 3  # antennas: with fewer, nothing is said of each
+_MAD = 1.4826
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the gates need of calibrated data D and their model M.
+
+    product    sum over channels of D conj(M) (ntime, nbaseline, npol), and `power` of |M|^2, as
+               weighted
+    coherent   excess over noise of |mean of D|^2 in small cells, in units of the noise's
+               (nbaseline, npol); `left` of D - M
+    """
+
+    product: np.ndarray
+    power: np.ndarray
+    coherent: np.ndarray
+    left: np.ndarray
+
+
+@njit(parallel=True, cache=True)
+def _sums(data, model, flags, shares, noise, cross, times, channels):
+    """The arrays of `Sums`; noise (nbaseline, npol) is the rms of one component."""
+    ntime, nbaseline, nchan, npol = data.shape
+    product = np.zeros((ntime, nbaseline, npol), np.complex128)
+    power = np.zeros((ntime, nbaseline, npol))
+    coherent, left = np.zeros((nbaseline, npol)), np.zeros((nbaseline, npol))
+    for b in prange(nbaseline):
+        if not cross[b]:
+            continue
+        for p in range(npol):
+            if not noise[b, p] > 0:
+                continue
+            for t0 in range(0, ntime, times):
+                for c0 in range(0, nchan, channels):
+                    mean, rest, n = 0j, 0j, 0
+                    for t in range(t0, min(t0 + times, ntime)):
+                        for c in range(c0, min(c0 + channels, nchan)):
+                            if not flags[t, b, c, p]:
+                                m, w = model[t, b, c], shares[t, b, c, p]
+                                v = data[t, b, c, p]
+                                product[t, b, p] += w * v * np.conj(m)
+                                power[t, b, p] += w * (m.real**2 + m.imag**2)
+                                mean += v
+                                rest += v - m
+                                n += 1
+                    if n:
+                        of_noise = 2 * noise[b, p] ** 2 / n
+                        coherent[b, p] += ((mean.real**2 + mean.imag**2) / n**2 - of_noise) / noise[
+                            b, p
+                        ] ** 2
+                        left[b, p] += ((rest.real**2 + rest.imag**2) / n**2 - of_noise) / noise[
+                            b, p
+                        ] ** 2
+    return product, power, coherent, left
+
+
+def sums(*, data, model, flags, shares, noise, ant_1, ant_2, channel_width_hz: float) -> Sums:
+    """One pass over calibrated data, model (ntime, nbaseline, nchan), flags and shares of full
+    integrations."""
+    times, width_hz = _CELL
+    channels = max(1, int(width_hz / channel_width_hz))
+    return Sums(*_sums(data, model, flags, shares, noise, ant_1 != ant_2, times, channels))
+
+
+def sefd_jy(
+    *, antenna_noise: np.ndarray, channel_width_hz: float, integration_s: float
+) -> np.ndarray:
+    """System equivalent flux densities (nant, npol) of noises per antenna (Jy^(1/2); their products
+    are those of baselines)."""
+    return antenna_noise**2 * np.sqrt(2 * channel_width_hz * integration_s)
+
+
+def promised_snr(
+    *, power, ant_1, ant_2, nant: int, channel_width_hz: float, integration_s: float, sefd: float
+) -> np.ndarray:
+    """Signal to noise of each antenna's gain (nant, npol) that a model of summed `power`
+    (nbaseline, npol) gives to receivers of one SEFD: |g| / error, as the solver counts it (both
+    components of the error together)."""
+    variance = sefd**2 / (2 * channel_width_hz * integration_s)
+    total = np.zeros((nant, power.shape[1]))
+    np.add.at(total, ant_1, power)
+    np.add.at(total, ant_2, power)
+    return np.sqrt(total / (2 * variance))
+
+
+def explained(found: Sums, ant_1, ant_2, nant: int) -> tuple[float, np.ndarray]:
+    """Share of the coherent power that the model explains: of all, and of each antenna's baselines
+    (nant,); NaN where there is no coherent power to be explained."""
+
+    def share(coherent: float, left: float) -> float:
+        return 1 - left / coherent if coherent > 0 else np.nan
+
+    by_antenna = np.full(nant, np.nan)
+    for a in np.unique(np.concatenate([ant_1, ant_2])):
+        mine = (ant_1 == a) ^ (ant_2 == a)
+        by_antenna[a] = share(found.coherent[mine].sum(), found.left[mine].sum())
+    return share(found.coherent.sum(), found.left.sum()), by_antenna
+
+
+def offset_arcsec(
+    *, found: Sums, noise, uvw_m, ant_1, ant_2, freq_hz: float
+) -> tuple[float, float, float]:
+    """Place of the model in data that were calibrated with it: offset to the east and north, and
+    its error, in arcsec.
+
+    Gains constant in time take up a wrong place at the middle of the observation, but not that
+    fringes then turn otherwise than the model's: the phase is 2 pi nu / c ((u - <u>) l + (v - <v>)
+    m). The error is from the scatter of the antennas' own fits, so that gains which drift count.
+    NaN where there are too few antennas or integrations.
+    """
+    weights = np.where(noise > 0, found.power / np.where(noise > 0, noise, 1) ** 2, 0).sum(
+        axis=2
+    )  # (ntime, nbaseline)
+    imaginary = np.where(noise > 0, found.product.imag / np.where(noise > 0, noise, 1) ** 2, 0).sum(
+        axis=2
+    )
+    total = weights.sum(axis=0)
+    if (total > 0).sum() < 2 * _FEW or len(weights) < 2:
+        return np.nan, np.nan, np.nan
+    turns = 2 * np.pi * freq_hz / SPEED_OF_LIGHT_M_S * uvw_m[..., :2]
+    mean = np.einsum("tb,tbk->bk", weights, turns) / np.where(total > 0, total, 1)[:, None]
+    turns = turns - mean
+    phase = imaginary - weights * (imaginary.sum(axis=0) / np.where(total > 0, total, 1))
+    normal = np.einsum("tb,tbi,tbj->bij", weights, turns, turns)
+    right = np.einsum("tbi,tb->bi", turns, phase)
+
+    def fitted(some) -> np.ndarray:
+        matrix = normal[some].sum(axis=0)
+        if np.linalg.cond(matrix) > 1e12:
+            return np.full(2, np.nan)
+        return np.degrees(np.linalg.solve(matrix, right[some].sum(axis=0))) * 3600
+
+    if not np.isfinite(everything := fitted(slice(None))).all():
+        return np.nan, np.nan, np.nan
+    antennas = np.unique(np.concatenate([ant_1[total > 0], ant_2[total > 0]]))
+    each = np.array([fitted((ant_1 == a) ^ (ant_2 == a)) for a in antennas])
+    # Each baseline is in two antennas' fits.
+    scatter = (
+        _MAD
+        * np.nanmedian(np.abs(each - np.nanmedian(each, axis=0)), axis=0)
+        * np.sqrt(2 / len(antennas))
+    )
+    return float(everything[0]), float(everything[1]), float(np.hypot(*scatter))
+
+
+def of_receivers(
+    sefd: np.ndarray, names: Sequence[str], options: GatesConfig
+) -> tuple[dict, list[Finding]]:
+    """SEFDs (nant, npol), NaN where unknown: their numbers by station, and what is to be said of
+    them."""
+    known = sefd[np.isfinite(sefd) & (sefd > 0)]
+    by_station = {
+        name: round(float(np.median(s[s > 0])), 1)
+        for name, s in zip(names, sefd, strict=True)
+        if (s > 0).any()
+    }
+    if not len(known):
+        return {"sefd_jy_by_antenna": by_station}, [
+            unknown(name="sefd", why="the noise of the receivers is not known")
+        ]
+    median = float(np.median(known))
+    scatter = float(_MAD * np.median(np.abs(np.log(known / median))))
+    numbers = {"sefd_jy": median, "sefd_scatter": scatter, "sefd_jy_by_antenna": by_station}
+    times = median / options.sefd_jy
+    found = [
+        judged(
+            name="sefd",
+            value=max(times, 1 / times),
+            warn=options.warn_sefd_factor,
+            fail=options.fail_sefd_factor,
+            unit="times",
+            words=f"noise of the median receiver is {median:.0f} Jy, {times:.2g} times the "
+            f"{options.sefd_jy:g} Jy that they have",
+            cause="The gains are wrong by the root of that: probably the calibrator is not there, "
+            "or has not the model's flux. "
+            "Look at the set's page; contimg registry retire SET if it is wrong",
+        ),
+        judged(
+            name="sefd_scatter",
+            value=scatter,
+            warn=options.warn_sefd_scatter,
+            fail=options.fail_sefd_scatter,
+            words=f"noise of the receivers scatters by {scatter:.2f} in its logarithm",
+            cause="Gains were probably fitted to noise, or most antennas are ill",
+        ),
+    ]
+    return numbers, found
+
+
+def after_solve(
+    *,
+    data,
+    model,
+    flags,
+    shares,
+    noise,
+    antenna_noise,
+    ant_1,
+    ant_2,
+    uvw_m,
+    snr,
+    names: Sequence[str],
+    freq_hz: float,
+    channel_width_hz: float,
+    integration_s: float,
+    one_gain: bool,
+    options: GatesConfig,
+) -> dict:
+    """Numbers and findings for a new calibration set.
+
+    data, model, flags, shares  calibrated with the set, as above
+    noise, antenna_noise        rms of one component: (nbaseline, npol), and (nant, npol) of which
+                                it is the product
+    uvw_m                       (ntime, nbaseline, 3)
+    snr                         of the gains, (nant, npol), 0 where there is none
+    one_gain                    each antenna has one gain for all integrations
+    """
+    nant = len(names)
+    found = sums(
+        data=data,
+        model=model,
+        flags=flags,
+        shares=shares,
+        noise=noise,
+        ant_1=ant_1,
+        ant_2=ant_2,
+        channel_width_hz=channel_width_hz,
+    )
+    sefd = sefd_jy(
+        antenna_noise=antenna_noise, channel_width_hz=channel_width_hz, integration_s=integration_s
+    )
+    numbers, findings = of_receivers(sefd, names, options)
+    promised = promised_snr(
+        power=found.power.sum(axis=0),
+        ant_1=ant_1,
+        ant_2=ant_2,
+        nant=nant,
+        channel_width_hz=channel_width_hz,
+        integration_s=integration_s,
+        sefd=options.sefd_jy,
+    )
+    both = (promised > 0) & (snr > 0)
+    share = float(np.median(snr[both] / promised[both])) if both.any() else np.nan
+    measured, expected = (
+        float(np.median(values[both])) if both.any() else np.nan for values in (snr, promised)
+    )
+    findings.append(
+        judged(
+            name="snr",
+            value=share,
+            warn=options.warn_snr_share,
+            fail=options.fail_snr_share,
+            percent=True,
+            words=f"signal to noise of the gains is {measured:.0f}, {share:.0%} of the "
+            f"{expected:.0f} that the model promises",
+            cause="The data hold another sky than the model, or gains that moved: is the "
+            "calibrator where the header says?",
+        )
+    )
+    whole, each = explained(found, ant_1, ant_2, nant)
+    worst = [names[a] for a in np.flatnonzero(each < options.fail_explained)]
+    findings.append(
+        judged(
+            name="explained",
+            value=whole,
+            warn=options.warn_explained,
+            fail=options.fail_explained,
+            percent=True,
+            words=f"the model explains {whole:.0%} of the coherent power",
+            cause="Something else is in the beam, or the calibrator is not: a wrong header, or a "
+            "sky catalogue with holes. "
+            "Compare declination and time of the headers with the log of the telescope",
+        )
+    )
+    if 0 < len(worst) <= len(names) // 2 and whole >= options.fail_explained:
+        words = (
+            f"the data of {len(worst)} antennas do not fit the model: {', '.join(worst)}; "
+            f"warn below {options.fail_explained:.0%}"
+        )
+        findings.append(
+            Finding(
+                "explained_by_antenna",
+                "warn",
+                f"{words}. Cables, or the antennas themselves",
+                float(len(worst)),
+            )
+        )
+    numbers |= {"snr": measured, "promised_snr": expected, "explained": whole}
+    east, north, error = (np.nan, np.nan, np.nan)
+    if one_gain:
+        east, north, error = offset_arcsec(
+            found=found, noise=noise, uvw_m=uvw_m, ant_1=ant_1, ant_2=ant_2, freq_hz=freq_hz
+        )
+    findings.append(_place(east, north, error, options))
+    numbers |= {
+        "offset_east_arcsec": east,
+        "offset_north_arcsec": north,
+        "offset_error_arcsec": error,
+    }
+    numbers = {
+        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in numbers.items()
+    }
+    return numbers | {"findings": [one.as_json() for one in findings]}
+
+
+def _place(east: float, north: float, error: float, options: GatesConfig) -> Finding:
+    """What is to be said of an offset of the calibrator."""
+    if not np.isfinite(error):
+        return unknown(
+            name="offset",
+            why="the place of the calibrator is not known: gains in intervals, or too few antennas",
+        )
+    away = float(np.hypot(east, north))
+    words = (
+        f"the calibrator is {away:.1f} +- {error:.1f} arcsec from its place ({east:+.1f} "
+        f"east, {north:+.1f} north)"
+    )
+    return judged(
+        name="offset",
+        value=away if away > _SIGNIFICANT * error else 0.0,
+        warn=options.warn_offset_arcsec,
+        unit="arcsec",
+        fail=options.fail_offset_arcsec,
+        words=words,
+        cause="Another source than the calibrator, or a wrong clock or declination",
+    )
+
+
+def after_apply(
+    *,
+    antenna_noise,
+    channel_width_hz: float,
+    integration_s: float,
+    names: Sequence[str],
+    of_set: Mapping[str, float],
+    options: GatesConfig,
+) -> tuple[dict, list[Finding]]:
+    """Receivers of a calibrated group, and against those of the observation that its set was solved
+    on.
+
+    of_set  SEFD by station then; empty where it is not known
+    """
+    sefd = sefd_jy(
+        antenna_noise=antenna_noise, channel_width_hz=channel_width_hz, integration_s=integration_s
+    )
+    numbers, findings = of_receivers(sefd, names, options)
+    now = numbers["sefd_jy_by_antenna"]
+    ratio = {name: now[name] / of_set[name] for name in now if of_set.get(name)}
+    if len(ratio) < _FEW:
+        return numbers, [
+            *findings,
+            unknown(
+                name="sefd_change", why="noise when the set was solved is not known: not compared"
+            ),
+        ]
+    moved = {
+        name: r for name, r in ratio.items() if abs(np.log(r)) > np.log(options.antenna_sefd_change)
+    }
+    typical = float(np.median(list(ratio.values())))
+    findings += [
+        judged(
+            name="sefd_change",
+            value=max(typical, 1 / typical),
+            warn=options.warn_sefd_change,
+            fail=options.fail_sefd_change,
+            unit="times",
+            words=f"noise is {typical:.2f} times that of the set's own observation",
+            cause="Gains changed since the calibrator: choose a nearer set, or look at the "
+            "receivers",
+        ),
+        judged(
+            name="antennas_changed",
+            value=len(moved) / len(ratio),
+            warn=options.warn_antennas_changed,
+            percent=True,
+            fail=options.fail_antennas_changed,
+            words=f"{len(moved)} of {len(ratio)} antennas have another noise than when the "
+            f"set was solved{': ' + ', '.join(moved) if moved else ''}",
+            cause="Cables, amplifiers or attenuators changed since",
+        ),
+    ]
+    return numbers | {"sefd_change": typical, "antennas_changed": sorted(moved)}, findings
+
+
+def against_other_set(
+    *,
+    gain: np.ndarray,
+    other: np.ndarray,
+    names: Sequence[str],
+    other_name: str,
+    hours: float,
+    options: GatesConfig,
+) -> tuple[dict, list[Finding]]:
+    """Gains (nant, npol), amplitude and phase at the middle of the band, against the nearest other
+    set's; NaN where unknown.
+
+    What all antennas share is the calibrator's flux or the correlator's scale; what one of them has
+    alone is a cable.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.abs(gain) / np.abs(other)
+        turned = np.angle(gain / other)
+    known = np.isfinite(ratio) & (ratio > 0)
+    if known.sum() < 2 * _FEW:
+        return {}, [
+            unknown(
+                name="gains_change",
+                why=f"set {other_name} shares too few antennas: gains not compared",
+            )
+        ]
+    typical = float(np.median(ratio[known]))
+    common = np.array(
+        [
+            np.angle(np.nanmean(np.exp(1j * turned[:, p]))) if known[:, p].any() else 0
+            for p in range(turned.shape[1])
+        ]
+    )
+    turned_deg = np.degrees(np.abs(np.angle(np.exp(1j * (turned - common)))))
+    with np.errstate(invalid="ignore"):
+        amplitude = known & (
+            np.abs(np.log(np.where(known, ratio, 1) / typical))
+            > np.log(options.antenna_gain_change)
+        )
+        phase = known & (turned_deg > options.antenna_phase_change_deg)
+    odd = [names[a] for a in np.flatnonzero((amplitude | phase).any(axis=1))]
+    share = float(amplitude[known].mean())
+    when = f"set {other_name}, {abs(hours):.1f} h {'later' if hours > 0 else 'earlier'}"
+    by_antenna = {
+        names[a]: {
+            "amplitude": [_rounded(r, 3) for r in ratio[a]],
+            "phase_deg": [_rounded(d, 1) for d in turned_deg[a]],
+        }
+        for a in np.flatnonzero(known.any(axis=1))
+    }
+    findings = [
+        judged(
+            name="gains_change",
+            value=max(typical, 1 / typical),
+            warn=options.warn_gain_change,
+            fail=options.fail_gain_change,
+            unit="times",
+            words=f"gains are {typical:.2f} times those of {when}",
+            cause="The calibrator has not the flux of the model, is not there, or the correlator's "
+            "scale was changed",
+        ),
+        judged(
+            name="antennas_gain_change",
+            value=share,
+            warn=options.warn_antennas_changed,
+            fail=options.fail_antennas_changed,
+            percent=True,
+            words=f"{share:.0%} of the gains changed in amplitude since {when}",
+            cause="Probably fitted to noise, or cables were moved",
+        ),
+    ]
+    if odd:
+        limits = f"{options.antenna_gain_change:g} times, {options.antenna_phase_change_deg:g} deg"
+        findings.append(
+            Finding(
+                "antennas_odd",
+                "warn",
+                f"changed since {when} (more than {limits}): {', '.join(odd)}",
+                len(odd),
+            )
+        )
+    return {
+        "compared_with": other_name,
+        "gains_change": typical,
+        "gains_change_by_antenna": by_antenna,
+    }, findings
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return round(float(value), digits) if np.isfinite(value) else None

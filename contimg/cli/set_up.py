@@ -1,0 +1,211 @@
+"""Commands to set up and show a site: simulate, selftest, catalog, serve."""
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contimg import config as configuration
+from contimg.cli.shared import ConfigFiles, command, site
+from contimg.errors import ContimgError, InputError
+from contimg.paths import Paths
+from contimg.runs.session import snakemake_command
+
+
+@command
+def simulate(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where to write; default: paths.incoming.")
+    ] = None,
+    configfile: ConfigFiles = None,
+    if_empty: Annotated[
+        bool, typer.Option(help="Only when the folder has no subband files and no group is known.")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(help="UTC of one group; without it, the demo: a calibrator and a target."),
+    ] = None,
+    dec: Annotated[float, typer.Option(help="Apparent declination, deg.")] = 16.15,
+    antennas: Annotated[int, typer.Option(help="Of the 96 active ones.")] = 48,
+    channels: Annotated[int, typer.Option(help="Per subband; the telescope has 48.")] = 12,
+    integrations: Annotated[int, typer.Option(help="Of 12.9 s.")] = 24,
+    seed: Annotated[int, typer.Option(help="Noise and file-name skew.")] = 1,
+    gain_seed: Annotated[int, typer.Option(help="Antenna gains.")] = 1,
+    skew: Annotated[float, typer.Option(help="Spread of the file names, s.")] = 30.0,
+    rfi: Annotated[bool, typer.Option(help="Add interference.")] = False,
+    dead: Annotated[
+        list[int] | None, typer.Option(help="Station that sees noise only; may be given again.")
+    ] = None,
+    missing: Annotated[
+        list[int] | None, typer.Option(help="Subband never written; may be given again.")
+    ] = None,
+    truncated: Annotated[
+        list[int] | None, typer.Option(help="Subband cut off; may be given again.")
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="Source, by name, that is not there; may be given again."),
+    ] = None,
+    sefd_scatter: Annotated[
+        float, typer.Option(help="Scatter of ln(noise) among the receivers.")
+    ] = 0.0,
+    far: Annotated[
+        list[str] | None, typer.Option(help="Cas A or Cyg A in the sidelobes; may be given again.")
+    ] = None,
+):
+    """Write simulated subband files in the telescope's format, with their truth beside them."""
+    from contimg.simulate import Simulation, read_sky, simulate_demo, simulate_group
+
+    config = configuration.load(configfile or ())
+    folder, lists = folder or config.paths.incoming, config.catalogues
+    if if_empty and (Paths.of(config).ingest_db.exists() or any(folder.glob("*_sb??*.hdf5"))):
+        return
+    begin = time.perf_counter()
+    print(f"simulating into {folder} ...", flush=True)
+    try:
+        if start is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(
+                dir=folder, prefix=".demo."
+            ) as work:  # whole, or not there
+                simulate_demo(Path(work), lists.sky, lists.calibrators, lists.stations)
+                written = [
+                    path.replace(folder / path.name) for path in sorted(Path(work).iterdir())
+                ]
+        else:
+            options = Simulation(
+                start=start,
+                dec_deg=dec,
+                antennas=antennas,
+                channels=channels,
+                integrations=integrations,
+                seed=seed,
+                gain_seed=gain_seed,
+                skew_s=skew,
+                rfi=rfi,
+                dead=tuple(dead or ()),
+                missing=tuple(missing or ()),
+                truncated=tuple(truncated or ()),
+                without=tuple(without or ()),
+                sefd_scatter=sefd_scatter,
+                far=tuple(far or ()),
+            )
+            written = simulate_group(
+                folder, options, read_sky(lists.sky, lists.calibrators), lists.stations
+            )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    size_mb = sum(f.stat().st_size for f in written) / 1e6
+    print(f"{len(written)} files, {size_mb:.0f} MB, in {time.perf_counter() - begin:.0f} s")
+
+
+@command
+def selftest():
+    """Image one tiny simulated group in a temporary folder: everything is installed, and compiled
+    for the runs to come."""
+    from contimg.simulate import Simulation, read_sky, simulate_group
+
+    with tempfile.TemporaryDirectory(prefix="contimg-selftest-") as work:
+        folder, lists = Path(work), configuration.load().catalogues
+        options = Simulation(
+            start="2026-03-02T20:03:10",
+            antennas=16,
+            channels=2,
+            integrations=6,
+            seed=1,
+            gain_seed=1,
+        )
+        simulate_group(
+            folder / "incoming", options, read_sky(lists.sky, lists.calibrators), lists.stations
+        )
+        site = {
+            "paths": {name: str(folder / name) for name in ("incoming", "products", "state")},
+            "imaging": {"imsize": 512, "cell_arcsec": 16.0},
+            "calibration": {"min_median_snr": 1e-3},
+        }
+        (folder / "site.json").write_text(json.dumps(site))
+        begin = time.perf_counter()
+        command = snakemake_command("profiles/local", [folder / "site.json"])
+        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+        if (
+            outcome.returncode
+            or not (folder / "products" / "results" / f"{options.start}.index.json").exists()
+        ):
+            raise ContimgError(
+                f"a tiny group could not be imaged. What Snakemake said:\n{outcome.stderr[-4000:]}"
+            )
+    print(f"a tiny group was imaged in {time.perf_counter() - begin:.0f} s: everything works")
+
+
+@command
+def catalog(
+    output: Annotated[
+        Path,
+        typer.Argument(help="File to write, .csv or indexed .sqlite3; name it in catalogues.sky."),
+    ],
+    configfile: ConfigFiles = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A FITS, VOTable or CSV file instead of the NVSS.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --from: name=NVSS, ra_deg=RAJ2000, ... where the file has other names."
+        ),
+    ] = None,
+    flux_unit: Annotated[
+        str | None,
+        typer.Option(help="With --from: of its fluxes, where it does not say: Jy or mJy."),
+    ] = None,
+    ra: Annotated[
+        float | None, typer.Option(help="Centre of a cone, deg; without it, the whole NVSS.")
+    ] = None,
+    dec: Annotated[float | None, typer.Option(help="Centre of a cone, deg.")] = None,
+    radius: Annotated[float, typer.Option(help="Radius of the cone, deg.")] = 5.0,
+    min_mjy: Annotated[float, typer.Option(help="Faintest source, mJy.")] = 2.5,
+):
+    """Get the NVSS (VizieR VIII/65), or take a catalogue that you have, checked, in the format that
+    the workflow reads."""
+    from contimg.sky.catalogues import download_nvss, read_table, write_catalogue
+
+    configuration.load(configfile or ())
+    if source is None:
+        sky = download_nvss(
+            output, None if ra is None or dec is None else (ra, dec), radius, min_mjy
+        )
+    else:
+        named = [
+            one.partition("=") for text in columns or () for one in text.replace(" ", "").split(",")
+        ]
+        sky = write_catalogue(
+            output,
+            read_table(source, {ours: theirs for ours, _, theirs in named}, flux_unit),
+            str(source),
+        )
+    for problem in sky.problems:
+        print(problem)
+    print(f"{sky.number} sources in {output}; set catalogues.sky to it")
+
+
+@command
+def serve(
+    configfile: ConfigFiles = None,
+    port: Annotated[int, typer.Option(help="TCP port.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0: every one of this machine.")
+    ] = "127.0.0.1",
+    prefix: Annotated[str, typer.Option(help="Path under which a proxy shows it: /contimg.")] = "",
+):
+    """The page and the API. With CONTIMG_API_KEY in the environment, groups can be reprocessed from
+    the page."""
+    import uvicorn
+
+    from contimg.web.routes import make_app
+
+    prefix = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
+    app_of_site = make_app(site(configfile))
+    uvicorn.run(app_of_site, host=host, port=port, root_path=prefix, log_level="warning")

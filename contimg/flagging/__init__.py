@@ -1,0 +1,1 @@
+"""What is not data, and what is not the sky."""

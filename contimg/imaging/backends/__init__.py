@@ -1,0 +1,2 @@
+"""The imagers: `prepare(stokes, options, workdir)` gives an input, `deconvolve(request)` a
+Deconvolved."""

@@ -1,0 +1,183 @@
+"""What every imager's result becomes: primary beam, headers, FITS and CASA images, a comparison
+with the catalogue."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.time import Time
+from astropy.wcs import WCS
+from casacore import images
+
+from contimg.config import ImagingConfig
+from contimg.imaging.interface import Beam, Deconvolved
+from contimg.imaging.stokes import StokesI
+from contimg.paths import CASA_IMAGES, FITS_IMAGES
+from contimg.sky.beam import airy_beam, drift_beam, read_beam
+from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
+from contimg.store.files import publish, remove
+from contimg.visibilities import measurement_set as mset
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixels of an image. `cell_deg` is the ICRS angle: aberration is taken out of the apparent
+    one."""
+
+    npix: int
+    cell_deg: float
+    centre_deg: tuple[float, float]
+
+    def wcs(self) -> WCS:
+        """Celestial WCS (SIN projection, ICRS)."""
+        wcs = WCS(naxis=2)
+        wcs.wcs.ctype = ["RA---SIN", "DEC--SIN"]
+        wcs.wcs.crval = self.centre_deg
+        wcs.wcs.crpix = [self.npix // 2 + 1] * 2
+        wcs.wcs.cdelt = [-self.cell_deg, self.cell_deg]
+        wcs.wcs.cunit = ["deg", "deg"]
+        wcs.wcs.radesys = "ICRS"
+        return wcs
+
+    def axes_lm(self) -> tuple[np.ndarray, np.ndarray]:
+        """Direction cosines along x (falling) and y (growing)."""
+        steps = (np.arange(self.npix) - self.npix // 2) * np.radians(self.cell_deg)
+        return -steps, steps
+
+
+def primary_beam(stokes: StokesI, options: ImagingConfig) -> tuple[Grid, np.ndarray, dict]:
+    """Grid of the image, the drift-averaged primary beam on it, and a summary of the data that
+    weighted it."""
+    observation, rows = stokes.observation, stokes.rows
+    ra, dec = observation.phase_centre_deg
+    grid = Grid(
+        options.imsize, options.cell_arcsec / 3600 / track(ra, dec, rows.time_mjd).scale, (ra, dec)
+    )
+    beam_ra, beam_dec = meridian_icrs_deg(rows.time_mjd, np.radians(stokes.app_dec_deg))
+    beam_lm = np.stack(direction_cosines(beam_ra, beam_dec, ra, dec), axis=1)
+    time_weights, freq_weights = stokes.time_weights, stokes.freq_weights
+    power = read_beam(options.beam_file) if options.beam_file else airy_beam
+    response = drift_beam(
+        *grid.axes_lm(), beam_lm, observation.freq_hz, time_weights, freq_weights, power
+    )
+    summary = {
+        "time_weights": time_weights,
+        "freq_weights": freq_weights,
+        "flagged": 1
+        - np.count_nonzero(stokes.weights) / (stokes.rows_used * len(observation.freq_hz)),
+        "time_mjd": rows.time_mjd,
+        "integration_s": rows.integration_s,
+        "freq_hz": float(np.average(observation.freq_hz, weights=freq_weights)),
+        "bandwidth_hz": len(observation.freq_hz) * observation.channel_width_hz,
+        "exposure_s": float((time_weights > 0).sum() * rows.integration_s),
+    }
+    return grid, response.astype(np.float32), summary
+
+
+def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mapping) -> fits.Header:
+    """FITS header of a (1, 1, y, x) image."""
+    celestial = grid.wcs().to_header()
+    result = fits.Header()
+    for key in ("CTYPE", "CRVAL", "CRPIX", "CDELT", "CUNIT"):
+        for axis in (1, 2):
+            if f"{key}{axis}" in celestial:
+                result[f"{key}{axis}"] = celestial[f"{key}{axis}"]
+    result["CRPIX1"] = result["CRPIX2"] = float(grid.npix // 2 + 1)
+    result.update({"RADESYS": "ICRS", "LONPOLE": 180.0, "LATPOLE": grid.centre_deg[1]})
+    result.update(
+        {
+            "CTYPE3": "FREQ",
+            "CRVAL3": summary["freq_hz"],
+            "CRPIX3": 1.0,
+            "CDELT3": summary["bandwidth_hz"],
+            "CUNIT3": "Hz",
+        }
+    )
+    result.update({"CTYPE4": "STOKES", "CRVAL4": 1.0, "CRPIX4": 1.0, "CDELT4": 1.0})
+    result.update({"SPECSYS": "TOPOCENT", "BUNIT": unit, "BTYPE": "Intensity"})
+    result.update(
+        {"BMAJ": beam.major_arcsec / 3600, "BMIN": beam.minor_arcsec / 3600, "BPA": beam.pa_deg}
+    )
+    half_day = summary["integration_s"] / 2 / mset.DAY_S
+    start, end = summary["time_mjd"][0] - half_day, summary["time_mjd"][-1] + half_day
+    used = summary["time_weights"]
+    middle = float(np.average(summary["time_mjd"], weights=used))
+    result.update(
+        {
+            "DATE-OBS": Time(start, format="mjd").isot,
+            "DATE-END": Time(end, format="mjd").isot,
+            "DATE-AVG": Time(middle, format="mjd").isot,
+            "MJD-OBS": start,
+            "MJD-END": end,
+            "MJD-AVG": middle,
+            "TIMESYS": "UTC",
+            "END_UTC": Time(end, format="mjd").isot,  # the Transients Pipeline's name for it
+            "EXPTIME": summary["exposure_s"],
+            "DURATION": (end - start) * mset.DAY_S,
+            "TELESCOP": "DSA-110",
+            "INSTRUME": "DSA-110",
+            "OBSERVER": "DSA-110",
+            "ORIGIN": "contimg",
+            "RESTFRQ": summary["freq_hz"],
+            "EQUINOX": 2000.0,
+            "OBSGEO-X": TEE_ITRF_M[0],
+            "OBSGEO-Y": TEE_ITRF_M[1],
+            "OBSGEO-Z": TEE_ITRF_M[2],
+            "FLAGFRAC": summary["flagged"],
+        }
+    )
+    result["OBJECT"] = keywords.get("OBJECT", "drift scan")
+    for key, value in keywords.items():
+        result[key] = value
+    return result
+
+
+def write_products(
+    prefix_of,
+    work: Path,
+    grid: Grid,
+    image: np.ndarray,
+    result: Deconvolved,
+    pb: np.ndarray,
+    summary: Mapping,
+    options,
+    keywords: Mapping,
+) -> dict[str, Path]:
+    """Write every product into `work`, then move each to its final name (`prefix_of(suffix)`);
+    returns them by suffix."""
+    blank = np.where(pb >= options.beam_limit, pb, np.nan)
+    arrays = {
+        "image": (image, "Jy/beam"),
+        "image.pbcor": (image / blank, "Jy/beam"),
+        "pb": (pb, ""),
+        "residual": (result.residual, "Jy/beam"),
+        "model": (result.model, "Jy/pixel"),
+        "psf": (result.psf, "Jy/beam"),
+    }
+    fits_of = {"image": "image.fits", "image.pbcor": "pbcor.fits", "pb": "pb.fits"}
+    written: dict[str, Path] = {}
+    for suffix in CASA_IMAGES:
+        array, unit = arrays[suffix]
+        as_fits = work / fits_of.get(suffix, f"{suffix}.scratch.fits")
+        hdu = fits.PrimaryHDU(
+            array.T[None, None].astype(np.float32),
+            header(grid, result.beam, summary, unit, keywords),
+        )
+        hdu.writeto(as_fits, checksum=True, overwrite=True)
+        images.image(str(as_fits)).saveas(str(work / suffix), overwrite=True)
+        written[suffix] = work / suffix
+        if suffix in fits_of and not options.skip_fits:
+            written[fits_of[suffix]] = as_fits
+        else:
+            as_fits.unlink()
+    final = {}
+    for suffix in (*CASA_IMAGES, *FITS_IMAGES):
+        target = prefix_of(suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove(target)
+        if suffix in written:
+            publish(written[suffix], target)
+            final[suffix] = target
+    return final

@@ -1,0 +1,80 @@
+"""From a calibrated Measurement Set to images: one interface, several imagers, the same products.
+
+A backend takes an ImageRequest and gives a Deconvolved: arrays on the request's grid in apparent
+Jy. What the beam does to them, headers and files are common (contimg.imaging.products).
+
+Image arrays are (x, y): x grows to the west (RA falls), y to the north; the phase centre is pixel
+(n/2, n/2).
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from contimg.config import ImagingConfig
+
+_ENOUGH_PIXELS = 1_000_003  # for the noise; no divisor of an image's width
+
+
+@dataclass(frozen=True)
+class Beam:
+    """Restoring beam: full widths at half maximum, position angle from north through east."""
+
+    major_arcsec: float
+    minor_arcsec: float
+    pa_deg: float
+
+    def gaussian(self, dx_arcsec: np.ndarray, dy_arcsec: np.ndarray) -> np.ndarray:
+        """Response at offsets to the east and to the north, 1 at the centre."""
+        pa = np.radians(self.pa_deg)
+        along = dx_arcsec * np.sin(pa) + dy_arcsec * np.cos(pa)
+        across = dx_arcsec * np.cos(pa) - dy_arcsec * np.sin(pa)
+        return np.exp(
+            -4 * np.log(2) * ((along / self.major_arcsec) ** 2 + (across / self.minor_arcsec) ** 2)
+        )
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What to image and how."""
+
+    inputs: object  # what the backend's `prepare` made of the visibilities
+    options: ImagingConfig
+    workdir: Path  # for a backend's scratch files
+    threads: int
+    logfile: Path | None
+
+
+class Diverged(Exception):
+    """The clean made things worse."""
+
+
+@dataclass
+class Deconvolved:
+    """What an imager gives: (npix, npix) arrays in Jy/beam (residual, psf) and Jy/pixel (model)."""
+
+    residual: np.ndarray
+    model: np.ndarray
+    psf: np.ndarray
+    beam: Beam
+    notes: dict = field(default_factory=dict)
+
+
+def robust_rms(values: np.ndarray) -> float:
+    """Standard deviation from the median absolute deviation, after clipping at 5 sigma: noise
+    without sources."""
+    values = values.ravel()[:: max(1, values.size // _ENOUGH_PIXELS)]
+    sample = values[np.isfinite(values)]
+    for _ in range(3):
+        centre = np.median(sample)
+        sigma = 1.4826 * np.median(np.abs(sample - centre))
+        sample = sample[np.abs(sample - centre) <= 5 * sigma]
+    return float(sigma)
+
+
+def backend(name: str):
+    """The module of an imager: `prepare(stokes, options, workdir)` gives its inputs,
+    `deconvolve(request)` a Deconvolved."""
+    return import_module(f"contimg.imaging.backends.{name}")

@@ -1,0 +1,1 @@
+"""Pictures for people; each function takes values and gives a figure."""

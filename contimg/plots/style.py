@@ -1,0 +1,90 @@
+"""What all plots share: colours, sizes, saving, coarse pictures of images."""
+
+import logging
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from contimg.store.files import replacing
+
+log = logging.getLogger(__name__)
+# Okabe & Ito (2008): told apart with any colour vision.
+BLUE, ORANGE = "#0072B2", "#D55E00"
+COARSE_PIXELS = 900
+DPI = 110
+
+
+def save_plot(draw: Callable[[], Figure], path: Path, dpi: int = DPI) -> str | None:
+    """Draw and write a plot; one that cannot be drawn is replaced by a picture that says why, and
+    fails nothing.
+
+    Returns why it could not be drawn.
+    """
+    why = None
+    try:
+        figure = draw()
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=dpi, format="png")
+    except OSError:  # no room, say: not the plot's fault
+        raise
+    except Exception as error:  # matplotlib raises what it likes
+        log.exception("the plot %s could not be drawn", path.name)
+        why = f"{type(error).__name__}: {error}"
+        plt.close("all")
+        figure = plt.figure(figsize=(8, 4))
+        figure.text(
+            0.5, 0.6, f"The plot “{path.stem}” could not be drawn.", ha="center", fontsize=14
+        )
+        figure.text(
+            0.5,
+            0.35,
+            textwrap.fill(why.replace("$", r"\$")[:600], 80),
+            ha="center",
+            va="center",
+            family="monospace",
+            fontsize=9,
+        )
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=dpi, format="png")
+    finally:
+        plt.close("all")
+    return why
+
+
+def coarse_image(path: Path, pixels: int = COARSE_PIXELS) -> np.ndarray:
+    """(y, x) image reduced to about `pixels` on a side; each coarse pixel keeps its largest value,
+    so sources stay."""
+    from casacore import images
+
+    data = images.image(str(path))
+    values = data.getdata().squeeze()
+    values = np.where(data.getmask().squeeze(), np.nan, values)
+    factor = max(1, values.shape[0] // pixels)
+    side = values.shape[0] // factor
+    blocks = values[: side * factor, : side * factor].reshape(side, factor, side, factor)
+    with np.errstate(all="ignore"):
+        return np.where(
+            np.isnan(blocks).all(axis=(1, 3)),
+            np.nan,
+            np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3)),
+        )
+
+
+def show(axes, picture: np.ndarray, imaged: Mapping, **style):
+    """A coarse picture of an image on axes in degrees from its centre."""
+    half_deg = imaged["imsize"] * imaged["cell_arcsec"] / 3600 / 2
+    rms_mjy = imaged["rms_jy"] * 1e3
+    style = {"cmap": "inferno", "vmin": -2 * rms_mjy, "vmax": 25 * rms_mjy} | style
+    extent = (half_deg, -half_deg, -half_deg, half_deg)
+    return axes.imshow(picture, origin="lower", extent=extent, interpolation="nearest", **style)
+
+
+def only_words(words: str) -> Figure:
+    """A figure that says why there is nothing to plot."""
+    figure = plt.figure(figsize=(8, 4))
+    figure.text(0.5, 0.5, words, ha="center")
+    return figure

@@ -1,0 +1,1 @@
+"""What came out: the index, where it is from, what may be published, what may be deleted."""

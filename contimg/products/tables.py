@@ -1,0 +1,223 @@
+"""The index of products: Measurement Sets, images, QA artefacts."""
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, delete, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from contimg.store import db
+
+# IVOA ObsCore 1.1, the mandatory columns and some more. Wavelengths in m, sizes in deg and arcsec,
+# times MJD and s.
+_OBSCORE = """
+    SELECT
+    'image' AS dataproduct_type, 3 AS calib_level, 'DSA-110 continuum' AS obs_collection,
+    i.group_id AS obs_id,
+    'ivo://dsa110/contimg?' || i.group_id || '/' || i.type AS obs_publisher_did,
+    'file://' || i.path AS access_url,
+    CASE WHEN i.path LIKE '%.fits' THEN 'image/fits' ELSE 'application/x-casa-image' END
+    AS access_format,
+    i.bytes / 1000 AS access_estsize, i.group_id AS target_name, i.centre_ra_deg AS s_ra,
+    i.centre_dec_deg AS s_dec, i.diameter_deg AS s_fov,
+    printf('CIRCLE ICRS %.6f %.6f %.4f', i.centre_ra_deg, i.centre_dec_deg, i.diameter_deg / 2)
+    AS s_region,
+    sqrt(i.beam_major_arcsec * i.beam_minor_arcsec) AS s_resolution, i.start_mjd AS t_min,
+    i.end_mjd AS t_max, i.exposure_s AS t_exptime, i.exposure_s AS t_resolution,
+    299792458.0 / (i.freq_hz + i.bandwidth_hz / 2) AS em_min,
+    299792458.0 / (i.freq_hz - i.bandwidth_hz / 2) AS em_max,
+    i.freq_hz / i.bandwidth_hz AS em_res_power,
+    'phot.flux.density;em.radio.750-1500MHz' AS o_ucd, '/I/' AS pol_states, i.imsize AS s_xel1,
+    i.imsize AS s_xel2, 1 AS t_xel, 1 AS em_xel, 1 AS pol_xel, 'OVRO' AS facility_name,
+    'DSA-110' AS instrument_name, i.verdict AS verdict, i.cal_set AS calibration_set,
+    i.set_status AS calibration_set_status
+    FROM images i WHERE i.unpublishable IS NULL
+    AND i.centre_ra_deg IS NOT NULL AND i.diameter_deg IS NOT NULL"""
+_NEW_IN_2 = {
+    "ms_index": "group_id TEXT DEFAULT '' NOT NULL, reason TEXT, bytes INTEGER",
+    "images": "group_id TEXT DEFAULT '' NOT NULL, mode TEXT, backend TEXT, centre_ra_deg FLOAT, "
+    "centre_dec_deg FLOAT, diameter_deg FLOAT, imsize INTEGER, cell_arcsec FLOAT, "
+    "freq_hz FLOAT, bandwidth_hz FLOAT, start_mjd FLOAT, end_mjd FLOAT, exposure_s "
+    "FLOAT, flagged FLOAT, subbands INTEGER, cal_set TEXT, flux_scale TEXT, "
+    "offset_east_arcsec FLOAT, offset_north_arcsec FLOAT, config TEXT, software TEXT, "
+    "checksum TEXT, bytes INTEGER, deleted_at TEXT",
+    "qa_artifacts": "checksum TEXT",
+}
+# Until `publishing.mark` has looked at them, at the begin of the next run or server, they are not
+# published.
+_NEW_IN_3 = (
+    "set_status TEXT DEFAULT 'not looked at' NOT NULL",
+    "unpublishable TEXT DEFAULT 'not looked at'",
+    "cal_checksums TEXT",
+    "antennas_lost TEXT",
+    "data_share FLOAT",
+    "catalogues TEXT",
+    "commit_id TEXT",
+)
+
+
+class Base(DeclarativeBase):
+    """Tables of products.sqlite3."""
+
+    views: ClassVar = {"obscore": _OBSCORE}
+    migrations: ClassVar = (
+        (
+            *(
+                f"ALTER TABLE {t} ADD COLUMN {c}"
+                for t, columns in _NEW_IN_2.items()
+                for c in columns.split(", ")
+            ),
+            "UPDATE ms_index SET group_id = replace(substr(path, -22), '.ms', '')",
+            "UPDATE images SET group_id = replace(substr(ms_path, -22), '.ms', '')",
+            "UPDATE images SET (start_mjd, end_mjd) = (SELECT start_mjd, end_mjd FROM ms_index "
+            "WHERE path = ms_path)",
+            "CREATE INDEX ix_ms_index_group_id ON ms_index (group_id)",
+            "CREATE INDEX ix_images_group_id ON images (group_id)",
+            "CREATE INDEX ix_images_start_mjd ON images (start_mjd)",
+        ),
+        tuple(f"ALTER TABLE images ADD COLUMN {c}" for c in _NEW_IN_3),
+    )
+
+
+class MeasurementSet(Base):
+    """A Measurement Set and the last stage that it went through, or failed in."""
+
+    __tablename__ = "ms_index"
+    __table_args__ = (CheckConstraint("status IN ('ok', 'failed', 'pruned')"),)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    group_id: Mapped[str] = mapped_column(index=True)
+    start_mjd: Mapped[float]
+    end_mjd: Mapped[float]
+    mid_mjd: Mapped[float]
+    processed_at: Mapped[str]
+    status: Mapped[str]
+    reason: Mapped[str | None]  # of a failure
+    stage: Mapped[str]
+    stage_updated_at: Mapped[str]
+    cal_applied: Mapped[str | None]  # name of the calibration set
+    imagename: Mapped[str | None]
+    bytes: Mapped[int | None]  # it and its group's images and plots, when they were indexed
+
+
+class Image(Base):
+    """An image product."""
+
+    __tablename__ = "images"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    group_id: Mapped[str] = mapped_column(index=True)
+    path: Mapped[str] = mapped_column(unique=True)
+    ms_path: Mapped[str] = mapped_column(ForeignKey("ms_index.path"), index=True)
+    created_at: Mapped[str]
+    deleted_at: Mapped[str | None]  # by retention
+    type: Mapped[str]
+    mode: Mapped[str | None]
+    backend: Mapped[str | None]
+    beam_major_arcsec: Mapped[float]
+    beam_minor_arcsec: Mapped[float]
+    beam_pa_deg: Mapped[float]
+    noise_jy: Mapped[float]
+    thermal_jy: Mapped[float]
+    dynamic_range: Mapped[float]
+    verdict: Mapped[str]  # findings.LEVELS
+    verdict_reasons: Mapped[str]
+    science: Mapped[bool]
+    flux_ratio: Mapped[float | None]  # median, to the catalogue
+    flux_scatter: Mapped[float | None]
+    offset_arcsec: Mapped[float | None]  # median
+    offset_east_arcsec: Mapped[float | None]
+    offset_north_arcsec: Mapped[float | None]
+    expected_sources: Mapped[int]
+    found_sources: Mapped[int]
+    pbcor: Mapped[bool]
+    centre_ra_deg: Mapped[float | None]  # ICRS
+    centre_dec_deg: Mapped[float | None]
+    diameter_deg: Mapped[float | None]  # of the beam down to imaging.beam_limit, or of the image
+    imsize: Mapped[int | None]
+    cell_arcsec: Mapped[float | None]
+    freq_hz: Mapped[float | None]
+    bandwidth_hz: Mapped[float | None]
+    start_mjd: Mapped[float | None] = mapped_column(index=True)  # UTC
+    end_mjd: Mapped[float | None]
+    exposure_s: Mapped[float | None]
+    flagged: Mapped[float | None]  # share of the visibilities
+    subbands: Mapped[int | None]
+    cal_set: Mapped[str | None]
+    flux_scale: Mapped[str | None]
+    set_status: Mapped[str] = mapped_column(
+        default="active"
+    )  # of cal_set now: active, or why it must not be used
+    cal_checksums: Mapped[str | None]  # of its tables when they were applied
+    unpublishable: Mapped[
+        str | None
+    ]  # why it must not be published; null: it may (contimg.publishing)
+    antennas_lost: Mapped[str | None]  # names of those that took part and are not in it
+    data_share: Mapped[float | None]  # of the group's visibilities
+    catalogues: Mapped[str | None]  # checksums, JSON
+    commit_id: Mapped[str | None]  # of the software
+    config: Mapped[str | None]  # digest
+    software: Mapped[str | None]  # versions, JSON
+    checksum: Mapped[str | None]  # SHA-256
+    bytes: Mapped[int | None]
+
+
+class QaArtifact(Base):
+    """A QA plot."""
+
+    __tablename__ = "qa_artifacts"
+    __table_args__ = (UniqueConstraint("group_id", "name"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    group_id: Mapped[str] = mapped_column(index=True)
+    name: Mapped[str]
+    path: Mapped[str]
+    created_at: Mapped[str]
+    checksum: Mapped[str | None]  # SHA-256
+
+
+def record_group(
+    session: Session, ms: MeasurementSet, images: Iterable[Image], artifacts: Iterable[QaArtifact]
+) -> None:
+    """Replace all that the index says about a group; its full images stay when it gets a quick
+    look, and the other way round."""
+    images = list(images)
+    quick = Image.type.startswith("quick_")
+    same = quick if images[0].type.startswith("quick_") else ~quick
+    session.execute(delete(Image).where(Image.ms_path == ms.path, same))
+    session.execute(delete(QaArtifact).where(QaArtifact.group_id == ms.group_id))
+    session.merge(ms)
+    session.flush()
+    session.add_all([*images, *artifacts])
+
+
+def images_of_day(session: Session, date: str) -> list[dict]:
+    """Rows of the images (pbcor) of a day, UTC, in order of time."""
+    query = select(Image).where(
+        Image.type.in_(("pbcor", "quick_pbcor")), Image.group_id.startswith(date)
+    )
+    return [columns_of(row) for row in session.scalars(query.order_by(Image.start_mjd))]
+
+
+def columns_of(row: Base) -> dict:
+    """A row as a plain mapping."""
+    return {column.name: getattr(row, column.name) for column in row.__table__.columns}
+
+
+def note_stage(
+    session: Session, path: str, group: str, stage: str, times: Mapping, reason: str | None = None
+) -> None:
+    """A group's Measurement Set went through a stage, or failed in it for a reason; what is known
+    of it otherwise stays.
+
+    times  start_mjd, end_mjd and mid_mjd
+    """
+    row = session.get(MeasurementSet, path)
+    if row is None and None in times.values():  # made by an earlier contimg
+        return
+    if row is None:
+        row = MeasurementSet(path=path, group_id=group, processed_at=db.now(), **times)
+        session.add(row)
+    row.stage, row.stage_updated_at, row.reason, row.status = (
+        stage,
+        db.now(),
+        reason,
+        "failed" if reason else "ok",
+    )

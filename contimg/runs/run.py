@@ -1,0 +1,427 @@
+"""A Snakemake run and the queue: what happens at its start, at each of its jobs, and at its end.
+
+Snakemake's `onstart` calls `begin`; the logger plugin calls `job_started`, `job_finished` and
+`job_failed` from the same process. A dry-run has no `onstart`, so it leaves no trace.
+"""
+
+import functools
+import os
+import shlex
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from contimg.calibration.registry import Base as RegistryBase
+from contimg.config import Config
+from contimg.errors import ContimgError, InputError, LockError, StateError, is_full
+from contimg.paths import LANES, STAGES, Paths
+from contimg.processes import RUN_ID
+from contimg.products import publishing, record, retention
+from contimg.products import tables as product_tables
+from contimg.queue import moves
+from contimg.queue import tables as queue_tables
+from contimg.queue.planning import Plan, as_json, make_plans, raw_bytes
+from contimg.runs import slurm
+from contimg.runs.recovery import refresh, settle_cluster
+from contimg.runs.session import keep_newest, require_site
+from contimg.store import db, staging
+from contimg.store.files import found_json, lock, write_json
+from contimg.store.identity import COMMIT, science_digest, software_commit
+
+_RESULT_OF = {"select": "caltables"}
+_OF_JOBS = (
+    "convert",
+    "concat",
+    "prepare",
+    "solve",
+    "apply",
+    "image",
+    "qa",
+)  # stages that a cluster runs
+_BEATS_PER_LEASE = 4
+_SNAPSHOTS_KEPT = 200
+
+
+def _one_at_a_time(method):
+    """Serialise the plugin's events with the end of the run."""
+
+    @functools.wraps(method)
+    def locked(self, *args):
+        with self._events:
+            return method(self, *args)
+
+    return locked
+
+
+class Run:
+    """The one run of this process.
+
+    plans    of all groups
+    jobs     stages that have jobs in it, by group
+    asked    groups asked for by name
+    cluster  its jobs, and their staging, are elsewhere
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plans: Mapping[str, Plan],
+        staging: Path,
+        jobs: Mapping[str, Collection[str]],
+        asked: Collection[str] = (),
+        say: Callable[[str], None] = print,
+        cores: int = 1,
+        cluster: bool = False,
+    ):
+        self.config, self.plans, self.paths = config, plans, Paths.of(config)
+        self.lane, self._on_cluster = LANES[cluster], cluster
+        self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}" + (
+            "-cluster" if cluster else ""
+        )
+        needed = {plans[group].depends_on for group in jobs} - {None}
+        self._jobs, self._groups = jobs, sorted(needed.union(jobs))
+        self._held = ExitStack()
+        self._claimed: set[str] = set()
+        self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
+        self._staging, self._cores = staging, cores
+        self.asked, self._say = asked, say
+        self._events = threading.Lock()  # the plugin's thread against the main one
+        self._ended = threading.Event()
+
+    def begin(self) -> None:
+        """Take the lane's lock, clean what dead runs left, bring the queue up to date, claim the
+        run's groups.
+
+        Raises LockError if another run has the lane, or one of the groups; whatever it raises,
+        nothing is claimed then.
+        """
+        try:
+            self._begin()
+        except BaseException:
+            if self._claimed:
+                with (
+                    suppress(SQLAlchemyError, StateError),
+                    db.writing(self.paths.ingest_db, queue_tables.Base) as session,
+                ):
+                    for group in self._claimed:
+                        moves.release(session, group)
+            self._claimed.clear()
+            raise
+
+    def _begin(self) -> None:
+        require_site(self.config)
+        what = f"another run ({self.lane}) is working on this state folder"
+        self._held.enter_context(lock(self.paths.run_lock(self.lane), wait=False, what=what))
+        os.environ[RUN_ID] = self.id
+        os.environ[COMMIT] = software_commit()
+        if self._on_cluster:
+            slurm.cancel_left_jobs(self.paths, self._say)
+        else:
+            settle_cluster(self.config, self._say)
+        mine = {g for g, plan in self.plans.items() if plan.action == "run"}
+        staging.clean(self.paths, self._staging, mine, self._on_cluster)
+        for path, base in (
+            (self.paths.registry_db, RegistryBase),
+            (self.paths.products_db, product_tables.Base),
+        ):
+            with db.writing(path, base):
+                pass
+        if not self._on_cluster:
+            needed = staging.needed_bytes(self.config, raw_bytes(self.plans), self._cores)
+            self._held.enter_context(staging.reserved(self.config, self._staging, needed))
+        now = make_plans(self.config, time.time(), self.asked, self.lane, alone=True)
+        if any(_gist(now.get(g)) != _gist(self.plans[g]) for g in self._groups):
+            raise LockError(
+                "its groups changed while this run was planned (another one ended just now?): run "
+                "it again"
+            )
+        asked_for = [g for g in self.asked if g in self._jobs and not self.plans[g].redo]
+        if again := [
+            g
+            for g in asked_for
+            if "solve" in self._jobs[g] and self.paths.result(g, "register").exists()
+        ]:
+            raise InputError(
+                f"{', '.join(sorted(again))}: the set that others were calibrated with would be "
+                "solved again beside them; --forcerun is for apply and later stages. Use "
+                "contimg reprocess GROUP --from solve."
+            )
+        record.remake(self.config, self._say)
+        known = moves.known_groups(self.paths.ingest_db, self.asked)
+        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+            moves.respell(session)
+        refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
+        if self._on_cluster and shutil.which(
+            "squeue"
+        ):  # before a group is claimed: from then on there may be jobs
+            self.paths.cluster_mark.touch()
+            slurm.warn_of_short_memory(self._say)
+        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+            for group in self._groups:
+                row = session.get(queue_tables.Group, group)
+                if (
+                    row is not None
+                    and row.state in ("completed", "failed", "collecting")
+                    and group in self.asked
+                ):
+                    moves.move(session, group, "pending", error=None, retry_count=0)
+            moves.note_calibration(session, self.plans)
+            try:
+                for group in self._groups:
+                    self._claim(session, group)
+            except StateError as error:
+                self._claimed.clear()
+                raise LockError(
+                    f"{error}: another run has it, or had it a moment ago: run it again"
+                ) from None
+        surprised = []
+        for (
+            group
+        ) in self._groups:  # what is to be done again is not done, should this run not come to it
+            stages = [_RESULT_OF.get(rule, rule) for rule in self._jobs.get(group, ())]
+            redo = [
+                stage
+                for stage in self.plans[group].redo
+                if self.paths.result(group, stage).exists()
+            ]
+            if not set(redo) <= set(
+                stages
+            ):  # Snakemake goes by the disk's clock, which may be ahead of ours
+                surprised.append(group)
+            moves.remove_results(
+                self.paths, group, [stage for stage in STAGES if stage in (*stages, *redo)]
+            )
+        if surprised:
+            raise LockError(
+                f"{', '.join(surprised)}: other files or another calibration came, its old results "
+                "are gone: run it again"
+            )
+        record.reconcile(self.config, self._say)
+        if changed := publishing.mark(self.config):
+            self._say(
+                f"the calibration sets of {', '.join(changed)} are not what they were: see contimg "
+                "registry list"
+            )
+        needed_by_jobs = {g: as_json(self.plans[g]) for g in self._groups}
+        digest, command = science_digest(self.config), shlex.join(sys.argv)
+        if not self.paths.config(digest).exists():
+            write_json(self.paths.config(digest), self.config.model_dump(mode="json"))
+        about = {
+            "run": self.id,
+            "command": command,
+            "config": digest,
+            "commit": os.environ[COMMIT],
+            "staging": str(self._staging),
+            "groups": needed_by_jobs,
+        }
+        write_json(self.paths.run_snapshot(self.id), about)
+        keep_newest(
+            self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]"), _SNAPSHOTS_KEPT
+        )
+        self.paths.refusal.unlink(missing_ok=True)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        """Signs of life, until the run ends."""
+        while not self._ended.wait(self.config.ingest.lease_s / _BEATS_PER_LEASE):
+            try:
+                with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+                    moves.beat(session, self.id)
+            except SQLAlchemyError as error:  # a full disk, or one that went away; it may come back
+                self._say(f"the queue could not be told that this run lives: {error}")
+
+    @_one_at_a_time
+    def job_started(self, group: str, rule: str) -> None:
+        """A stage begins; with the first one the group is at work."""
+        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+            if not self._holds(session, group):
+                return
+            if session.get(queue_tables.Group, group).state == "in_progress":
+                stages = [
+                    s
+                    for s in STAGES
+                    if s not in ("register", "caltables") and self.paths.result(group, s).exists()
+                ]
+                moves.start(session, group, resuming=bool(stages))
+                if stages:
+                    self._say(f"group {group} resumes after {stages[-1]}")
+            # A cluster's jobs are told when they are submitted: which stage runs, and whether one
+            # does, is not known here.
+            if not self._on_cluster:
+                moves.stage_started(session, group, _RESULT_OF.get(rule, rule))
+
+    def _claim(self, session, group: str) -> None:
+        """Hold a group from the run's begin on, so that no other run takes it; raises StateError if
+        one has it."""
+        moves.claim(session, group, self.id)
+        self._claimed.add(group)
+
+    @_one_at_a_time
+    def job_finished(self, group: str, rule: str) -> None:
+        """A stage is done; the last one completes the group."""
+        stage = _RESULT_OF.get(rule, rule)
+        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+            if not self._holds(session, group):
+                return
+            self._note(group, stage)  # the index first: the queue never knows more
+            moves.stage_finished(session, group, stage, self.paths.result(group, stage))
+            moves.record_performance(session, group, record.results_of(self.paths, group))
+            if rule == "index":
+                moves.move(session, group, "completed", error=None)
+
+    @_one_at_a_time
+    def job_failed(self, group: str, rule: str) -> None:
+        """The attempt at a group failed: back to the queue, or failed for good."""
+        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+            if self._holds(session, group):
+                self._fail(session, group, rule)
+
+    def _fail(self, session, group: str, rule: str | None) -> None:
+        """Spend an attempt; the stage's own words, where it left some, say why."""
+        self._lost.add(group)
+        if noted := self._noted(group):
+            error, permanent = f"{noted['stage']}: {noted['error']}", noted["permanent"]
+            rule = noted["stage"]
+        else:
+            if self._on_cluster:  # a job is many stages
+                rule = next(
+                    (
+                        s
+                        for s in STAGES
+                        if s in _OF_JOBS and not self.paths.result(group, s).exists()
+                    ),
+                    rule,
+                )
+            words = f"{rule} ended without a word (killed, or out of memory?)"
+            error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
+        if (
+            rule != "convert" and not self._on_cluster
+        ):  # convert's own output Snakemake removes, at this moment
+            staging.remove_group(self._staging, group)
+        waits_for = noted.get("waits_for") if noted else "room" if self._is_full(group) else None
+        # A node's disk is not known to come back.
+        spent = waits_for is None or (waits_for == "room" and self._on_cluster)
+        self._note(group, rule or "", error)
+        moves.attempt_failed(
+            session, group, error, self.config.ingest, time.time(), permanent, spent
+        )
+
+    def _is_full(self, group: str) -> bool:
+        """Whether a stage could not even leave a word: nothing can be written beside the products
+        now."""
+        probe = self.paths.error(group).with_suffix(".probe")
+        try:
+            write_json(probe, {"padding": " " * 4096})
+            probe.unlink()
+        except OSError as error:
+            return is_full(error)
+        return False
+
+    def _note(self, group: str, stage: str, reason: str | None = None) -> None:
+        """Tell the index; when it cannot be written, the queue is not held up by that."""
+        try:
+            record.note(self.config, group, stage, reason)
+        except (ContimgError, SQLAlchemyError, OSError, ValueError) as error:
+            self._say(
+                f"group {group}, {stage}: {self.paths.products_db.name} could not be told: {error}"
+            )
+
+    def _noted(self, group: str) -> dict | None:
+        """What a stage said when it failed in this run."""
+        noted = found_json(self.paths.error(group))
+        return noted if noted and noted.get("run") == self.id else None
+
+    def _holds(self, session, group: str) -> bool:
+        """Whether the group is still this run's: a run that seemed dead (suspended) may have lost
+        it."""
+        if self._ended.is_set() or group not in self._claimed or group in self._lost:
+            return False
+        row = session.get(queue_tables.Group, group)
+        if row is None or row.owner != self.id:
+            self._lost.add(group)
+            if row is not None and row.state == "completed":
+                return False
+            self._say(f"group {group} was taken from this run, which gave no sign of life")
+            return False
+        return True
+
+    def end(self) -> None:
+        """Settle what is still claimed, and release the lock.
+
+        Events may still be on their way through Snakemake's logging thread: the results on disk
+        decide.
+        """
+        with self._events:
+            if (
+                self._on_cluster
+            ):  # Snakemake's own cancelling misses jobs that it was about to submit
+                try:
+                    slurm.cancel_left_jobs(self.paths, self._say)
+                except (
+                    LockError
+                ) as error:  # their groups stay with this run until the next one has ended them
+                    self._say(f"{error}")
+                    self._lost |= self._claimed
+            try:
+                self._settle()
+            except (
+                SQLAlchemyError
+            ) as error:  # a full disk, say: the next run finds out from the results and the notes
+                self._say(f"the queue could not be told how this run ended: {error}")
+            self._ended.set()
+            try:
+                for group in () if self._on_cluster else self._lost:
+                    staging.remove_group(self._staging, group)
+                for folder in (*(self._staging / group for group in self._claimed), self._staging):
+                    staging.remove_if_empty(
+                        folder
+                    )  # what is in one belongs to a group that goes on from it
+                gone, problems = retention.prune(self.config)
+                for kind, names in gone.items():
+                    if names:
+                        self._say(
+                            f"retention: deleted the {kind.replace('_', ' ')} of {', '.join(names)}"
+                        )
+                for problem in problems:
+                    self._say(f"retention: {problem}")
+            finally:
+                self._held.close()
+
+    def _settle(self) -> None:
+        """What became of the groups that are still claimed."""
+        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+            for group in sorted(self._claimed - self._lost):
+                row = session.get(queue_tables.Group, group)
+                if row is None or row.state == "completed" or not self._holds(session, group):
+                    continue
+                stage = row.running_stage
+                if row.state == "in_progress":
+                    moves.release(session, group)
+                elif self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
+                    self._fail(session, group, stage)
+                elif self.paths.result(group, "index").exists():
+                    moves.record_performance(session, group, record.results_of(self.paths, group))
+                    moves.move(session, group, "completed", error=None)
+                else:
+                    moves.release(session, group)
+
+
+def _gist(plan: Plan | None) -> tuple | None:
+    """What a group's jobs follow from."""
+    return plan and (
+        plan.action,
+        plan.calset,
+        plan.depends_on,
+        tuple(sorted(plan.group.files.items())),
+    )
+
+
+current: Run | None = None
+"""The run of this process, once it has begun; what the logger plugin looks at."""

@@ -1,0 +1,1 @@
+"""Directions, the primary beam, catalogues, calibrators, and what the array sees of them."""

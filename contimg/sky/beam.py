@@ -1,0 +1,134 @@
+"""Primary beam of a uniformly lit 4.65 m dish, and what a drift scan makes of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy.special import j1
+
+from contimg.errors import ConfigError
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
+
+DISH_DIAMETER_M = 4.65
+_COARSE_PIXELS = 257
+_PROFILE_POINTS = 4096
+_MOST_OFFSET = 0.2  # direction cosine: 11 deg from the axis
+# Power response at offsets from the axis (direction cosines to the east and north), averaged over a
+# band.
+Response = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def airy_power(sin_theta: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
+    """Power response (2 J1(x) / x)^2, x = pi D sin(theta) nu / c; arguments broadcast; 1 on axis
+    (Born & Wolf 8.5.2)."""
+    x = np.pi * DISH_DIAMETER_M / SPEED_OF_LIGHT_M_S * np.asarray(sin_theta) * freq_hz
+    x = np.where(np.abs(x) < 1e-6, 1e-6, x)
+    return (2 * j1(x) / x) ** 2
+
+
+def beam_track(vectors: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
+    """Response (ntime, nsource, nchan) towards apparent unit vectors (ntime, nsource, 3) of a dish
+    on `pointing` (3,)."""
+    sin_theta = np.linalg.norm(np.cross(vectors, pointing), axis=-1)
+    return airy_power(sin_theta[..., None], freq_hz)
+
+
+def airy_beam(freq_hz: np.ndarray, freq_weights: np.ndarray) -> Response:
+    """The Airy disk, averaged over channels."""
+    grid = np.linspace(0, _MOST_OFFSET, _PROFILE_POINTS)
+    profile = airy_power(grid[:, None], freq_hz) @ (freq_weights / freq_weights.sum())
+    return lambda east, north: np.interp(np.hypot(east, north), grid, profile, right=0.0)
+
+
+def read_beam(path: Path) -> Callable[[np.ndarray, np.ndarray], Response]:
+    """A measured power beam (FITS; axes in deg from the axis, to the east and north, CRVAL3 in Hz),
+    to be used like `airy_beam`.
+
+    It is scaled to other frequencies as a diffraction pattern is, is 1 on the axis, and 0 where it
+    was not measured.
+    """
+    from astropy.io import (
+        fits,  # with what only images need, half a second at the start of each Snakemake
+    )
+    from scipy.ndimage import map_coordinates
+
+    try:
+        with fits.open(path) as hdus:
+            power, header = np.nan_to_num(hdus[0].data.squeeze().astype(float)), hdus[0].header
+            at_hz = float(header["CRVAL3"])
+            steps_deg, pixels = (
+                [header[f"CDELT{k}"] for k in (1, 2)],
+                [header[f"CRPIX{k}"] - 1 for k in (1, 2)],
+            )
+    except (OSError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: no primary beam (FITS with CRPIX, CDELT, CRVAL3): {error}. See "
+            "imaging.beam_file."
+        ) from None
+    centre = (
+        map_coordinates(power, [[pixels[1]], [pixels[0]]], order=1)[0] if power.ndim == 2 else 0.0
+    )
+    if not centre > 0 or 0 in steps_deg:
+        raise ConfigError(
+            f"{path}: no primary beam: no map with a positive response at CRPIX. See "
+            "imaging.beam_file."
+        )
+    power = power / centre
+
+    def averaged(freq_hz, freq_weights):
+        parts = [
+            p
+            for p in np.array_split(np.arange(len(freq_hz)), min(8, len(freq_hz)))
+            if freq_weights[p].any()
+        ]
+        scales = [np.average(freq_hz[p], weights=freq_weights[p]) / at_hz for p in parts]
+        shares = [freq_weights[p].sum() / freq_weights.sum() for p in parts]
+
+        def response(east, north):
+            x, y = (
+                np.degrees(np.arcsin(v)) / step
+                for v, step in zip((east, north), steps_deg, strict=True)
+            )
+            return sum(
+                share
+                * map_coordinates(
+                    power, [y * scale + pixels[1], x * scale + pixels[0]], order=3, mode="constant"
+                )
+                for share, scale in zip(shares, scales, strict=True)
+            )
+
+        return response
+
+    return averaged
+
+
+def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_beam) -> np.ndarray:
+    """Primary-beam power averaged over a drift scan, on an image grid.
+
+    l, m          direction cosines from the phase centre along the two image axes, shapes (nx,) and
+                  (ny,)
+    track_lm      beam centre at each integration in the same frame, shape (ntime, 2)
+    freq_hz       channel frequencies, shape (nchan,)
+    time_weights  sum of the data's weights at each integration, shape (ntime,)
+    freq_weights  sum of the data's weights in each channel, shape (nchan,)
+    power         the dishes' response: airy_beam, or a measured one (read_beam)
+
+    Returns shape (nx, ny). The beam varies over degrees, so it is computed on a coarse grid and
+    interpolated by a bicubic spline (error below 1e-6).
+    """
+    from scipy.interpolate import RectBivariateSpline
+
+    coarse_l = np.linspace(l.min(), l.max(), _COARSE_PIXELS)
+    coarse_m = np.linspace(m.min(), m.max(), _COARSE_PIXELS)
+    grid_l, grid_m = np.meshgrid(coarse_l, coarse_m, indexing="ij")
+    grid_n = np.sqrt(np.clip(1 - grid_l**2 - grid_m**2, 0, 1))
+    average, response = np.zeros_like(grid_l), power(freq_hz, freq_weights)
+    for (l0, m0), weight in zip(track_lm, time_weights / time_weights.sum(), strict=True):
+        # Offsets from the beam's centre: the sine of the angle between, along east and north.
+        cosine = grid_l * l0 + grid_m * m0 + grid_n * np.sqrt(1 - l0**2 - m0**2)
+        sine, flat = np.sqrt(np.clip(1 - cosine**2, 0, 1)), np.hypot(grid_l - l0, grid_m - m0)
+        shrink = sine / np.where(flat > 0, flat, 1)
+        average += weight * response((grid_l - l0) * shrink, (grid_m - m0) * shrink)
+    order_l, order_m = np.argsort(l), np.argsort(m)
+    fine = RectBivariateSpline(coarse_l, coarse_m, average)(l[order_l], m[order_m])
+    return fine[np.argsort(order_l)][:, np.argsort(order_m)]

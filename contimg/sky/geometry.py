@@ -1,0 +1,133 @@
+"""Directions and baselines of a drift scan.
+
+Frames. ICRS directions are (ra, dec) in degrees. Apparent directions are unit vectors in the
+meridian frame: x to the meridian on the equator, y to the east, z to the (terrestrial) pole, so
+that a source at hour angle H and declination d is (cos d cos H, -cos d sin H, sin d). Station
+positions are ITRF offsets from the Tee centre, turned into that frame. Hour angles and declinations
+are topocentric, without refraction (astropy `HADec`: precession, nutation, aberration, UT1, polar
+motion).
+
+Sign convention in a Measurement Set (see docs/conventions.md): UVW = r_1 - r_2 along (east, north,
+source), and a source at (l, m) gives DATA = S exp(+2 pi i nu (u l + v m + w (n - 1)) / c).
+"""
+
+from dataclasses import dataclass
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import ICRS, EarthLocation, HADec, SkyCoord
+from astropy.time import Time
+from astropy.utils import iers
+
+from contimg.errors import ContimgError
+
+# astropy-iers-data carries the tables, with predictions of a year, which are good to some 0.03 s of
+# UT1; a node at night has no network. Without the second line astropy refuses observations of today
+# as soon as the package is a month old.
+iers.conf.auto_download = False
+iers.conf.auto_max_age = None
+SPEED_OF_LIGHT_M_S = 299792458.0
+TEE_LATITUDE_RAD = 0.6498455107238486
+TEE_LONGITUDE_RAD = -2.064427799136453
+TEE_HEIGHT_M = 1188.0519
+TEE = EarthLocation.from_geodetic(
+    TEE_LONGITUDE_RAD * u.rad, TEE_LATITUDE_RAD * u.rad, TEE_HEIGHT_M * u.m
+)
+TEE_ITRF_M = np.array([TEE.x.to_value(u.m), TEE.y.to_value(u.m), TEE.z.to_value(u.m)])
+_NORTH_STEP_DEG = 1 / 60
+
+
+def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.ndarray, np.ndarray]:
+    """ICRS right ascension and declination (deg) of hour angle 0 at apparent declination
+    `app_dec_rad`, at UTC `mjd`."""
+    times = _times(mjd)
+    frame = HADec(
+        ha=np.zeros(times.shape) * u.rad,
+        dec=np.full(times.shape, app_dec_rad) * u.rad,
+        obstime=times,
+        location=TEE,
+    )
+    icrs = SkyCoord(frame).transform_to(ICRS())
+    return icrs.ra.deg, icrs.dec.deg
+
+
+def _times(mjd: float | np.ndarray) -> Time:
+    """Refuses times that the Earth's orientation is not known for: astropy would do without UT1, 15
+    arcsec off."""
+    last_mjd = iers.earth_orientation_table.get()["MJD"][-1].to_value(u.d)
+    if np.max(mjd, initial=0) > last_mjd:
+        raise ContimgError(
+            f"no UT1 after MJD {last_mjd:.0f}, observed at {np.max(mjd):.0f}: pip install -U "
+            "astropy-iers-data"
+        )
+    return Time(np.asarray(mjd, float), format="mjd", scale="utc")
+
+
+def meridian_vector(app_dec_rad: float) -> np.ndarray:
+    """Unit vector (3,) of the tracked direction: hour angle 0."""
+    return np.array([np.cos(app_dec_rad), 0.0, np.sin(app_dec_rad)])
+
+
+def apparent_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray, mjd: np.ndarray) -> np.ndarray:
+    """Apparent unit vectors (ntime, nsource, 3) in the meridian frame of ICRS positions (nsource,)
+    at UTC `mjd` (ntime,)."""
+    times = _times(np.asarray(mjd)[:, None])
+    sky = SkyCoord(
+        np.atleast_1d(ra_deg)[None] * u.deg, np.atleast_1d(dec_deg)[None] * u.deg, frame=ICRS()
+    )
+    seen = sky.transform_to(HADec(obstime=times, location=TEE))
+    ha, dec = seen.ha.rad, seen.dec.rad
+    return np.stack([np.cos(dec) * np.cos(ha), -np.cos(dec) * np.sin(ha), np.sin(dec)], axis=-1)
+
+
+def meridian_frame_m(itrf_offsets_m: np.ndarray) -> np.ndarray:
+    """Station offsets (nant, 3) from ITRF axes into the meridian frame."""
+    c, s = np.cos(TEE_LONGITUDE_RAD), np.sin(TEE_LONGITUDE_RAD)
+    return itrf_offsets_m @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """How one ICRS phase centre moves through the meridian frame."""
+
+    axes: np.ndarray  # (ntime, 3, 3): rows u (east), v (north of ICRS), w (source)
+    scale: float  # apparent length of a small ICRS angle; 1 + O(1e-4) by aberration
+
+
+def track(ra_deg: float, dec_deg: float, mjd: np.ndarray) -> Tracking:
+    """uvw axes of a phase centre at UTC `mjd` (ntime,).
+
+    v points to ICRS north at the phase centre, not to the pole of date (FACTS, Wide field): it is
+    the direction in which the apparent place moves when the ICRS declination grows. Aberration
+    makes the apparent field larger or smaller by up to 1e-4 (0.5 arcsec at 1.35 deg); the image's
+    pixel scale takes `scale` into account.
+    """
+    near = apparent_vectors(
+        np.full(3, ra_deg), dec_deg + _NORTH_STEP_DEG * np.array([0, -1, 1]), mjd
+    )
+    w = near[:, 0]
+    north = (near[:, 2] - near[:, 1]) / np.radians(2 * _NORTH_STEP_DEG)
+    north -= np.sum(north * w, axis=1, keepdims=True) * w
+    length = np.linalg.norm(north, axis=1, keepdims=True)
+    v = north / length
+    return Tracking(axes=np.stack([np.cross(v, w), v, w], axis=1), scale=float(length.mean()))
+
+
+def direction_cosines(
+    ra_deg, dec_deg, ra0_deg: float, dec0_deg: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Direction cosines (l, m) of ICRS positions from a phase centre; l to the east, m to the
+    north."""
+    ra, dec, ra0, dec0 = (np.radians(x) for x in (ra_deg, dec_deg, ra0_deg, dec0_deg))
+    l = np.cos(dec) * np.sin(ra - ra0)
+    m = np.sin(dec) * np.cos(dec0) - np.cos(dec) * np.sin(dec0) * np.cos(ra - ra0)
+    return l, m
+
+
+def separation_deg(ra1_deg, dec1_deg, ra2_deg, dec2_deg) -> np.ndarray:
+    """Angle between ICRS positions, deg (haversine: exact for small angles, no wrap at 0 h)."""
+    ra1, dec1, ra2, dec2 = (
+        np.radians(np.asarray(x, float)) for x in (ra1_deg, dec1_deg, ra2_deg, dec2_deg)
+    )
+    h = np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
+    return np.degrees(2 * np.arcsin(np.sqrt(np.clip(h, 0, 1))))

@@ -1,0 +1,118 @@
+"""What made a product: configuration, content of the catalogues, software. Goes into results,
+headers and provenance."""
+
+import hashlib
+import json
+import os
+import sqlite3
+import subprocess
+from contextlib import closing
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+from contimg.config import Config
+from contimg.errors import ConfigError
+from contimg.store.files import checksum
+
+INDEXED = (".sqlite", ".sqlite3")  # endings of sky catalogues in their indexed form
+COMMIT = "CONTIMG_COMMIT"  # of the software, found once for all jobs of a run
+# What decides nothing of the science: where things are, how fast and by whom they are done, what is
+# said of them and kept.
+_NOT_SCIENCE = {
+    "paths": True,
+    "ingest": True,
+    "validation": True,
+    "retention": True,
+    "catalogues": True,
+    "gates": True,
+    "conversion": {"workers", "staging", "tmpfs_keep_free_gb", "telescope_name"},
+    "imaging": {"skip_fits", "max_minutes", "beam_file"},
+}
+
+
+@lru_cache(16)
+def _checksum(path: Path, size: int, mtime_ns: int) -> str:
+    return checksum(path)
+
+
+def _of_file(path: Path) -> str:
+    try:
+        seen = path.stat()
+        return _checksum(path, seen.st_size, seen.st_mtime_ns)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}. See catalogues and imaging.beam_file."
+        ) from None
+
+
+def catalogue_checksums(config: Config) -> dict[str, str]:
+    """SHA-256 of the content of each catalogue."""
+    lists = config.catalogues
+    return {name: _of_catalogue(path) for name, path in lists.model_dump().items()}
+
+
+def _of_catalogue(path: Path) -> str:
+    """Of a file; an indexed sky catalogue tells what its content was made of. Without the half
+    second that pandas and astropy take to start: every stage asks."""
+    if path.suffix not in INDEXED:
+        return _of_file(path)
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)) as connection:
+            return connection.execute("SELECT value FROM about WHERE key = 'checksum'").fetchone()[
+                0
+            ]
+    except (sqlite3.Error, TypeError) as error:
+        raise ConfigError(
+            f"{path}: no indexed sky catalogue ({error}). Make it with `contimg catalog`."
+        ) from None
+
+
+def science_digest(config: Config) -> str:
+    """Short hash of what decides the science and of nothing else: the content of files, not their
+    names."""
+    values = config.model_dump(mode="json", exclude=_NOT_SCIENCE)
+    for name in ("allow", "deny"):
+        values["calibration"][name] = sorted(values["calibration"][name])
+    values["catalogues"] = catalogue_checksums(config)
+    values["imaging"]["beam_file"] = config.imaging.beam_file and _of_file(config.imaging.beam_file)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def software_commit() -> str:
+    """Commit of this software, with "+changes" where files differ from it; "unknown" outside a
+    clone."""
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
+    return _git_commit()
+
+
+@lru_cache(1)
+def _git_commit() -> str:
+    def git(*words: str) -> str:
+        folder = Path(__file__).parents[2]
+        if not (
+            folder / ".git"
+        ).exists():  # not that of somebody else's clone, which this one is installed into
+            raise FileNotFoundError
+        command = ["git", "-c", f"safe.directory={folder}", "-C", str(folder), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def made_by(config: Config) -> dict:
+    """Digest of the configuration, checksums of the catalogues, version and commit of the
+    software."""
+    return {
+        "config": science_digest(config),
+        "catalogues": catalogue_checksums(config),
+        "version": version("contimg"),
+        "commit": software_commit(),
+    }

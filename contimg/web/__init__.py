@@ -1,0 +1,1 @@
+"""`contimg serve`: the API and the pages."""

@@ -1,0 +1,152 @@
+"""Places and words of the pages' charts: plain numbers in, plain numbers out."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.ticker import MaxNLocator
+
+from contimg.store import db
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 592.0, 10.0, 150.0  # of a chart's frame, in its own units
+_SETS = 12
+
+
+def chart(
+    points: Sequence[Mapping],
+    key: str,
+    factor: float = 1.0,
+    line: float | None = None,
+    reach: float = 0.0,
+) -> dict:
+    """Places of points and ticks in a chart of `key` against time, with a line whose surroundings
+    are shown too."""
+    shown = [p for p in points if p[key] is not None and p["start_mjd"] is not None]
+    if not shown:
+        return {"points": [], "x": [], "y": [], "line": None}
+    values, times = [p[key] * factor for p in shown], [p["start_mjd"] for p in shown]
+    ends = [*values, *([line - reach, line + reach] if line is not None else [0.0])]
+    y_ticks = MaxNLocator(4).tick_values(min(ends), max(ends))
+    start, span = min(times), max(max(times) - min(times), 1 / 24)
+
+    def place_y(value: float) -> float:
+        return _BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (_BOTTOM - _TOP)
+
+    def place_x(mjd: float) -> float:
+        return _LEFT + 6 + (mjd - start) / span * (_RIGHT - _LEFT - 12)
+
+    step = 1 / 24 * next(n for n in (0.25, 0.5, 1, 2, 3, 6, 12, 24, 1e9) if span * 24 / n <= 6)
+    x_ticks = [
+        n * step for n in range(math.ceil(start / step), math.floor((start + span) / step) + 1)
+    ]
+    return {
+        "points": [
+            (
+                place_x(p["start_mjd"]),
+                place_y(p[key] * factor),
+                p["verdict"],
+                p["group_id"],
+                p[key] * factor,
+            )
+            for p in shown
+        ],
+        "x": [(place_x(t), db.utc_of_mjd(t + 1e-6)[11:16]) for t in x_ticks],
+        "y": [(place_y(v), f"{v:g}") for v in y_ticks],
+        "line": None if line is None else place_y(line),
+    }
+
+
+def timeline(sets: Sequence[Mapping], now_mjd: float) -> dict:
+    """Bars of the latest sets' validity, in per cent of the width; where now is, if it is there;
+    and what that means."""
+    some = sets[:_SETS]
+    if not some:
+        return {"bars": [], "now": None, "words": ""}
+    start, end = min(s["valid_start_mjd"] for s in some), max(s["valid_end_mjd"] for s in some)
+    span = end - start
+    last = max(
+        (s["valid_end_mjd"] for s in sets if s["status"] == "active" and s["science"]), default=None
+    )
+    words = "No set for science is known."
+    if last is not None:
+        words = (
+            "The last set is valid until"
+            if last > now_mjd
+            else "No set is valid now: the last one ended"
+        )
+        words = f"{words} {db.utc_of_mjd(last)[:16]}."
+    bars = [
+        {
+            "left": 100 * (s["valid_start_mjd"] - start) / span,
+            "width": 100 * (s["valid_end_mjd"] - s["valid_start_mjd"]) / span,
+            **s,
+        }
+        for s in some
+    ]
+    return {
+        "bars": bars,
+        "now": 100 * (now_mjd - start) / span if start < now_mjd < end else None,
+        "words": words,
+    }
+
+
+def headline(status: Mapping) -> tuple[str, str]:
+    """(good, warn or fail; in words) whether it keeps up."""
+    failed, behind_s = status["counts"].get("failed", 0), status.get("behind_s", 0)
+    watcher = status["watcher"]
+    if watcher and watcher.get("problem"):
+        return "fail", f"The watcher has a problem: {watcher['problem']}"
+    if refused := status["refused"]:
+        return "fail", f"The last run did not begin: {refused['error']}"
+    if behind_s > 3600:
+        return "fail", f"Behind by {duration(behind_s)}"
+    lost = f"; {failed} {'group' if failed == 1 else 'groups'} failed" if failed else ""
+    if bad := status.get("must_not_be_used", 0):
+        lost += f"; {bad} {'image' if bad == 1 else 'images'} must not be used"
+    if not status["counts"]:
+        return "warn", "The queue is empty: nothing came yet"
+    if behind_s > 600:
+        return "warn", f"Behind by {duration(behind_s)}{lost}"
+    return ("warn" if lost else "good"), f"Keeping up{lost}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _ra_reach(image: Mapping) -> float:
+    """Half of an image's extent in right ascension, deg."""
+    return image["diameter_deg"] / 2 / max(math.cos(math.radians(image["centre_dec_deg"])), 1e-3)
+
+
+def footprints(images: Sequence[Mapping]) -> dict:
+    """Circles of images on a chart of right ascension (24 h to 0 h) and declination, 1440 wide, and
+    its ticks."""
+    shown = [i for i in images if i["centre_ra_deg"] is not None and i["diameter_deg"] is not None]
+    if not shown:
+        return {"circles": [], "images": 0, "height": 0, "dec": []}
+    low = math.floor(min(i["centre_dec_deg"] - i["diameter_deg"] / 2 for i in shown) / 5) * 5
+    high = math.ceil(max(i["centre_dec_deg"] + i["diameter_deg"] / 2 for i in shown) / 5) * 5
+    low, high = min(low, high - 20), high
+    scale, whole = 4.0, 360.0  # units a degree
+    circles = [
+        {
+            "x": (whole - i["centre_ra_deg"] + turn) * scale,
+            "y": (high - i["centre_dec_deg"]) * scale,
+            "ry": i["diameter_deg"] / 2 * scale,
+            "rx": i["diameter_deg"] / 2 * scale / math.cos(math.radians(i["centre_dec_deg"])),
+            **i,
+        }
+        for i in shown
+        for turn in (-whole, 0.0, whole)  # a field across 0 h has a part at either end
+        if -_ra_reach(i) < whole - i["centre_ra_deg"] + turn < whole + _ra_reach(i)
+    ]
+    return {
+        "circles": circles,
+        "images": len(shown),
+        "height": (high - low) * scale,
+        "dec": [((high - d) * scale, d) for d in range(low, high + 1, 5)],
+    }

@@ -1,0 +1,117 @@
+"""The pages of `contimg serve`: rendered here from what the API gives, refreshed by a few lines of
+JavaScript."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from sqlalchemy import func, select
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from contimg.calibration.registry import describe_sets
+from contimg.products.record import results_of
+from contimg.products.tables import Image
+from contimg.store import db
+from contimg.web.charts import chart, duration, footprints, headline, timeline
+from contimg.web.reader import Reader
+
+_WEB = Path(__file__).parent
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src "
+    "'self' data:",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+_THUMBNAILS, _FOOTPRINTS = 12, 2000
+
+
+def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
+    """The routes of the pages, their static files, and errors as pages for browsers."""
+    templates = Jinja2Templates(
+        _WEB / "templates",
+        context_processors=[lambda request: {"root": request.scope.get("root_path", "")}],
+    )
+    templates.env.filters |= {"utc": db.utc_of_mjd, "duration": duration}
+    app.mount("/static", StaticFiles(directory=_WEB / "static"), name="static")
+
+    @app.middleware("http")
+    async def _harden(request: Request, following: Callable):
+        response = await following(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _error(request: Request, error: StarletteHTTPException):
+        from fastapi.exception_handlers import http_exception_handler
+
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        if path.startswith(("/api/", "/static")) or "text/html" not in request.headers.get(
+            "accept", ""
+        ):
+            return await http_exception_handler(request, error)
+        about = {"title": f"{error.status_code}", "words": error.detail}
+        return templates.TemplateResponse(
+            request, "error.html", about, status_code=error.status_code
+        )
+
+    def latest(limit: int, *conditions) -> list[dict]:
+        query = select(Image).where(
+            Image.type.in_(("pbcor", "quick_pbcor")), Image.deleted_at.is_(None), *conditions
+        )
+        return read.images(query, (Image.start_mjd.desc(),), limit)["items"]
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def overview(request: Request):
+        status = read.status()
+        with db.reading(read.paths.products_db) as session:
+            newest = (
+                session.scalar(select(func.max(Image.start_mjd))) if session is not None else None
+            )
+        day = latest(1000, Image.start_mjd > newest - 1) if newest else []
+        noise, flux = chart(day, "noise_jy", 1e3), chart(day, "flux_ratio", line=1.0, reach=0.03)
+        about = {
+            "status": status,
+            "headline": headline(status),
+            "thumbnails": latest(_THUMBNAILS),
+            "noise": noise,
+            "flux": flux,
+            "timeline": timeline(status["calibration"], db.mjd(db.now())),
+            "now": db.now()[:19],
+            "newest": newest,
+            "failed": [g for g in status["groups"] if g["state"] == "failed"],
+        }
+        return templates.TemplateResponse(request, "overview.html", about)
+
+    @app.get("/groups/{group_id}", response_class=HTMLResponse, include_in_schema=False)
+    def group_page(request: Request, group_id: str):
+        known = read.group(group_id) if len(group_id) == 19 else None
+        if known is None:
+            raise HTTPException(404, "no such group")
+        fits = [i for i in known["images"] if i["path"].endswith(".fits") and not i["deleted_at"]]
+        order = ("pbcor", "image", "pb", "quick_pbcor", "quick_image", "quick_pb")
+        fits.sort(key=lambda one: order.index(one["type"]))
+        chosen = results_of(read.paths, group_id).get("caltables")
+        about = {"group": known, "fits": fits, "can_reprocess": can_reprocess, "chosen": chosen}
+        return templates.TemplateResponse(request, "group.html", about)
+
+    @app.get("/calibration", response_class=HTMLResponse, include_in_schema=False)
+    def calibration(request: Request):
+        about = {
+            "sets": describe_sets(read.paths.registry_db)[::-1],
+            "timeline": timeline(read.validity(), db.mjd(db.now())),
+        }
+        return templates.TemplateResponse(request, "calibration.html", about)
+
+    @app.get("/api", response_class=HTMLResponse, include_in_schema=False)
+    def api(request: Request):
+        return templates.TemplateResponse(request, "api.html", {"openapi": app.openapi()})
+
+    @app.get("/sky", response_class=HTMLResponse, include_in_schema=False)
+    def sky(request: Request):
+        return templates.TemplateResponse(
+            request, "sky.html", {"sky": footprints(latest(_FOOTPRINTS))}
+        )
