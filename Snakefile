@@ -1,4 +1,5 @@
-# Continuum imaging of DSA-110 drift scans. The stages are in rules/, in the order in which the data flow.
+# Continuum imaging of DSA-110 drift scans. The stages are in rules/, one file each, in the order in
+# which the data flow (contimg/chain.py has them as a table).
 from snakemake.utils import min_version
 
 min_version("9.20")
@@ -9,10 +10,16 @@ configfile: "config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/convert.smk"
+include: "rules/concat.smk"
 include: "rules/prepare.smk"
-include: "rules/calibrate.smk"
+include: "rules/solve.smk"
+include: "rules/register.smk"
+include: "rules/select.smk"
+include: "rules/apply.smk"
 include: "rules/image.smk"
+include: "rules/qa.smk"
 include: "rules/index.smk"
+include: "rules/day.smk"
 
 
 localrules:
@@ -22,12 +29,12 @@ localrules:
 rule all:
     default_target: True
     input:
-        [result(group, "index") for group in groups_to_run()],
+        [result(group, "index") for group in SESSION.to_run()],
     message:
-        summary()
+        SESSION.summary()
 
 
-for TARGET, GROUPS in TARGETS.items():
+for TARGET, GROUPS in SESSION.targets.items():
 
     rule:
         name:

@@ -138,9 +138,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work)
             ms, dec_deg = make(folder, flux_jy, off_deg)
-            solve(
-                folder, ms, dec_deg, flux_jy, "fast"
-            )  # compiled, MODEL_DATA there, in the page cache
+            # compiled, MODEL_DATA there, in the page cache
+            solve(folder, ms, dec_deg, flux_jy, "fast")
             fast, fast_s = solve(folder, ms, dec_deg, flux_jy, "fast")
             reference, casa_s = solve(folder, ms, dec_deg, flux_jy, "casa")
             tables, nant = fast["tables"], len(mset.read_observation(ms).antenna_names)

@@ -126,9 +126,8 @@ def main() -> None:
         model(Path(sys.argv[1]), cores)
         return
     with tempfile.TemporaryDirectory() as work:
-        run(
-            make_site(Path(work, "small"), [CALIBRATOR, TARGETS[0]], antennas=12, channels=2), []
-        )  # numba compiles
+        # numba compiles
+        run(make_site(Path(work, "small"), [CALIBRATOR, TARGETS[0]], antennas=12, channels=2), [])
         site = make_site(Path(work), [CALIBRATOR, *TARGETS], antennas=96, channels=48)
         run(site, [CALIBRATOR, TARGETS[0]])
         expected = START_S + len(TARGETS[1:]) * model(site, cores)

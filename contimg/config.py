@@ -7,6 +7,7 @@ from these models (`python -m contimg.config`), and a test fails when the three 
 
 import json
 import re
+import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -105,9 +106,8 @@ UvRange = Annotated[str | None, BeforeValidator(parse_uvrange)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", coerce_numbers_to_str=True
-    )  # stations have numbers for names
+    # stations have numbers for names
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
 
 class PathsConfig(_Section):
@@ -209,9 +209,8 @@ class IngestConfig(_Section):
         one of `also`."""
         first = min(max(self.start or "", min(self.groups, default="")), *also, "9")
         last = max(min(self.end or "9", max(self.groups, default="9")), *also, "")
-        margin = timedelta(
-            minutes=2 * self.chunk_minutes
-        )  # groups at the edges are seen whole, to be told from those beyond
+        # groups at the edges are seen whole, to be told from those beyond
+        margin = timedelta(minutes=2 * self.chunk_minutes)
         return (
             (_moment(first) - margin).isoformat(timespec="seconds") if first else "",
             (_moment(last) + margin).isoformat(timespec="seconds") if last != "9" else last,
@@ -659,7 +658,10 @@ def _of_another_folder(config: Config) -> Config:
 
 def json_schema() -> str:
     """JSON schema of the configuration, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    schema = Config.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        part["description"] = " ".join(part["description"].split())
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def default_yaml() -> str:
@@ -672,7 +674,9 @@ def default_yaml() -> str:
         "CONFIG=my.yaml`).",
     ]
     for name, section in Config.model_fields.items():
-        lines += ["", f"# {section.annotation.__doc__}", f"{name}:"]
+        about = " ".join(section.annotation.__doc__.split())
+        wrapped = textwrap.wrap(about, 100, initial_indent="# ", subsequent_indent="# ")
+        lines += ["", *wrapped, f"{name}:"]
         for key, entry in section.annotation.model_fields.items():
             value = getattr(section.default, key)
             text = (

@@ -16,38 +16,14 @@ GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 DATE_PATTERN = r"\d{4}-\d\d-\d\d"
 LANES = ("local", "cluster")  # of each one run at a time works on a state folder; both may at once
 RAW_PATTERN = "*_sb??.hdf5"
-# The stages of a group, by the names of their results, in the order in which a calibrator group
-# goes through them.
-STAGES = (
-    "convert",
-    "concat",
-    "prepare",
-    "solve",
-    "register",
-    "caltables",
-    "apply",
-    "image",
-    "qa",
-    "index",
-)
 CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
 FAST_SUFFIX = ".fast"
 QUICK_MARK = ".quick"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
-GROUP_PLOTS = (
-    "image",
-    "thumbnail",
-    "catalogue",
-    "residual",
-    "beam",
-    "uv",
-    "spectra",
-    "bandpass",
-    "gains",
-    "flags",
-)
 REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
+OTHER_PLOTS = ("thumbnail", "residual", "beam", "spectra", "bandpass", "gains")
+GROUP_PLOTS = REPORTED_PLOTS + OTHER_PLOTS
 TMPFS = Path("/dev/shm")
 CHANGING_MARK = "contimg_changing"  # in a Measurement Set's folder while its columns change
 

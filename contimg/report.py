@@ -116,9 +116,8 @@ def _pace(session, now_s: float) -> dict:
     the last hour."""
     waits = Group.processing_stage.is_(None) | (Group.processing_stage != WAITING)
     due = (Group.state == "pending") & waits & (func.coalesce(Group.not_before, "") <= db.now())
-    asked = History.state_from.in_(
-        ("collecting", "completed", "failed")
-    )  # complete, or asked for again
+    # complete, or asked for again
+    asked = History.state_from.in_(("collecting", "completed", "failed"))
     since = func.max(History.at)
     query = select(Group.group_id, since).join(History, History.group_id == Group.group_id)
     first = session.execute(
@@ -149,9 +148,8 @@ def _pace(session, now_s: float) -> dict:
 def _watcher(paths: Paths) -> dict | None:
     """What the watcher does now; None when there is none."""
     holder = holder_of(paths.watch_lock)
-    problem = (
-        f"{paths.watcher} cannot be read" if paths.watcher.exists() else None
-    )  # it has only begun
+    # it has only begun
+    problem = f"{paths.watcher} cannot be read" if paths.watcher.exists() else None
     unknown = {"pid": holder, "at": "-", "run": None, "groups": [], "problem": problem}
     return None if holder is None else found_json(paths.watcher) or unknown
 

@@ -202,9 +202,8 @@ def _far_visibilities(sim, positions_m, numbers, time, freq_hz, width_hz):
             HADec(obstime=time, location=tee())
         )
         away = _unit_vectors(np.array([seen.ha.rad]), np.array([seen.dec.rad]))[0] - tracked
-        pace = 7.2921159e-5 * np.array(
-            [away[1], -away[0], 0.0]
-        )  # the sky turns to the west: x to the meridian, y to the east
+        # the sky turns to the west: x to the meridian, y to the east
+        pace = 7.2921159e-5 * np.array([away[1], -away[0], 0.0])
         delay_s, rate = baselines_m @ away / SPEED_OF_LIGHT, baselines_m @ pace / SPEED_OF_LIGHT
         smeared = np.sinc(delay_s * width_hz) * np.sinc(rate * freq_hz.mean() * INTEGRATION_S)
         total += flux_jy * smeared * np.exp(2j * np.pi * freq_hz[:, None, None] * delay_s)

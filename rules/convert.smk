@@ -1,4 +1,4 @@
-# Raw subband files to one full-band Measurement Set.
+# Raw files to a Measurement Set for each subband.
 
 
 rule convert:
@@ -7,7 +7,8 @@ rule convert:
         chosen=calibration_first,
         again=again("convert"),
     output:
-        subbands=temp(directory(str(STAGING / "{group}"))),  # a Measurement Set for each; as one output for quick dry-runs
+        # A Measurement Set for each; as one output for quick dry-runs.
+        subbands=temp(directory(str(SESSION.staging / "{group}"))),
         result=result("{group}", "convert"),
     log:
         logs("convert"),
@@ -24,27 +25,3 @@ rule convert:
         "{wildcards.group}: convert subbands"
     script:
         "../scripts/convert.py"
-
-
-rule concat:
-    input:
-        subbands=rules.convert.output.subbands,
-        converted=rules.convert.output.result,
-        again=again("concat"),
-    output:
-        ms=directory(ms_path("{group}")),
-        result=result("{group}", "concat"),
-    log:
-        logs("concat"),
-    priority: 10
-    group:
-        "whole"
-    conda:
-        "../envs/contimg.yaml"
-    threads: CONFIG.conversion.workers  # of which it uses one: so that no more groups are staged than were reserved for
-    resources:
-        mem_mb=memory_mb(3000),
-    message:
-        "{wildcards.group}: concatenate"
-    script:
-        "../scripts/concat.py"

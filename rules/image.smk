@@ -1,4 +1,4 @@
-# Image, correct for the primary beam, write FITS; plots.
+# Image, correct for the primary beam, write FITS.
 
 QUICK = CONFIG.imaging.mode == "quick"
 CASA_PRODUCTS = directory(
@@ -29,39 +29,10 @@ rule image:
         after_calibration
     conda:
         "../envs/contimg.yaml"
-    threads: CORES
+    threads: SESSION.cores
     resources:
         mem_mb=memory_mb(6000),
     message:
         "{wildcards.group}: image"
     script:
         "../scripts/image.py"
-
-
-rule qa:
-    input:
-        ms=ms_path("{group}"),
-        imaged=result("{group}", "image"),
-        chosen=chosen_set,
-        prepared=result("{group}", "prepare"),
-        again=again("qa"),
-    output:
-        plots=report(
-            [str(PATHS.qa("{group}", name)) for name in names.REPORTED_PLOTS],
-            category="Groups",
-            subcategory="{group}",
-        ),
-        result=result("{group}", "qa"),
-    log:
-        logs("qa"),
-    priority: 80
-    group:
-        after_calibration
-    conda:
-        "../envs/contimg.yaml"
-    resources:
-        mem_mb=memory_mb(4000),
-    message:
-        "{wildcards.group}: plot"
-    script:
-        "../scripts/qa.py"

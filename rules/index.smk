@@ -20,19 +20,3 @@ rule index:
         "{wildcards.group}: index"
     script:
         "../scripts/index.py"
-
-
-rule day:
-    input:
-        done_on,
-    output:
-        plot=report(str(PATHS.day("{date}")), category="Days"),
-    log:
-        str(PATHS.log("{date}", "day")),
-    localrule: True
-    conda:
-        "../envs/contimg.yaml"
-    message:
-        "{wildcards.date}: plot the day"
-    script:
-        "../scripts/day.py"

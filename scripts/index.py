@@ -1,7 +1,6 @@
 """A finished group into the databases."""
 
-from contimg.products.record import index_group
-from contimg.stages.job import stage
+from contimg.stages import index
+from contimg.stages.job import run_script
 
-with stage(snakemake) as job:
-    job.result = index_group(job.group, job.config)
+run_script(snakemake, index.run)

@@ -96,9 +96,8 @@ def measure(image_path, pbcor_path, truth_path, least_snr=20, least_beam=0.5) ->
         reference_hz = truth.get("fref", truth.get("reference_hz"))
         flux = source["flux"] * (header["CRVAL3"] / reference_hz) ** source["alpha"]
         snr = flux * response / rms
-        if not (
-            response >= least_beam and snr >= least_snr
-        ):  # chosen by the truth: a source that is lost counts as wrong
+        # chosen by the truth: a source that is lost counts as wrong
+        if not (response >= least_beam and snr >= least_snr):
             continue
         peak, dx, dy = _peak(apparent[y - 1 : y + 2, x - 1 : x + 2])
         east, north = (places[k][0] - x - dx) * cell_arcsec, (y + dy - places[k][1]) * cell_arcsec

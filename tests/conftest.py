@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from contimg.config import load
+from contimg.paths import Paths
 from contimg.queue.groups import RawFile, form_groups
+from contimg.runs.session import Session
 from contimg.simulate import Simulation, read_sky, simulate_group, station_positions
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +40,12 @@ def pytest_terminal_summary(terminalreporter, config):
 def figure(pytestconfig):
     """Say a measured number at the end of the test run."""
     return pytestconfig.stash[_FIGURES].append
+
+
+def session_of(config, plans, asked=(), cluster=False):
+    """What a Snakefile would have opened."""
+    paths = Paths.of(config)
+    return Session(config, paths, plans, {}, asked, paths.state / "staging", 1, cluster, True)
 
 
 @pytest.fixture(scope="session")

@@ -134,9 +134,8 @@ def offset_arcsec(
     m). The error is from the scatter of the antennas' own fits, so that gains which drift count.
     NaN where there are too few antennas or integrations.
     """
-    weights = np.where(noise > 0, found.power / np.where(noise > 0, noise, 1) ** 2, 0).sum(
-        axis=2
-    )  # (ntime, nbaseline)
+    # (ntime, nbaseline)
+    weights = np.where(noise > 0, found.power / np.where(noise > 0, noise, 1) ** 2, 0).sum(axis=2)
     imaginary = np.where(noise > 0, found.product.imag / np.where(noise > 0, noise, 1) ** 2, 0).sum(
         axis=2
     )

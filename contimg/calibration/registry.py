@@ -72,9 +72,8 @@ class CalSet:
     quality: float = 0.0  # median signal-to-noise of the gains: breaks ties
     valid_start_mjd: float = float("-inf")
     valid_end_mjd: float = float("inf")
-    tables: tuple[
-        tuple[str, str], ...
-    ] = ()  # (kind, path) in the order of application; empty: not solved yet
+    # (kind, path) in the order of application; empty: not solved yet
+    tables: tuple[tuple[str, str], ...] = ()
     checksums: tuple[str, ...] = ()  # of the tables, when they were registered
     science: bool = True
 
@@ -257,13 +256,11 @@ def register_solved(
     wrong = [*solved["problems"], *of_level(findings, "fail")]
     status, notes = ("failed", "; ".join(wrong)) if wrong else ("active", "")
     refused = refused_sets(path).get(calset.name, "")
-    if not refused and (
-        decided := found_json(_decision(Path(calset.tables[0][1])))
-    ):  # before the registry was lost
+    # before the registry was lost
+    if not refused and (decided := found_json(_decision(Path(calset.tables[0][1])))):
         refused = f"retired: {decided['notes']}"
-    if refused.startswith("retired") and not refused.endswith(
-        GONE
-    ):  # an operator's word is not undone by solving again
+    # an operator's word is not undone by solving again
+    if refused.startswith("retired") and not refused.endswith(GONE):
         status, notes = "retired", refused.removeprefix("retired: ")
     register(path, calset, solved["refant"], status, notes, solved["quality"], solved["versions"])
     return {

@@ -346,9 +346,8 @@ def _judge(
     values = np.where(known, count, 0).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         parameters = np.count_nonzero(gains, axis=0)
-        variance = np.maximum(chi2, 0) / np.maximum(
-            values - parameters, 1
-        )  # of a complex value at weight 1, as CASA has it
+        # of a complex value at weight 1, as CASA has it
+        variance = np.maximum(chi2, 0) / np.maximum(values - parameters, 1)
         information = np.zeros(gains.shape)
         power = np.abs(gains) ** 2
         np.add.at(information, ant_1, w * power[ant_2])

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from contimg import config as configuration
 from contimg import report
+from contimg.chain import LAST
 from contimg.cli.shared import AsJson, ConfigFiles, Groups, command, console_of, site
 from contimg.errors import ContimgError, InputError
 from contimg.paths import Paths
@@ -66,7 +67,7 @@ def run(
             "contimg plan"
         )
     for group in groups or []:
-        if paths.result(group, "index").exists():
+        if paths.result(group, LAST).exists():
             print(
                 f"{group} is done already; contimg reprocess {group} --from image (or caltables) "
                 "does it again"
@@ -89,16 +90,15 @@ def run(
         for name, section in options.items()
     }
     given = {name: section for name, section in given.items() if section}
-    configuration.from_mapping(
-        configuration.merge(config.model_dump(mode="json"), given)
-    )  # refused before a run is
+    # refused before a run is
+    configuration.from_mapping(configuration.merge(config.model_dump(mode="json"), given))
     command = snakemake_command(profile, configfile or ()) + (["--dry-run"] if dry_run else [])
     command += (
         ["--config", *(f"{name}={json.dumps(section)}" for name, section in given.items())]
         if given
         else []
     )
-    command += ["--", *(str(paths.result(g, "index")) for g in groups)] if groups else []
+    command += ["--", *(str(paths.result(g, LAST)) for g in groups)] if groups else []
     outcome = subprocess.run(command, check=False).returncode
     if not dry_run:
         _show_status(report.status(config))

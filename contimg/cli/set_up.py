@@ -69,9 +69,8 @@ def simulate(
     try:
         if start is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                dir=folder, prefix=".demo."
-            ) as work:  # whole, or not there
+            # whole, or not there
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".demo.") as work:
                 simulate_demo(Path(work), lists.sky, lists.calibrators, lists.stations)
                 written = [
                     path.replace(folder / path.name) for path in sorted(Path(work).iterdir())

@@ -30,9 +30,8 @@ def validate(ms: Path, observation: mset.Observation, rows: mset.Rows, stations:
         np.linalg.norm(rows.uvw_m, axis=2) - np.linalg.norm(baselines, axis=1)
     ).max()
     time_step_s = np.diff(rows.time_mjd) * mset.DAY_S
-    lost = (
-        np.maximum(np.round(time_step_s / rows.integration_s), 1) - 1
-    )  # integrations that no file has
+    # integrations that no file has
+    lost = np.maximum(np.round(time_step_s / rows.integration_s), 1) - 1
     off_s = (
         float(np.abs(time_step_s - (lost + 1) * rows.integration_s).max())
         if len(time_step_s)

@@ -40,14 +40,12 @@ class Flagging:
     flags: np.ndarray  # (ntime, nbaseline, nchan, npol)
     by_row: np.ndarray | None = None  # fraction of flags (ntime, nbaseline)
     by_channel: np.ndarray | None = None  # of cross-correlations (nchan,)
-    fractions: dict[str, float] = field(
-        default_factory=dict
-    )  # by reason, of all cross-correlations, each counted once
+    # by reason, of all cross-correlations, each counted once
+    fractions: dict[str, float] = field(default_factory=dict)
     dead_antennas: list[int] = field(default_factory=list)  # noise without sky
     odd_antennas: list[int] = field(default_factory=list)  # far too much noise, or too little
-    coherence: dict[int, float] = field(
-        default_factory=dict
-    )  # by antenna, relative to the array's median
+    # by antenna, relative to the array's median
+    coherence: dict[int, float] = field(default_factory=dict)
     rfi_channels: list[int] = field(default_factory=list)
     rfi_integrations: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -109,9 +109,8 @@ def draw_spectra(ms: Path, observation: mset.Observation, rows: mset.Rows, group
         np.nan,
         mset.read_rows_of(ms, "CORRECTED_DATA", numbers),
     )
-    data = data.mean(axis=2).reshape(
-        ntime, len(candidates), -1
-    )  # flagged where either polarisation is
+    # flagged where either polarisation is
+    data = data.mean(axis=2).reshape(ntime, len(candidates), -1)
     alive = np.flatnonzero(np.isfinite(data).any(axis=(0, 2)))
     alive = alive if len(alive) else np.arange(len(candidates))
     shown = np.unique(alive[np.linspace(0, len(alive) - 1, 6).round().astype(int)])

@@ -8,9 +8,10 @@ from pathlib import Path
 from sqlalchemy import or_, select
 
 from contimg.calibration import registry
+from contimg.chain import LAST, STAGES
 from contimg.config import Config
 from contimg.errors import InputError
-from contimg.paths import CASA_IMAGES, FAST_SUFFIX, STAGES, Paths
+from contimg.paths import CASA_IMAGES, FAST_SUFFIX, Paths
 from contimg.products.record import results_of
 from contimg.products.tables import Image, MeasurementSet, QaArtifact, columns_of
 from contimg.queue import moves
@@ -106,42 +107,39 @@ def verify(config: Config) -> Iterator[str]:
         of_sets = [(row.path, row.status, row.group_id) for row in sets]
         indexed = {row.group_id for row in images}
     for group in sorted(done):
-        index = paths.result(group, "index")
+        index = paths.result(group, LAST)
         if group not in indexed:
             yield f"group {group} is completed, and has no image in {paths.products_db.name}"
         if changed := changed_since(results_of(paths, group).get("convert", {}).get("seen", {})):
-            (
-                yield f"group {group}: {', '.join(changed)} changed after the image's data were "
+            words = (
+                f"group {group}: {', '.join(changed)} changed after the image's data were "
                 f"read: contimg reprocess {group}"
             )
-        if any(
-            row.group_id == group for row in kept
-        ):  # also the products that have no row of their own
+            yield words
+        # also the products that have no row of their own
+        if any(row.group_id == group for row in kept):
             expected = (found_json(index) or {}).get("checksums", {}) | expected
     for path in sorted(paths.result("x", "y").parent.glob("[!.]*.json")):
         if found_json(path) is None:
-            (
-                yield f"{path} cannot be read: empty, or cut off; the next run that needs it "
+            words = (
+                f"{path} cannot be read: empty, or cut off; the next run that needs it "
                 "makes it again"
             )
+            yield words
     for path, sha256 in sorted(expected.items()):
-        yield from (
-            altered([(path, sha256)])
-            if sha256
-            else [f"{path} has no checksum: indexed by an earlier contimg"]
-        )
+        yield from altered([(path, sha256)])
     for path, status, group in of_sets:
         if (status == "pruned") == Path(path).exists() and (group in done or status == "pruned"):
-            (
-                yield f"{path} is {'on' if status == 'pruned' else 'not on'} disk, and {status} in "
+            words = (
+                f"{path} is {'on' if status == 'pruned' else 'not on'} disk, and {status} in "
                 "ms_index"
             )
+            yield words
     tables = registry.all_tables(paths.registry_db)
     yield from altered((t.path, t.checksum) for t in tables if t.status == "active")
     known = expected.keys() | {path for path, *_ in of_sets} | {t.path for t in tables}
-    modes = {
-        (row.group_id, row.type.startswith("quick_")) for row in kept
-    }  # of two modes, index.json has the last one's files
+    # of two modes, index.json has the last one's files
+    modes = {(row.group_id, row.type.startswith("quick_")) for row in kept}
     known |= {
         str(paths.image(group, suffix, quick)) for group, quick in modes for suffix in CASA_IMAGES
     }

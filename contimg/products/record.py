@@ -14,9 +14,10 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from contimg.calibration import registry
+from contimg.chain import STAGES, stages_where
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
-from contimg.paths import STAGES, Paths, lasting_files, set_name
+from contimg.paths import Paths, lasting_files, set_name
 from contimg.processes import RUN_ID
 from contimg.products import publishing
 from contimg.products.tables import (
@@ -34,7 +35,6 @@ from contimg.store.files import checksum, found_json
 
 _IMAGE_TYPES = {"image.fits": "image", "pbcor.fits": "pbcor", "pb.fits": "pb"}
 _CASA_TYPES = {"image": "image", "image.pbcor": "pbcor", "pb": "pb"}
-_OF_MS = ("concat", "prepare", "solve", "apply", "image")  # stages that work on the Measurement Set
 _TIMES = ("start_mjd", "end_mjd", "mid_mjd")
 
 
@@ -177,9 +177,6 @@ def _image_columns(imaged: Mapping) -> dict:
         "offset_east_arcsec",
         "offset_north_arcsec",
     )
-    imaged = {"diameter_deg": imaged["imsize"] * imaged["cell_arcsec"] / 3600} | dict(
-        imaged
-    )  # an earlier contimg's has none
     return (
         {name: imaged.get(name) for name in names}
         | {name: check.get(name) for name in of_check}
@@ -210,7 +207,7 @@ def note(config: Config, group: str, stage: str, reason: str | None = None) -> N
     one."""
     paths = Paths.of(config)
     converted = results_of(paths, group).get("convert", {})
-    if not reason and (stage not in _OF_MS or not paths.ms(group).exists()):
+    if not reason and (stage not in stages_where(uses_ms=True) or not paths.ms(group).exists()):
         return
     times = (
         dict.fromkeys(_TIMES)

@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from contimg.calibration import registry
+from contimg.chain import LAST
 from contimg.config import Config
 from contimg.errors import ContimgError, LockError, ValidationError
 from contimg.paths import CASA_IMAGES, FAST_SUFFIX, FITS_IMAGES, Paths
@@ -50,7 +51,7 @@ def due(config: Config, now: datetime | None = None) -> dict[str, list[str]]:
         if session is not None and options.measurement_sets_days is not None:
             kept = select(MeasurementSet.group_id).where(
                 MeasurementSet.status == "ok",
-                MeasurementSet.stage == "index",
+                MeasurementSet.stage == LAST,
                 MeasurementSet.processed_at <= before(options.measurement_sets_days),
                 select(Image.id)
                 .where(
@@ -85,9 +86,8 @@ def prune(config: Config, now: datetime | None = None) -> tuple[dict[str, list[s
     """
     paths = Paths.of(config)
     try:
-        with lock(
-            paths.retention_lock, wait=False, what="retention is at work"
-        ):  # two runs may end at once
+        # two runs may end at once
+        with lock(paths.retention_lock, wait=False, what="retention is at work"):
             return _prune(config, paths, now)
     except LockError as error:
         return {}, [str(error)]

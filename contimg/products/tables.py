@@ -33,50 +33,12 @@ _OBSCORE = """
     i.set_status AS calibration_set_status
     FROM images i WHERE i.unpublishable IS NULL
     AND i.centre_ra_deg IS NOT NULL AND i.diameter_deg IS NOT NULL"""
-_NEW_IN_2 = {
-    "ms_index": "group_id TEXT DEFAULT '' NOT NULL, reason TEXT, bytes INTEGER",
-    "images": "group_id TEXT DEFAULT '' NOT NULL, mode TEXT, backend TEXT, centre_ra_deg FLOAT, "
-    "centre_dec_deg FLOAT, diameter_deg FLOAT, imsize INTEGER, cell_arcsec FLOAT, "
-    "freq_hz FLOAT, bandwidth_hz FLOAT, start_mjd FLOAT, end_mjd FLOAT, exposure_s "
-    "FLOAT, flagged FLOAT, subbands INTEGER, cal_set TEXT, flux_scale TEXT, "
-    "offset_east_arcsec FLOAT, offset_north_arcsec FLOAT, config TEXT, software TEXT, "
-    "checksum TEXT, bytes INTEGER, deleted_at TEXT",
-    "qa_artifacts": "checksum TEXT",
-}
-# Until `publishing.mark` has looked at them, at the begin of the next run or server, they are not
-# published.
-_NEW_IN_3 = (
-    "set_status TEXT DEFAULT 'not looked at' NOT NULL",
-    "unpublishable TEXT DEFAULT 'not looked at'",
-    "cal_checksums TEXT",
-    "antennas_lost TEXT",
-    "data_share FLOAT",
-    "catalogues TEXT",
-    "commit_id TEXT",
-)
 
 
 class Base(DeclarativeBase):
     """Tables of products.sqlite3."""
 
     views: ClassVar = {"obscore": _OBSCORE}
-    migrations: ClassVar = (
-        (
-            *(
-                f"ALTER TABLE {t} ADD COLUMN {c}"
-                for t, columns in _NEW_IN_2.items()
-                for c in columns.split(", ")
-            ),
-            "UPDATE ms_index SET group_id = replace(substr(path, -22), '.ms', '')",
-            "UPDATE images SET group_id = replace(substr(ms_path, -22), '.ms', '')",
-            "UPDATE images SET (start_mjd, end_mjd) = (SELECT start_mjd, end_mjd FROM ms_index "
-            "WHERE path = ms_path)",
-            "CREATE INDEX ix_ms_index_group_id ON ms_index (group_id)",
-            "CREATE INDEX ix_images_group_id ON images (group_id)",
-            "CREATE INDEX ix_images_start_mjd ON images (start_mjd)",
-        ),
-        tuple(f"ALTER TABLE images ADD COLUMN {c}" for c in _NEW_IN_3),
-    )
 
 
 class MeasurementSet(Base):
@@ -143,13 +105,11 @@ class Image(Base):
     subbands: Mapped[int | None]
     cal_set: Mapped[str | None]
     flux_scale: Mapped[str | None]
-    set_status: Mapped[str] = mapped_column(
-        default="active"
-    )  # of cal_set now: active, or why it must not be used
+    # of cal_set now: active, or why it must not be used
+    set_status: Mapped[str] = mapped_column(default="active")
     cal_checksums: Mapped[str | None]  # of its tables when they were applied
-    unpublishable: Mapped[
-        str | None
-    ]  # why it must not be published; null: it may (contimg.publishing)
+    # why it must not be published; null: it may (contimg.publishing)
+    unpublishable: Mapped[str | None]
     antennas_lost: Mapped[str | None]  # names of those that took part and are not in it
     data_share: Mapped[float | None]  # of the group's visibilities
     catalogues: Mapped[str | None]  # checksums, JSON

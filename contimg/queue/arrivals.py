@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from contimg.chain import LAST
 from contimg.config import Config, IngestConfig
 from contimg.errors import AbsentError, SubbandError
 from contimg.paths import Paths
@@ -72,21 +73,18 @@ def new_files(
         if not files:
             continue
         status = known.get(group.id)
-        if status and status.state in (
-            *RUNNING,
-            "completed",
-        ):  # it is begun: only what came since then is new
+        # it is begun: only what came since then is new
+        if status and status.state in (*RUNNING, "completed"):
             recorded = {f.path for f in status.files}
             files = [f for f in files if f.path not in recorded]
-        elif paths.result(group.id, "index").exists():
+        elif paths.result(group.id, LAST).exists():
             continue
         new += [f for f in files if _quiet_s(f, now_s) >= options.settle_s]
     return new
 
 
-_ahead: dict[
-    Path, tuple[RawFile, float]
-] = {}  # files that the disk's clock has in our future, and since when we know them
+# files that the disk's clock has in our future, and since when we know them
+_ahead: dict[Path, tuple[RawFile, float]] = {}
 
 
 def _quiet_s(file: RawFile, now_s: float) -> float:
@@ -157,10 +155,8 @@ def _listed(
             try:
                 stat = entry.stat()
             except OSError as error:
-                if error.errno in (
-                    errno.ENOENT,
-                    errno.ELOOP,
-                ):  # gone since the folder was listed, or a dangling link
+                # gone since the folder was listed, or a dangling link
+                if error.errno in (errno.ENOENT, errno.ELOOP):
                     continue
                 raise
             path = folder / entry.name
@@ -176,9 +172,8 @@ def _remember(file: RawFile, recorded: RawFile) -> RawFile:
     if not recorded.same_content(file):
         return file
     if not recorded.checked:
-        return replace(
-            file, reason=recorded.reason
-        )  # of one that could not be looked into for long
+        # of one that could not be looked into for long
+        return replace(file, reason=recorded.reason)
     if recorded.outline and recorded.reason is None:
         return replace(recorded, changed_s=file.changed_s, arrived_s=file.arrived_s)
     return replace(

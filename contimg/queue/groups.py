@@ -32,12 +32,10 @@ class RawFile:
     checked: bool = False  # whether it was looked into, as it is now
     outline: Outline | None = None  # what its header says, if that look found nothing wrong
     reason: str | None = None  # why it does not count
-    arrived_s: float = field(
-        default=0.0, compare=False
-    )  # last change of it or its name on this disk (ctime)
-    trouble: str | None = field(
-        default=None, compare=False
-    )  # why it could not be looked into just now
+    # last change of it or its name on this disk (ctime)
+    arrived_s: float = field(default=0.0, compare=False)
+    # why it could not be looked into just now
+    trouble: str | None = field(default=None, compare=False)
 
     @classmethod
     def named(cls, path: Path, size: int = 0, changed_s: float = 0.0, **known) -> "RawFile | None":
@@ -53,12 +51,7 @@ class RawFile:
 
     def same_content(self, other: "RawFile | None") -> bool:
         """Whether nobody changed what is in it since `other` was seen."""
-        # An earlier contimg recorded the ctime, which chmod and a new link change, too.
-        return (
-            other is not None
-            and self.size == other.size
-            and other.changed_s in (self.changed_s, self.arrived_s)
-        )
+        return other is not None and self.size == other.size and self.changed_s == other.changed_s
 
 
 @dataclass(frozen=True)
@@ -66,9 +59,8 @@ class FileGroup:
     """Files of one observation."""
 
     id: str
-    members: Mapping[
-        int, RawFile
-    ]  # by subband: those that count, or would if a look into them finds nothing
+    # by subband: those that count, or would if a look into them finds nothing
+    members: Mapping[int, RawFile]
     others: tuple[RawFile, ...] = ()  # those that do not, each with its reason
 
     @property
@@ -217,9 +209,8 @@ def _judge(
     ]
     sorted_files: dict[str, list[RawFile]] = {group: [] for group in pool if group in fixed}
     unknown: list[tuple[str, RawFile]] = []
-    went: dict[str, Counter] = {
-        group: Counter() for group in pool
-    }  # where the files of a draft went
+    # where the files of a draft went
+    went: dict[str, Counter] = {group: Counter() for group in pool}
     loose = [(group, file) for group, files in pool.items() for file in files]
     for group, file in sorted(loose, key=lambda pair: _by_name(pair[1])):
         if file.outline is None:

@@ -12,9 +12,10 @@ from sqlalchemy import ColumnElement, bindparam, delete, func, or_, select, upda
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
+from contimg.chain import MAKING_MS, STAGES, stages_where
 from contimg.config import IngestConfig
 from contimg.errors import InputError, StateError
-from contimg.paths import STAGES, Paths, spelling
+from contimg.paths import Paths, spelling
 from contimg.queue.groups import FileGroup, RawFile, numbers
 from contimg.queue.tables import MOVES, RUNNING, WAITING, Group, History, Performance, SubbandFile
 from contimg.store import db
@@ -600,10 +601,9 @@ def reprocess(
     """
     stages = list(STAGES)
     if not paths.result(group_id, "solve").exists():
-        stages = [stage for stage in stages if stage not in ("solve", "register")]
-        if not is_converted(
-            paths, group_id
-        ):  # a target chooses before anything is done with its data
+        stages = [stage for stage in stages if stage not in stages_where(calibrators=True)]
+        # a target chooses before anything is done with its data
+        if not is_converted(paths, group_id):
             stages.sort(key=lambda stage: stage != "caltables")
     first = first or stages[0]
     if first not in stages:
@@ -612,7 +612,7 @@ def reprocess(
         )
     requeue(session, group_id, min_subbands)
     files = [Path(p) for p in session.scalars(select(SubbandFile.path).where(*_counting(group_id)))]
-    if not is_converted(paths, group_id) or first in ("convert", "concat"):
+    if not is_converted(paths, group_id) or first in MAKING_MS:
         absent = [path.name for path in files if not path.exists()]
         if absent:
             raise InputError(

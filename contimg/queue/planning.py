@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from contimg.calibration.registry import CalSet, active_sets, choose_set, refused_sets, validity
+from contimg.chain import FIRST, LAST, STAGES, following, stages_where
 from contimg.config import CalibrationConfig, Config
 from contimg.errors import InputError
-from contimg.paths import CHANGING_MARK, FAST_SUFFIX, LANES, STAGES, Paths, set_name
+from contimg.paths import CHANGING_MARK, FAST_SUFFIX, LANES, Paths, set_name
 from contimg.queue import arrivals
 from contimg.queue.groups import FileGroup, RawFile, numbers
 from contimg.queue.moves import GroupStatus, completeness, has_news, known_groups, lane_of
@@ -31,18 +32,15 @@ class Plan:
     missing: tuple[int, ...] = ()
     calibrators: tuple[str, ...] = ()  # best first; empty: a target
     calset: str | None = None  # the set it gets or has
-    depends_on: str | None = (
-        # the calibrator group of the set, when it is solved in this run (or, waiting, in another)
-        None
-    )
+    # the calibrator group of the set, when it is solved in this run (or, waiting, in another)
+    depends_on: str | None = None
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
     error: str | None = None
     not_before: str | None = None  # the watcher leaves it until then
     attempts: int = 0  # that failed
-    redo: tuple[
-        str, ...
-    ] = ()  # stages to do again though they have results: other files, another set, or half-written
+    # stages to do again though they have results: other files, another set, or half-written
+    redo: tuple[str, ...] = ()
 
     @property
     def own_set(self) -> bool:
@@ -78,9 +76,8 @@ def make_plans(
         for other in LANES
         if not (alone and other == lane) and holder_of(paths.run_lock(other))
     }
-    if (
-        lane != "cluster" and paths.cluster_mark.exists()
-    ):  # jobs of a run that died may go on: the next run there ends them
+    # jobs of a run that died may go on: the next run there ends them
+    if lane != "cluster" and paths.cluster_mark.exists():
         busy.add("cluster")
     plans, pending = {}, []
     elsewhere = {g: s for g, s in known.items() if s.state in RUNNING and lane_of(s.owner) in busy}
@@ -95,11 +92,11 @@ def make_plans(
             "app_dec_deg": status.app_dec_deg,
             "not_before": status.not_before,
             "attempts": status.retry_count,
-            "redo": ("convert",) if status.state == "failed" and has_news(group, status) else (),
+            "redo": (FIRST,) if status.state == "failed" and has_news(group, status) else (),
         }
         outcome, why = completeness(group, options, now_s)
         has_index = (
-            status.state != "completed" and found_json(paths.result(group.id, "index")) is not None
+            status.state != "completed" and found_json(paths.result(group.id, LAST)) is not None
         )
         if group.id in elsewhere:
             plans[group.id] = Plan(action="running", reason=f"run {status.owner} has it", **common)
@@ -199,18 +196,17 @@ def _plan_pending(
         mid, dec, own = outline.mid_mjd, outline.app_dec_deg, set_name(group.id, options.fast)
         common = known | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": names}
         frozen = _frozen_choice(paths, group.id, sets, refused, options)
-        redo = (
-            known["redo"] + broken[group.id] + (("solve", "register") if group.id in unfit else ())
-        )
+        redo = known["redo"] + broken[group.id]
+        if group.id in unfit:
+            redo += stages_where(calibrators=True)
         if frozen is None and paths.result(group.id, "caltables").exists():
-            redo += ("caltables", "apply", "image", "qa")
+            redo += tuple(stage for stage in following("caltables") if stage != LAST)
         common["redo"] = redo
         if frozen:  # a set that came later changes nothing already chosen
             name, solved_here, why = frozen, False, ", chosen earlier"
         else:
-            near = [
-                s for s in sets if abs(s.mid_mjd - mid) * 12 <= options.validity_h
-            ]  # those refused are told from these
+            # those refused are told from these
+            near = [s for s in sets if abs(s.mid_mjd - mid) * 12 <= options.validity_h]
             choice = choose_set(near or sets, mid, dec, options)
             if choice.chosen is None:
                 reason = f"waits for calibration: {choice.reason}"
@@ -271,7 +267,7 @@ def _not_to_be_believed(paths: Paths, group: FileGroup) -> tuple[str, ...]:
     if (paths.ms(group.id) / CHANGING_MARK).exists() or _has_other_files(
         results.get("convert"), group
     ):
-        broken.insert(0, "convert")
+        broken.insert(0, FIRST)
     return tuple(dict.fromkeys(broken))
 
 
@@ -396,5 +392,5 @@ def describe(plan: Plan) -> str:
 def made_otherwise(config: Config, digest: str, group: str, plan: Plan) -> bool:
     """Whether a finished group was imaged with another configuration or catalogue than those of
     this digest (`identity.science_digest`); such a change reruns nothing."""
-    result = found_json(Paths.of(config).result(group, "index")) if plan.action == "done" else None
+    result = found_json(Paths.of(config).result(group, LAST)) if plan.action == "done" else None
     return result is not None and result.get("config") != digest

@@ -56,7 +56,7 @@ class SubbandFile(Base):
     group_id: Mapped[str] = mapped_column(ForeignKey("ingest_queue.group_id"), index=True)
     subband_idx: Mapped[int]
     size: Mapped[int]
-    changed_s: Mapped[float]  # mtime, s since 1970 (ctime in rows of an earlier contimg)
+    changed_s: Mapped[float]  # mtime, s since 1970
     checked: Mapped[bool] = mapped_column(default=False)
     reason: Mapped[str | None]
     start_mjd: Mapped[float | None]
@@ -97,9 +97,8 @@ _TRIGGERS = (
     END""",
 )
 for _trigger in _TRIGGERS:
-    event.listen(
-        History.__table__, "after_create", DDL(_trigger)
-    )  # made after ingest_queue: it refers to it
+    # made after ingest_queue: it refers to it
+    event.listen(History.__table__, "after_create", DDL(_trigger))
 
 
 class Performance(Base):

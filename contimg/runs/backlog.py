@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from contimg.chain import LAST
 from contimg.config import Config, IngestConfig
 from contimg.errors import ContimgError, LockError
 from contimg.paths import Paths
@@ -99,7 +100,7 @@ def work_off(
                 continue
             say(f"{len(batch)} of {len(can_go)} groups: {min(batch)} to {max(batch)}")
             mark = last_move()
-            targets = [str(paths.result(group, "index")) for group in batch]
+            targets = [str(paths.result(group, LAST)) for group in batch]
             ended = _run([*command, "--", *targets], slurm.Stall(paths, last_move, _STALLED_S), say)
             with db.reading(paths.ingest_db) as session:
                 begun = moves.begun_since(session, mark, batch)
@@ -114,9 +115,8 @@ def work_off(
                 )
             if not begun:
                 time.sleep(_WAIT_S)
-                while ended == NOT_NOW and holder_of(
-                    paths.run_lock("cluster")
-                ):  # the run of a backlog that was killed
+                # the run of a backlog that was killed
+                while ended == NOT_NOW and holder_of(paths.run_lock("cluster")):
                     time.sleep(_WAIT_S)
             elif holder_of(
                 paths.watch_lock

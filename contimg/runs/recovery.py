@@ -6,9 +6,10 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from contimg.chain import LAST, STAGES
 from contimg.config import Config
 from contimg.errors import AbsentError, LockError
-from contimg.paths import STAGES, Paths, set_name
+from contimg.paths import Paths, set_name
 from contimg.products import record
 from contimg.queue import moves
 from contimg.queue import tables as queue_tables
@@ -47,9 +48,8 @@ def refresh(
             moves.remove_results(
                 paths, group, [stage for stage in STAGES if own or stage != "caltables"]
             )
-        free = (
-            {"local"} if holder_of(paths.run_lock("local")) is None else ()
-        )  # a cluster's groups: when its jobs have ended
+        # a cluster's groups: when its jobs have ended
+        free = {"local"} if holder_of(paths.run_lock("local")) is None else ()
         moved = _recover(session, config, held, free)
     return moved, renewed
 
@@ -68,7 +68,7 @@ def _recover(
         )
 
     def is_finished(group: str) -> bool:
-        return paths.result(group, "index").exists()
+        return paths.result(group, LAST).exists()
 
     moved = moves.recover(session, is_finished, config.ingest, time.time(), held, free, no_fault_of)
     for group, state in moved.items():

@@ -14,14 +14,12 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from contimg.calibration.registry import Base as RegistryBase
-from contimg.config import Config
+from contimg.chain import LAST, STAGES, stage_of, stages_where
 from contimg.errors import ContimgError, InputError, LockError, StateError, is_full
-from contimg.paths import LANES, STAGES, Paths
 from contimg.processes import RUN_ID
 from contimg.products import publishing, record, retention
 from contimg.products import tables as product_tables
@@ -30,21 +28,11 @@ from contimg.queue import tables as queue_tables
 from contimg.queue.planning import Plan, as_json, make_plans, raw_bytes
 from contimg.runs import slurm
 from contimg.runs.recovery import refresh, settle_cluster
-from contimg.runs.session import keep_newest, require_site
+from contimg.runs.session import Session, keep_newest, require_site
 from contimg.store import db, staging
 from contimg.store.files import found_json, lock, write_json
 from contimg.store.identity import COMMIT, science_digest, software_commit
 
-_RESULT_OF = {"select": "caltables"}
-_OF_JOBS = (
-    "convert",
-    "concat",
-    "prepare",
-    "solve",
-    "apply",
-    "image",
-    "qa",
-)  # stages that a cluster runs
 _BEATS_PER_LEASE = 4
 _SNAPSHOTS_KEPT = 200
 
@@ -63,35 +51,29 @@ def _one_at_a_time(method):
 class Run:
     """The one run of this process.
 
-    plans    of all groups
-    jobs     stages that have jobs in it, by group
-    asked    groups asked for by name
-    cluster  its jobs, and their staging, are elsewhere
+    begun_by  its session: plans of all groups, what was asked for, where its jobs are
+    jobs      rules that have jobs in it, by group
+    say       tells a line to whoever looks on
     """
 
     def __init__(
         self,
-        config: Config,
-        plans: Mapping[str, Plan],
-        staging: Path,
+        begun_by: Session,
         jobs: Mapping[str, Collection[str]],
-        asked: Collection[str] = (),
         say: Callable[[str], None] = print,
-        cores: int = 1,
-        cluster: bool = False,
     ):
-        self.config, self.plans, self.paths = config, plans, Paths.of(config)
-        self.lane, self._on_cluster = LANES[cluster], cluster
+        self.config, self.paths = begun_by.config, begun_by.paths
+        self.plans, self.asked = begun_by.plans, begun_by.asked
+        self.lane, self._on_cluster = begun_by.lane, begun_by.on_cluster
+        self._staging, self._cores = begun_by.staging, begun_by.cores
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}" + (
-            "-cluster" if cluster else ""
+            "-cluster" if self._on_cluster else ""
         )
-        needed = {plans[group].depends_on for group in jobs} - {None}
-        self._jobs, self._groups = jobs, sorted(needed.union(jobs))
+        needed = {self.plans[group].depends_on for group in jobs} - {None}
+        self._jobs, self._groups, self._say = jobs, sorted(needed.union(jobs)), say
         self._held = ExitStack()
         self._claimed: set[str] = set()
         self._lost: set[str] = set()  # groups that failed in this run, or were taken from it
-        self._staging, self._cores = staging, cores
-        self.asked, self._say = asked, say
         self._events = threading.Lock()  # the plugin's thread against the main one
         self._ended = threading.Event()
 
@@ -158,9 +140,8 @@ class Run:
         with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
             moves.respell(session)
         refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
-        if self._on_cluster and shutil.which(
-            "squeue"
-        ):  # before a group is claimed: from then on there may be jobs
+        # before a group is claimed: from then on there may be jobs
+        if self._on_cluster and shutil.which("squeue"):
             self.paths.cluster_mark.touch()
             slurm.warn_of_short_memory(self._say)
         with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
@@ -182,18 +163,16 @@ class Run:
                     f"{error}: another run has it, or had it a moment ago: run it again"
                 ) from None
         surprised = []
-        for (
-            group
-        ) in self._groups:  # what is to be done again is not done, should this run not come to it
-            stages = [_RESULT_OF.get(rule, rule) for rule in self._jobs.get(group, ())]
+        # what is to be done again is not done, should this run not come to it
+        for group in self._groups:
+            stages = [stage_of(rule) for rule in self._jobs.get(group, ())]
             redo = [
                 stage
                 for stage in self.plans[group].redo
                 if self.paths.result(group, stage).exists()
             ]
-            if not set(redo) <= set(
-                stages
-            ):  # Snakemake goes by the disk's clock, which may be ahead of ours
+            # Snakemake goes by the disk's clock, which may be ahead of ours
+            if not set(redo) <= set(stages):
                 surprised.append(group)
             moves.remove_results(
                 self.paths, group, [stage for stage in STAGES if stage in (*stages, *redo)]
@@ -255,7 +234,7 @@ class Run:
             # A cluster's jobs are told when they are submitted: which stage runs, and whether one
             # does, is not known here.
             if not self._on_cluster:
-                moves.stage_started(session, group, _RESULT_OF.get(rule, rule))
+                moves.stage_started(session, group, stage_of(rule))
 
     def _claim(self, session, group: str) -> None:
         """Hold a group from the run's begin on, so that no other run takes it; raises StateError if
@@ -266,14 +245,14 @@ class Run:
     @_one_at_a_time
     def job_finished(self, group: str, rule: str) -> None:
         """A stage is done; the last one completes the group."""
-        stage = _RESULT_OF.get(rule, rule)
+        stage = stage_of(rule)
         with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
             if not self._holds(session, group):
                 return
             self._note(group, stage)  # the index first: the queue never knows more
             moves.stage_finished(session, group, stage, self.paths.result(group, stage))
             moves.record_performance(session, group, record.results_of(self.paths, group))
-            if rule == "index":
+            if stage == LAST:
                 moves.move(session, group, "completed", error=None)
 
     @_one_at_a_time
@@ -291,19 +270,16 @@ class Run:
             rule = noted["stage"]
         else:
             if self._on_cluster:  # a job is many stages
-                rule = next(
-                    (
-                        s
-                        for s in STAGES
-                        if s in _OF_JOBS and not self.paths.result(group, s).exists()
-                    ),
-                    rule,
-                )
+                left = [
+                    stage
+                    for stage in stages_where(on_node=True)
+                    if not self.paths.result(group, stage).exists()
+                ]
+                rule = left[0] if left else rule
             words = f"{rule} ended without a word (killed, or out of memory?)"
             error, permanent = f"{words}; see {self.paths.log(group, rule)}", False
-        if (
-            rule != "convert" and not self._on_cluster
-        ):  # convert's own output Snakemake removes, at this moment
+        # convert's own output Snakemake removes, at this moment
+        if rule != "convert" and not self._on_cluster:
             staging.remove_group(self._staging, group)
         waits_for = noted.get("waits_for") if noted else "room" if self._is_full(group) else None
         # A node's disk is not known to come back.
@@ -359,9 +335,8 @@ class Run:
         decide.
         """
         with self._events:
-            if (
-                self._on_cluster
-            ):  # Snakemake's own cancelling misses jobs that it was about to submit
+            # Snakemake's own cancelling misses jobs that it was about to submit
+            if self._on_cluster:
                 try:
                     slurm.cancel_left_jobs(self.paths, self._say)
                 except (
@@ -380,9 +355,8 @@ class Run:
                 for group in () if self._on_cluster else self._lost:
                     staging.remove_group(self._staging, group)
                 for folder in (*(self._staging / group for group in self._claimed), self._staging):
-                    staging.remove_if_empty(
-                        folder
-                    )  # what is in one belongs to a group that goes on from it
+                    # what is in one belongs to a group that goes on from it
+                    staging.remove_if_empty(folder)
                 gone, problems = retention.prune(self.config)
                 for kind, names in gone.items():
                     if names:
@@ -406,7 +380,7 @@ class Run:
                     moves.release(session, group)
                 elif self._noted(group) or (stage and not self.paths.result(group, stage).exists()):
                     self._fail(session, group, stage)
-                elif self.paths.result(group, "index").exists():
+                elif self.paths.result(group, LAST).exists():
                     moves.record_performance(session, group, record.results_of(self.paths, group))
                     moves.move(session, group, "completed", error=None)
                 else:

@@ -1,27 +1,215 @@
-"""What a process of a run needs before anything runs: the site, the plan, how Snakemake is started,
-what was refused."""
+"""What a Snakemake process of ours works with: configuration, plan, targets, staging; the site, how
+Snakemake is started, and why a run did not begin.
+
+The Snakefile opens a session and asks it; jobs take the plan of their run from its snapshot.
+"""
 
 import os
+import re
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from contimg.config import DEFAULT_CONFIG, Config
-from contimg.errors import ContimgError, LockError, NotNow, is_full
-from contimg.paths import Paths
-from contimg.processes import RUN_ID
-from contimg.queue.planning import Plan, from_json
+from contimg.config import DEFAULT_CONFIG, Config, from_mapping
+from contimg.errors import ContimgError, InputError, LockError, NotNow, StateError, is_full
+from contimg.paths import GROUP_PATTERN, LANES, Paths
+from contimg.processes import CLUSTER_NODE, RUN_ID, announce_run
+from contimg.queue.moves import is_converted
+from contimg.queue.planning import Plan, from_json, make_plans, raw_bytes, targets
 from contimg.store import db
 from contimg.store.files import found_json, write_json
 from contimg.store.identity import COMMIT
+from contimg.store.staging import choose_root
 
 NOT_NOW = 75
 """Exit status of a run that was refused because of another run, or for want of a disk
 (EX_TEMPFAIL)."""
 REFUSED = 78
 """Exit status of a run that cannot begin until somebody mends something (EX_CONFIG)."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a Snakemake process works with: the one that decides, or one of its jobs.
+
+    asked       groups named on the command line, by themselves or by a day or a calibrator
+    targets     what was named there that is more than a group's result: its groups
+    staging     where subband Measurement Sets wait for `concat`
+    on_cluster  jobs, and their staging, are elsewhere
+    decides     this is Snakemake's main process, not one that does a job
+    """
+
+    config: Config
+    paths: Paths
+    plans: Mapping[str, Plan]
+    targets: Mapping[str, list[str]]
+    asked: Collection[str]
+    staging: Path
+    cores: int
+    on_cluster: bool
+    decides: bool
+
+    @property
+    def lane(self) -> str:
+        """Of the two kinds of runs that may be at work at once, the one that this is of."""
+        return LANES[self.on_cluster]
+
+    def to_run(self) -> list[str]:
+        """Groups that run without being named: calibrator groups first, since others wait for
+        their sets."""
+        newest_first = self.config.ingest.order == "newest"
+        ready = (group for group, plan in self.plans.items() if plan.action == "run")
+        order = sorted(ready, reverse=newest_first)
+        return sorted(order, key=lambda group: not self.plans[group].calibrators)
+
+    def imaged(self, groups: Iterable[str]) -> list[str]:
+        """Those that have images, or can have them."""
+        return [group for group in groups if self.plans[group].action in ("run", "done")]
+
+    def plan_of(self, group: str) -> Plan:
+        """The plan of a group that is to be worked on; raises InputError for one that cannot be."""
+        if group not in self.plans:
+            raise InputError(
+                f"group {group} has no files in {self.paths.incoming}; see `contimg plan`"
+            )
+        plan = self.plans[group]
+        if plan.calset is None:
+            raise InputError(f"group {group} cannot be imaged now: {plan.reason}")
+        return plan
+
+    def is_redone(self, group: str, stage: str | None = None) -> bool:
+        """Whether a stage of a group (or any) is done again though it has a result."""
+        plan = self.plans.get(group)
+        return plan is not None and (stage in plan.redo if stage else bool(plan.redo))
+
+    def raw_inputs(self, group: str) -> list[Path]:
+        """A group's raw files that Snakemake is to look at, in order of subbands.
+
+        It refuses outputs that are older than their inputs, though some files are dated in the
+        future; the stage gets those all the same.
+        """
+        now_s, needed = time.time(), not is_converted(self.paths, group)
+
+        def counts(path: Path) -> bool:
+            return path.stat().st_mtime < now_s if path.exists() else needed
+
+        return [path for _, path in sorted(self.plan_of(group).group.files.items()) if counts(path)]
+
+    def chooses_first(self, group: str) -> bool:
+        """A target chooses its calibration before anything is done with its data; a calibrator
+        group cannot."""
+        return not (self.plan_of(group).own_set or is_converted(self.paths, group))
+
+    def waits_for(self, group: str) -> str | None:
+        """The other group whose set, solved in this run, a group is calibrated with."""
+        depends_on = self.plan_of(group).depends_on
+        return None if depends_on == group else depends_on
+
+    def misused(self, *, touch: bool, local: bool) -> str | None:
+        """Why nothing is begun with such options of Snakemake, in words."""
+        if touch:
+            return (
+                "--touch would make stages done that are not: nothing was begun. "
+                "contimg reprocess says what to do again"
+            )
+        if local == self.on_cluster:
+            return (
+                "--cores (and no --jobs) is for one machine, --jobs (and no --cores) for a "
+                "cluster: nothing was begun"
+            )
+        return None
+
+    def left_out(self) -> list[str]:
+        """What is not in this run, and why: a line for each group."""
+        return [
+            f"not in this run: {plan.group.id} {plan.action}: {plan.reason}"
+            for plan in self.plans.values()
+            if plan.action in ("running", "waiting", "collecting", "failed")
+        ]
+
+    def summary(self) -> str:
+        """The plan in one line: the last message of a run, and the only one when there is nothing
+        to do."""
+        counts = Counter(plan.action for plan in self.plans.values())
+        rest = [f"{n} {action}" for action, n in sorted(counts.items()) if action != "run"]
+        begin = f"{counts['run']} groups imaged" if counts["run"] else "Nothing to be done"
+        return (
+            f"{'; '.join([begin, *rest])}. `contimg plan` says why, `contimg status` what came out."
+        )
+
+
+def open_session(
+    values: Mapping,
+    argv: Sequence[str],
+    *,
+    decides: bool,
+    cores: int | None,
+    nodes: int | None,
+    keep_staged: bool,
+    on_node: bool,
+) -> Session:
+    """The session of a Snakemake process; plans unless a run has done so already.
+
+    values       the configuration, as Snakemake has it
+    argv         the command line: a Snakefile is not told which targets were asked for
+    cores        none on a cluster, whose profile has `jobs` (1 then in a dry-run; no executor is
+                 known yet)
+    nodes        jobs at a time
+    keep_staged  --notemp: nothing will be removed when it was concatenated
+    on_node      a job, on a node of a cluster
+
+    Raises ContimgError. Reads only, but for the file that makes results look old (`Paths.again`),
+    which is in Snakemake's own folder.
+    """
+    config = from_mapping(values)
+    paths = Paths.of(config)
+    snapshot = None if decides else snapshot_of_run(paths)
+    if on_node:
+        os.environ[CLUSTER_NODE] = "1"
+        if snapshot is None:
+            run_id = os.environ.get(RUN_ID)
+            raise StateError(
+                f"no plan of run {run_id} in {paths.state}: is it shared with this node?"
+            )
+    on_cluster = cores is None or (cores == 1 and nodes is not None)
+    announce_run()
+    plans, named, asked = snapshot[0] if snapshot else {}, {}, set()
+    if snapshot is None:
+        plans, named, asked = _planned(config, paths, argv if decides else (), LANES[on_cluster])
+    staging = (
+        snapshot[1]
+        if snapshot
+        else choose_root(config, raw_bytes(plans), cores or 1, keep_staged, on_cluster)
+    )
+    if decides and any(plan.redo for plan in plans.values()):
+        paths.again.parent.mkdir(exist_ok=True)
+        # Of one content it would be the same file to Snakemake, however new.
+        paths.again.write_text(f"{time.time_ns()}\n")
+    return Session(config, paths, plans, named, asked, staging, cores or 1, on_cluster, decides)
+
+
+def _planned(
+    config: Config, paths: Paths, argv: Sequence[str], lane: str
+) -> tuple[dict[str, Plan], dict[str, list[str]], set[str]]:
+    """Plans, targets and groups asked for. Groups are named by a target, or by a product that is
+    one; the folder of the products may have such a name, too."""
+    from snakemake.cli import get_argument_parser  # 1.3 s, which no other command is to wait for
+
+    given = get_argument_parser().parse_known_args(list(argv))[0].targets if argv else ()
+    words = [str(word).removeprefix(f"{paths.products}/") for word in given or ()]
+    asked = set(re.findall(GROUP_PATTERN, " ".join(words)))
+    plans = make_plans(config, time.time(), asked, lane)
+    named = targets(words, plans)
+    if more := set(chain(*named.values())) - asked:  # those of a day or a calibrator
+        asked |= more
+        plans = make_plans(config, time.time(), asked, lane)
+    return plans, named, asked
 
 
 def require_site(config: Config) -> None:

@@ -14,11 +14,8 @@ from contimg.paths import Paths
 _MIN_JOB_AGE_S = 300  # SLURM's default
 _WAIT_S = 120
 _TIMEOUT_S = 60
-_PRIVATE_PARTS = (
-    "run_uuid",
-    "run_job",
-    "_report_job_error_threadsafe",
-)  # of the plugin's executor, as in 2.6.1
+# of the plugin's executor, as in 2.6.1
+_PRIVATE_PARTS = ("run_uuid", "run_job", "_report_job_error_threadsafe")
 _ENDED = {
     "COMPLETED",
     "FAILED",

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from contimg.chain import LAST
 from contimg.config import Config
 from contimg.errors import ContimgError
 from contimg.paths import Paths
@@ -56,9 +57,8 @@ class Refusals:
     """
 
     in_a_row: int = 0
-    untried: set[str] = field(
-        default_factory=set
-    )  # groups of such a run that were not tried alone yet
+    # groups of such a run that were not tried alone yet
+    untried: set[str] = field(default_factory=set)
     tried: list[str] = field(default_factory=list)  # alone, and refused; the latest last
     others_begin: bool = False
 
@@ -268,7 +268,7 @@ class Watcher:
         logfile = self.paths.run_log(self._stamp)
         logfile.parent.mkdir(parents=True, exist_ok=True)
         keep_newest(self.paths.run_log("*"), _LOGS_KEPT)
-        targets = [str(self.paths.result(g, "index")) for g in self._batch]
+        targets = [str(self.paths.result(g, LAST)) for g in self._batch]
         log.info(
             "run %s: %d groups, %s to %s; %s",
             self._stamp,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from contimg.config import Config, ImagingConfig
-from contimg.errors import ImagingError
+from contimg.errors import ImagingError, ValidationError
 from contimg.findings import Finding, of_level
 from contimg.imaging import files
 from contimg.imaging.averaging import expectations
@@ -24,6 +24,7 @@ from contimg.products.publishing import ACTIVE, unpublishable
 from contimg.sky.calibrators import mean_beam, read_sky
 from contimg.sky.catalogues import Sky
 from contimg.sky.skymodel import as_sources
+from contimg.stages.job import Job
 from contimg.store.files import remove
 from contimg.store.identity import made_by
 from contimg.visibilities.uvh5 import changed_since
@@ -31,6 +32,19 @@ from contimg.visibilities.uvh5 import changed_since
 log = logging.getLogger(__name__)
 _BRIGHT_WITHIN_DEG = 6.0
 _MOST_AROUND = 150  # sources, the apparently brightest, that the fit of bright ones knows of
+
+
+def run(job: Job) -> dict:
+    """The work of the stage; returns its result."""
+    converted, chosen, applied = map(job.result_of, ("convert", "caltables", "apply"))
+    if applied["set_name"] != chosen["set_name"]:
+        raise ValidationError(
+            f"group {job.group}: applied another set than {chosen['set_name']}. contimg reprocess "
+            f"{job.group} --from apply"
+        )
+    return image_group(
+        job.ms, job.group, job.config, converted, chosen, job.threads, job.logfile, applied
+    )
 
 
 def image_group(
@@ -74,9 +88,8 @@ def image_group(
         )
         gated.append(Finding("raw_changed", "warn", words).as_json())
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:
-        expected = (
-            {} if options.backend == "wgridder" else expectations(stokes, options)
-        )  # wgridder says it itself
+        # wgridder says it itself
+        expected = {} if options.backend == "wgridder" else expectations(stokes, options)
         inputs = backend(options.backend).prepare(stokes, options, Path(work))
         del stokes  # a gigabyte
         result, cleaned = _clean(ImageRequest(inputs, options, Path(work), threads, logfile))
@@ -217,9 +230,8 @@ def _subtract_bright(
     if options.subtract_above_jy is None:
         return [], []
     centre = stokes.observation.phase_centre_deg
-    least_jy = min(
-        options.subtract_above_jy, options.subtract_outside_above_jy
-    )  # no beam makes a source brighter
+    # no beam makes a source brighter
+    least_jy = min(options.subtract_above_jy, options.subtract_outside_above_jy)
     near = as_sources(sky.within(*centre, _BRIGHT_WITHIN_DEG, least_jy))
     bright = bright_sources(near, stokes, options)
     if not bright:

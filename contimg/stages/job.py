@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from contimg.chain import MAKING_MS, stage_of, stages_where
 from contimg.config import Config, from_mapping
 from contimg.errors import (
     ContimgError,
@@ -31,10 +32,10 @@ from contimg.errors import (
     ProductError,
     is_full,
 )
-from contimg.paths import CHANGING_MARK, Paths
+from contimg.paths import CHANGING_MARK, Paths, staged
 from contimg.processes import RUN_ID, RUN_PID, die_with_parent, ended_before, kill_group
 from contimg.store import db
-from contimg.store.files import found_json, lock, set_mark, write_json
+from contimg.store.files import found_json, lock, read_json, set_mark, write_json
 
 _VERSIONS = (
     "contimg",
@@ -48,107 +49,135 @@ _VERSIONS = (
 )
 _LAST_WORDS = 4000
 _PADDING = " " * 2000  # room for the words of a disk that is full
+_READING_MS = set(stages_where(uses_ms=True)) - set(MAKING_MS)
 log = logging.getLogger("contimg")
 
 
 @dataclass
-class Stage:
-    """A running stage of one group. Fill `result`; it is written when the stage has succeeded."""
+class Job:
+    """One stage of one group, at work.
 
-    name: str
+    files    raw files by subband, for `convert`
+    pointing (mid MJD, apparent declination in deg), for `caltables`
+    staging  the folder in which subband Measurement Sets wait, for `convert` and `concat`
+    """
+
+    stage: str
     group: str
     config: Config
     paths: Paths
     logfile: Path
-    result: dict = field(default_factory=dict)
+    threads: int = 1
+    files: Mapping[int, Path] = field(default_factory=dict)
+    pointing: tuple[float, float] | None = None
+    staging: Path | None = None
+
+    @property
+    def ms(self) -> Path:
+        """The group's Measurement Set."""
+        return self.paths.ms(self.group)
+
+    @property
+    def staged(self) -> list[Path]:
+        """Subband Measurement Sets, from `convert` to `concat`."""
+        return staged(self.staging, self.group, self.config)
+
+    def result_of(self, stage: str) -> dict:
+        """What an earlier stage of this group found."""
+        return read_json(self.paths.result(self.group, stage))
 
 
-@contextmanager
-def stage(smk) -> Iterator[Stage]:
-    """Run a script's work on one group; `smk` is Snakemake's script object.
+def run_script(smk, work: Callable[[Job], dict]) -> None:
+    """Do a stage's work for a script of Snakemake's, whose object `smk` is.
 
-    Log, named outputs and the group come from the rule: `log[0]`, `output.result`,
-    `wildcards.group`. Any error is logged and noted for the queue, and ends the script with status
-    1.
+    Log, group and what the rule gives as parameters are taken from it. Any error is logged and
+    noted for the queue, and ends the script with status 1.
     """
-    config = from_mapping(smk.config)
-    paths, output = Paths.of(config), Path(smk.output.result)
-    name = output.name.removesuffix(".json").rpartition(".")[2]
-    running = Stage(name, smk.wildcards.group, config, paths, Path(smk.log[0]))
-    running.logfile.parent.mkdir(parents=True, exist_ok=True)
-    _in_a_child(running)
+    config, params = from_mapping(smk.config), smk.params
+    staged_in = getattr(smk.output, "subbands", None) or getattr(smk.input, "subbands", None)
+    files = getattr(params, "files", None) or {}
+    job = Job(
+        stage_of(smk.rule),
+        smk.wildcards.group,
+        config,
+        Paths.of(config),
+        Path(smk.log[0]),
+        smk.threads,
+        {subband: Path(path) for subband, path in files.items()},
+        getattr(params, "pointing", None),
+        Path(staged_in).parent if staged_in else None,
+    )
+    run_job(job, work)
+
+
+def run_job(job: Job, work: Callable[[Job], dict]) -> None:
+    """Do a stage's work in a child process and write its result; ends this process with status 1
+    when it fails."""
+    job.logfile.parent.mkdir(parents=True, exist_ok=True)
+    _in_a_child(job)
     if numba := sys.modules.get("numba"):
-        numba.set_num_threads(max(1, min(smk.threads, numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(max(1, min(job.threads, numba.config.NUMBA_NUM_THREADS)))
     log_format = {"format": "%(asctime)s %(levelname)s %(message)s", "datefmt": "%Y-%m-%dT%H:%M:%S"}
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, **log_format)
-    begin = time.perf_counter()
     try:
-        with lock(paths.group_lock(running.group), wait=True, what=f"group {running.group}"):
-            write_json(
-                paths.error(running.group), _note(running, _WITHOUT_A_WORD) | {"padding": _PADDING}
-            )
-            log.info(
-                "%s: group %s, run %s, attempt starts",
-                name,
-                running.group,
-                os.environ.get(RUN_ID, "-"),
-            )
-            yield running
-            seconds = round(time.perf_counter() - begin, 3)
-            running.result |= {
-                "stage": name,
-                "group": running.group,
-                "seconds": seconds,
-                "finished_at": db.now(),
-                "run": os.environ.get(RUN_ID),
-                "host": platform.node(),
-                **_used(),
-                **_made_by(config),
-                "versions": {p: version(p) for p in _VERSIONS},
-            }
-            write_json(output, running.result)
-            paths.error(running.group).unlink(missing_ok=True)
-            log.info("%s: done in %.1f s", name, seconds)
+        with lock(job.paths.group_lock(job.group), wait=True, what=f"group {job.group}"):
+            _work_and_record(job, work)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         log.error("%s", message if isinstance(error, ContimgError) else traceback.format_exc())
-        _leave_word(running, message, isinstance(error, InputError), _waits_for(error))
-        ms = getattr(smk.input, "ms", None)
+        _leave_word(job, message, isinstance(error, InputError), _waits_for(error))
         # casacore's own errors, of a table that a power cut left: not to be read again and again.
-        if (
-            ms
-            and Path(ms).is_dir()
-            and isinstance(error, RuntimeError | ProductError)
-            and not is_full(error)
-        ):
-            set_mark(Path(ms) / CHANGING_MARK)
+        is_damage = isinstance(error, RuntimeError | ProductError) and not is_full(error)
+        if is_damage and job.stage in _READING_MS and job.ms.is_dir():
+            set_mark(job.ms / CHANGING_MARK)
         sys.exit(1)
+
+
+def _work_and_record(job: Job, work: Callable[[Job], dict]) -> None:
+    begin = time.perf_counter()
+    write_json(job.paths.error(job.group), _note(job, _WITHOUT_A_WORD) | {"padding": _PADDING})
+    run_id = os.environ.get(RUN_ID)
+    log.info("%s: group %s, run %s, attempt starts", job.stage, job.group, run_id or "-")
+    result = work(job)
+    seconds = round(time.perf_counter() - begin, 3)
+    result |= {
+        "stage": job.stage,
+        "group": job.group,
+        "seconds": seconds,
+        "finished_at": db.now(),
+        "run": run_id,
+        "host": platform.node(),
+        **_used(),
+        **_made_by(job.config),
+        "versions": {p: version(p) for p in _VERSIONS},
+    }
+    write_json(job.paths.result(job.group, job.stage), result)
+    job.paths.error(job.group).unlink(missing_ok=True)
+    log.info("%s: done in %.1f s", job.stage, seconds)
 
 
 _WITHOUT_A_WORD = "ended without a word (killed, or out of memory?)"
 
 
-def _note(
-    running: Stage, error: str, permanent: bool = False, waits_for: str | None = None
-) -> dict:
+def _note(job: Job, error: str, permanent: bool = False, waits_for: str | None = None) -> dict:
     """What the queue is told of an attempt that failed; `waits_for` room or calibration: nothing is
     wrong with the group."""
     return {
-        "stage": running.name,
+        "stage": job.stage,
         "error": error,
         "permanent": permanent,
         "waits_for": waits_for,
-        "log": str(running.logfile),
+        "log": str(job.logfile),
         "run": os.environ.get(RUN_ID),
         "at": db.now(),
     }
 
 
 def _leave_word(
-    running: Stage, error: str, permanent: bool = False, waits_for: str | None = None
+    job: Job, error: str, permanent: bool = False, waits_for: str | None = None
 ) -> None:
-    note = _note(running, error, permanent, waits_for)
-    path = running.paths.error(running.group)
+    note = _note(job, error, permanent, waits_for)
+    path = job.paths.error(job.group)
     try:
         write_json(path, note)
     except OSError:  # no room for another file: into the one that was written when the stage began
@@ -164,7 +193,7 @@ def _waits_for(error: BaseException) -> str | None:
     return "room" if is_full(error) or isinstance(error, NotNow) else None
 
 
-def _in_a_child(running: Stage) -> None:
+def _in_a_child(job: Job) -> None:
     """Go on in a child process; this one waits for it, and ends as it does."""
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -184,7 +213,7 @@ def _in_a_child(running: Stage) -> None:
     with suppress(OSError):  # the child was faster
         os.setpgid(child, child)
     said = bytearray()
-    listener = threading.Thread(target=_keep, args=(reader, running.logfile, said), daemon=True)
+    listener = threading.Thread(target=_keep, args=(reader, job.logfile, said), daemon=True)
     listener.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: kill_group(child))
@@ -199,22 +228,20 @@ def _in_a_child(running: Stage) -> None:
         full = is_full(words)
         if full:
             error = (
-                f"StorageError: no room, or no quota, for {running.paths.products}. It goes "
+                f"StorageError: no room, or no quota, for {job.paths.products}. It goes "
                 "on when there is some."
             )
         elif -code == signal.SIGABRT and words.strip():
             error = f"ended by a library: {words.strip().splitlines()[-1]}"
-        _leave_word(running, error, waits_for="room" if full else None)
+        _leave_word(job, error, waits_for="room" if full else None)
     if code:
-        os.write(2, f"group {running.group}, {running.name}: {_last_line(running)}\n".encode())
+        os.write(2, f"group {job.group}, {job.stage}: {_last_line(job)}\n".encode())
     sys.stdout.flush()
     os._exit(min(255, abs(code)))
 
 
-def _last_line(running: Stage) -> str:
-    return (found_json(running.paths.error(running.group)) or {}).get(
-        "error", f"failed; see {running.logfile}"
-    )
+def _last_line(job: Job) -> str:
+    return (found_json(job.paths.error(job.group)) or {}).get("error", f"failed; see {job.logfile}")
 
 
 def _keep(reader: int, logfile: Path, said: bytearray) -> None:

@@ -14,7 +14,15 @@ from contimg.plots.flags import draw_flags
 from contimg.plots.image import draw_beam, draw_catalogue, draw_image, draw_residual, draw_thumbnail
 from contimg.plots.style import DPI, coarse_image, save_plot
 from contimg.plots.visibilities import draw_spectra, draw_uv
+from contimg.stages.job import Job
 from contimg.visibilities import measurement_set as mset
+
+
+def run(job: Job) -> dict:
+    """The work of the stage; returns its result."""
+    imaged, chosen, prepared = map(job.result_of, ("image", "caltables", "prepare"))
+    artifacts, failed = plot_group(job.group, job.config, imaged, chosen, prepared)
+    return {"artifacts": artifacts, "not_drawn": failed}
 
 
 def plot_group(

@@ -22,9 +22,16 @@ from contimg.plots import calibration, style
 from contimg.sky import catalogues
 from contimg.sky.calibrators import find_candidates, read_calibrators, read_sky
 from contimg.sky.skymodel import calibrator_model
+from contimg.stages.job import Job
 from contimg.visibilities import measurement_set as mset
 
 log = logging.getLogger(__name__)
+
+
+def run(job: Job) -> dict:
+    """The work of the stage; returns its result."""
+    app_dec_deg = job.result_of("convert")["app_dec_deg"]
+    return solve_group(job.ms, job.group, app_dec_deg, job.config, job.logfile)
 
 
 def solve_group(

@@ -2,8 +2,7 @@
 else.
 
 The databases are in WAL mode, so that readers and the writer do not wait for each other. Each
-carries the version of its schema (PRAGMA user_version); the first writer of a newer contimg brings
-it up to date, an older contimg refuses it.
+carries the version of its schema (PRAGMA user_version); a contimg of another schema refuses it.
 """
 
 import functools
@@ -22,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from contimg.errors import ContimgError
 
 BUSY_TIMEOUT_S = 30
+SCHEMA = 1  # of all databases; begins with the first release
 UNIX_EPOCH_MJD = 40587
 
 
@@ -73,9 +73,8 @@ def _engine(url: str, readonly: bool) -> Engine:
     return engine
 
 
-_made: set[tuple[Path, type[DeclarativeBase]]] = (
-    set()
-)  # databases whose tables this process has seen to
+# databases whose tables this process has seen to
+_made: set[tuple[Path, type[DeclarativeBase]]] = set()
 
 
 @contextmanager
@@ -89,10 +88,9 @@ def writing(path: Path, base: type[DeclarativeBase]) -> Iterator[Session]:
     engine = _engine(f"sqlite:///file:{quote(str(path))}?uri=true", readonly=False)
     with _named(path), Session(engine) as session, session.begin():
         emptied = not session.scalar(text("SELECT count(*) FROM sqlite_master"))
-        if (
-            emptied or (path, base) not in _made
-        ):  # inside the transaction: two processes may come at once
-            _bring_up_to_date(session.connection(), base, path)
+        # inside the transaction: two processes may come at once
+        if emptied or (path, base) not in _made:
+            _make_tables(session.connection(), base, path)
         yield session
     _made.add((path, base))
 
@@ -119,26 +117,19 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
-def _bring_up_to_date(connection: Connection, base: type[DeclarativeBase], path: Path) -> None:
-    """Make the tables, or apply the `migrations` of `base` (SQL statements for each step from
-    version 1 on); then its `views`."""
-    steps, views = getattr(base, "migrations", ()), getattr(base, "views", {})
-    newest = 1 + len(steps)
+def _make_tables(connection: Connection, base: type[DeclarativeBase], path: Path) -> None:
+    """Make the tables and views that are not there; refuse a database of another schema."""
     found = connection.exec_driver_sql("PRAGMA user_version").scalar()
-    if found > newest:
+    if found not in (0, SCHEMA):
         raise ContimgError(
-            f"{path}: schema version {found}, this contimg knows {newest}. Use the contimg that "
+            f"{path}: schema version {found}, this contimg knows {SCHEMA}. Use the contimg that "
             "wrote it."
         )
-    if not found:  # empty, or of the first version, which did not write it down
-        found = 1 if connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first() else newest
-    for statement in (one for step in steps[found - 1 :] for one in step):
-        connection.exec_driver_sql(statement)
     base.metadata.create_all(connection)
-    for name, query in views.items():
+    for name, query in getattr(base, "views", {}).items():
         connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
         connection.exec_driver_sql(f"CREATE VIEW {name} AS {query}")
-    connection.exec_driver_sql(f"PRAGMA user_version = {newest}")
+    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
 
 
 @contextmanager
@@ -172,7 +163,7 @@ def reading(path: Path) -> Iterator[Session | None]:
         except OperationalError as error:
             if "no such" not in str(error.orig):
                 raise
-            words = (
-                "another contimg made it; the next run, or `contimg serve`, brings it up to date"
-            )
-            raise ContimgError(f"{path}: {error.orig}: {words}") from None
+            raise ContimgError(
+                f"{path}: {error.orig}: another contimg made it. Use that one, or move the file "
+                "aside: the next run makes it again from the results"
+            ) from None

@@ -91,9 +91,8 @@ def software_commit() -> str:
 def _git_commit() -> str:
     def git(*words: str) -> str:
         folder = Path(__file__).parents[2]
-        if not (
-            folder / ".git"
-        ).exists():  # not that of somebody else's clone, which this one is installed into
+        # not that of somebody else's clone, which this one is installed into
+        if not (folder / ".git").exists():
             raise FileNotFoundError
         command = ["git", "-c", f"safe.directory={folder}", "-C", str(folder), *words]
         return subprocess.run(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from contimg.chain import LAST
 from contimg.config import Config
 from contimg.errors import LockError, StorageError
 from contimg.paths import TMPFS, Paths
@@ -46,14 +47,12 @@ def choose_root(
     roots = Paths.of(config).staging_roots()
     if cluster:
         on_disk = config.conversion.staging == "disk" and config.paths.staging == "auto"
-        shared = (
-            roots["disk"] if on_disk else roots["tmpfs"]
-        )  # the latter has the project's tag in its name
+        # the latter has the project's tag in its name
+        shared = roots["disk"] if on_disk else roots["tmpfs"]
         root = shared.parent if config.paths.staging == "auto" else Path(config.paths.staging)
         return root / f"{shared.name}-node"
-    if (
-        config.paths.staging != "auto"
-    ):  # a folder of our own in it: it may hold other things, and other projects
+    # a folder of our own in it: it may hold other things, and other projects
+    if config.paths.staging != "auto":
         return Path(config.paths.staging) / roots["tmpfs"].name
     if config.conversion.staging != "auto":
         return roots[config.conversion.staging]
@@ -161,7 +160,7 @@ def clean(paths: Paths, chosen: Path, keep: set[str], cluster: bool = False) -> 
     roots = paths.staging_roots()
     for root in {chosen} if cluster else {*roots.values(), chosen}:
         for folder in root.glob(_GROUP):
-            asked_for = root != roots["tmpfs"] and paths.result(folder.name, "index").exists()
+            asked_for = root != roots["tmpfs"] and paths.result(folder.name, LAST).exists()
             if not (root == chosen and folder.name in keep) and (
                 not asked_for or any(folder.glob(".*.partial"))
             ):

@@ -467,9 +467,8 @@ def _convert_parallel(
     zero by subband."""
     sources = [plan.headers[sb].path if sb in plan.headers else None for sb in range(len(outputs))]
     done = []
-    context = multiprocessing.get_context(
-        "fork"
-    )  # the workers share the geometry; nothing to import again
+    # the workers share the geometry; nothing to import again
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(
         min(workers, len(outputs)), mp_context=context, initializer=die_with_parent
     ) as pool:

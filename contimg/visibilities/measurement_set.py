@@ -440,9 +440,8 @@ def write_columns(path: Path, **columns: np.ndarray) -> None:
         nrow = table.nrows()
         for name, values in columns.items():
             if name not in table.colnames():
-                _add_column(
-                    table, name
-                )  # filled before the table is closed, which would write zeros
+                # filled before the table is closed, which would write zeros
+                _add_column(table, name)
             cell = table.getcell(name, 0).shape
             table.putcol(name, np.ascontiguousarray(values).reshape(nrow, *cell))
 

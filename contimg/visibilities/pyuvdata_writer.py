@@ -60,9 +60,8 @@ def read_phased(header: SubbandHeader, phase_centre_deg: tuple[float, float]):
 
 def _recompute_uvw(uv) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Recalculating uvw_array"
-        )  # the phases are those of these uvw
+        # the phases are those of these uvw
+        warnings.filterwarnings("ignore", "Recalculating uvw_array")
         uv.set_uvws_from_antenna_positions(update_vis=False)
 
 

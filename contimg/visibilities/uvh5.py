@@ -442,9 +442,8 @@ class SubbandData:
             name: h5py.Dataset(_dataset(data, name, kinds)) for name, kinds in _DATA.items()
         }
         shape = self._datasets["visdata"].shape
-        self._window = (
-            (0,) if len(shape) == 4 else ()
-        )  # some files have an axis of spectral windows
+        # some files have an axis of spectral windows
+        self._window = (0,) if len(shape) == 4 else ()
         self._cell = (shape[-2], len(POLARIZATIONS))
         places = _pol_places(h5g.open(file.id, b"Header"), shape[-1])
         self._pols = None if places == list(range(shape[-1])) else places

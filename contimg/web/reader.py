@@ -15,8 +15,9 @@ from sqlalchemy import Select, func, select
 
 from contimg import report
 from contimg.calibration import registry
+from contimg.chain import STAGES
 from contimg.config import Config
-from contimg.paths import STAGES, Paths, lasting_files
+from contimg.paths import Paths, lasting_files
 from contimg.products import publishing
 from contimg.products import tables as product_tables
 from contimg.products.retention import room

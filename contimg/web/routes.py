@@ -117,21 +117,18 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         (paths.products_db, product_tables.Base),
     ):
         if path.exists():
-            with db.writing(path, base):  # a schema of an earlier contimg is brought up to date
+            with db.writing(path, base):  # its views are this contimg's
                 pass
     publishing.mark(config)
     images_at_once = CapacityLimiter(_IMAGES_AT_ONCE)
     about = "Continuum imaging of DSA-110 drift scans: state and products."
-    no_docs = {
-        "docs_url": None,
-        "redoc_url": None,
-    }  # they load scripts from elsewhere: pages.py has a page of ours
+    # they load scripts from elsewhere: pages.py has a page of ours
+    no_docs = {"docs_url": None, "redoc_url": None}
     app = FastAPI(
         title="contimg", description=about, version="1", redirect_slashes=False, **no_docs
     )
-    checks: dict[
-        Path, tuple[float, str]
-    ] = {}  # databases: when they were read through, and what was found
+    # databases: when they were read through, and what was found
+    checks: dict[Path, tuple[float, str]] = {}
 
     @app.exception_handler(ContimgError)
     def _refused(request: Request, error: ContimgError) -> JSONResponse:

@@ -28,16 +28,12 @@ from tests.workflow.conftest import Site, make_site
 
 GCC = shutil.which("gcc")
 MODES = ("kill", "empty", "half", "full", "quota")
-SHORT = {
-    "kill": 4,
-    "empty": 2,
-    "half": 2,
-    "full": 2,
-    "quota": 1,
-}  # places that the short version tries
+# places that the short version tries
+SHORT = {"kill": 4, "empty": 2, "half": 2, "full": 2, "quota": 1}
 EVERY = int(os.environ.get("CONTIMG_EVERY", 1))  # of the long version: one place in so many
 AT_ONCE = 2
 RUNS = 4  # that are started at most, as a watcher would
+# times, and what has them
 OTHERWISE = {
     "id",
     "created_at",
@@ -47,7 +43,7 @@ OTHERWISE = {
     "cal_checksums",
     "software",
     "bytes",
-}  # times, and what has them
+}
 
 
 @pytest.fixture(scope="module")

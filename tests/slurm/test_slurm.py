@@ -31,11 +31,8 @@ from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, make_site
 
 HERE = Path(__file__).parent
 until = partial(conftest.until, seconds=240)  # a job waits for a node, and runs for a minute
-NEXT_DAY = {
-    "2026-03-03T19:59:14": 31,
-    "2026-03-03T20:14:41": 32,
-    "2026-03-03T20:19:50": 33,
-}  # a sidereal day later
+# a sidereal day later
+NEXT_DAY = {"2026-03-03T19:59:14": 31, "2026-03-03T20:14:41": 32, "2026-03-03T20:19:50": 33}
 FIRST_DAY = {CALIBRATOR_START: 21, TARGET_START: 22, "2026-03-02T20:23:46": 24}
 JOBS = "/var/lib/onenode-slurm/log/jobcomp.txt"
 OTHERWISE = {
@@ -343,9 +340,8 @@ def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp
         group: [move for move in done if move["state_to"] == "processing_fresh"]
         for group, done in history.items()
     }
-    assert {group: len(done) for group, done in begun.items()} == dict.fromkeys(
-        begun, 1
-    )  # none was done twice
+    # none was done twice
+    assert {group: len(done) for group, done in begun.items()} == dict.fromkeys(begun, 1)
     lanes = {group: moves.lane_of(done[0]["owner"]) for group, done in begun.items()}
     assert lanes[CALIBRATOR_START] == lanes[max(FIRST_DAY)] == "cluster"
     assert lanes[live] == "local"
@@ -381,9 +377,8 @@ def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_not
     end_jobs(
         site, ["scontrol", "update", "NodeName=node1", "State=DOWN", "Reason=test"], "NODE_FAIL"
     )
-    subprocess.run(
-        ["scontrol", "update", "NodeName=node1", "State=RESUME"], check=False
-    )  # it may be back by itself
+    # it may be back by itself
+    subprocess.run(["scontrol", "update", "NodeName=node1", "State=RESUME"], check=False)
     until(
         lambda: (
             len(slurm_jobs.left_jobs(site.paths)) >= 1
@@ -391,9 +386,8 @@ def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_not
         ),
         "more jobs",
     )
-    subprocess.run(
-        ["pkill", "-KILL", "-f", str(tmp_path / "profile")], check=True
-    )  # backlog and Snakemake, not its jobs
+    # backlog and Snakemake, not its jobs
+    subprocess.run(["pkill", "-KILL", "-f", str(tmp_path / "profile")], check=True)
     left = slurm_jobs.left_jobs(site.paths)
     assert left
     assert {"processing_fresh", "resuming"} & set(states(site).values())
@@ -440,8 +434,5 @@ def test_a_job_over_its_memory_fails_with_a_reason_and_more_memory_mends_it(site
     )
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert states(site)[CALIBRATOR_START] == "completed"
-    assert set(states(site).values()) <= {
-        "completed",
-        "pending",
-        "collecting",
-    }  # the others were not asked for
+    # the others were not asked for
+    assert set(states(site).values()) <= {"completed", "pending", "collecting"}

@@ -153,9 +153,10 @@ def test_a_set_is_registered_once_with_its_checksums(calset):
     assert registry.active_sets(database) == []
     table.with_name("away").rename(table)
     registry.register(database, made, "12")
+    # again: replaced
     registry.register(
         database, made, "12", numbers={"B": {"antennas": 95}}, software={"contimg": "1"}
-    )  # again: replaced
+    )
     (one,) = registry.describe_sets(database)
     assert (one["status"], one["software"], one["tables"][0]["quality"]) == (
         "active",

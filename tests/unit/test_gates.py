@@ -189,9 +189,8 @@ def test_gains_against_the_nearest_other_set():
         "hours": -24.0,
         "options": OPTIONS,
     }
-    turned = (
-        other * np.exp(0.1j * rng.standard_normal((NANT, 2))) * np.exp(1.5j)
-    )  # all of them together: the reference antenna
+    # all of them together: the reference antenna
+    turned = other * np.exp(0.1j * rng.standard_normal((NANT, 2))) * np.exp(1.5j)
     numbers, found = gates.against_other_set(gain=turned, **given)
     assert numbers["gains_change"] == pytest.approx(1)
     assert {one.level for one in found} == {"good"}

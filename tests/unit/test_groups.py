@@ -9,9 +9,8 @@ from contimg.visibilities.uvh5 import Outline, timestamp_s
 
 TOLERANCE_S, WINDOW_S, SUBBANDS = 120, 300, 16
 START_S = 1_800_000_000
-subbands = st.lists(
-    st.integers(0, 65), min_size=SUBBANDS, max_size=SUBBANDS
-)  # skews of a group's names, s
+# skews of a group's names, s
+subbands = st.lists(st.integers(0, 65), min_size=SUBBANDS, max_size=SUBBANDS)
 
 
 def raw(

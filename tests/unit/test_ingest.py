@@ -203,9 +203,8 @@ def test_a_claim_lives_as_long_as_its_process_and_its_heartbeat(session):
     row(session).host = "another host"
     assert moves.is_alive(row(session), OPTIONS, now_s)
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    while (
-        Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z"
-    ):  # dead, nobody has looked yet
+    # dead, nobody has looked yet
+    while Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z":
         time.sleep(0.01)
     claimed = row(session)
     claimed.host, claimed.pid = __import__("socket").gethostname(), ended.pid
@@ -268,9 +267,8 @@ def test_a_bad_file_is_named_until_a_good_one_takes_its_place(database):
     known = moves.known_groups(database)[GROUP]
     assert bad in known.files
     again = files_of(7, changed_s=2000.0, checked=False)
-    assert (
-        see(database, FileGroup(GROUP, members | again))[0] == "failed"
-    )  # nobody has looked into it yet
+    # nobody has looked into it yet
+    assert see(database, FileGroup(GROUP, members | again))[0] == "failed"
     again = files_of(7, changed_s=2000.0)
     assert see(database, FileGroup(GROUP, members | again)) == ("pending", None)
 
@@ -278,9 +276,8 @@ def test_a_bad_file_is_named_until_a_good_one_takes_its_place(database):
 def test_files_that_nobody_looked_into_do_not_count(database):
     group = FileGroup(GROUP, files_of(*range(15)) | files_of(15, checked=False))
     assert see(database, group) == ("collecting", None)
-    assert (
-        see(database, group, now_s=group.waiting_since_s + 3601)[0] == "collecting"
-    )  # its time is not up: ours is
+    # its time is not up: ours is
+    assert see(database, group, now_s=group.waiting_since_s + 3601)[0] == "collecting"
     assert "15 came a moment ago" in group.shortage(16)
 
 
@@ -304,9 +301,8 @@ def test_a_file_that_comes_after_its_group_was_begun_waits_to_be_asked_for(datab
     with db.writing(database, queue_tables.Base) as session:
         moves.move(session, GROUP, "completed")
     assert see(database, full, options)[0] == "completed"
-    assert [f.reason for f in moves.known_groups(database)[GROUP].files] == [
-        None
-    ]  # one stands for all
+    # one stands for all
+    assert [f.reason for f in moves.known_groups(database)[GROUP].files] == [None]
     late = [f for f in moves.known_groups(database, [GROUP])[GROUP].files if f.reason]
     assert [(f.subband, f.reason) for f in late] == [(15, moves.LATE)]
     with db.writing(database, queue_tables.Base) as session:

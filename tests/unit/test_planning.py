@@ -20,7 +20,7 @@ from contimg.simulate import Simulation, simulate_group
 from contimg.store import db
 from contimg.store.files import write_json
 from contimg.visibilities import uvh5
-from tests.conftest import CALIBRATOR_START, STATIONS, TARGET_START
+from tests.conftest import CALIBRATOR_START, STATIONS, TARGET_START, session_of
 
 LATER_CALIBRATOR = "2026-03-02T20:08:20"  # 3C454.3 has drifted, but is still in the beam
 NEXT_EPOCH = "2026-03-03T19:59:14"  # a sidereal day later, on its own calibrator
@@ -58,9 +58,7 @@ def new_run(config, only=(), cluster=False, again=None):
     jobs = {
         g: () for g, plan in planned.items() if plan.action == "run" and (g in only or not only)
     }
-    return Run(
-        config, planned, config.paths.state / "staging", jobs | (again or {}), only, cluster=cluster
-    )
+    return Run(session_of(config, planned, only, cluster), jobs | (again or {}))
 
 
 @contextmanager
@@ -258,9 +256,8 @@ def test_new_data_of_a_failed_group_are_not_given_its_old_results(config, observ
     with running(config):
         assert state(config, CALIBRATOR_START) == ("in_progress", 0)
         left = [p.name.split(".")[-2] for p in (config.paths.products / "results").iterdir()]
-        assert (
-            left == []
-        )  # the choice of its own set too: that will be another one, by the same name
+        # the choice of its own set too: that will be another one, by the same name
+        assert left == []
 
 
 def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_retired(
@@ -292,9 +289,8 @@ def test_a_choice_that_was_not_applied_yields_when_its_set_is_solved_again_or_re
     assert (plan.action, plan.redo) == ("waiting", AGAIN)
     paths.result(CALIBRATOR_START, "register").unlink()
     assert "its own set retired: antenna 12 swapped" in plans(config)[CALIBRATOR_START].reason
-    write_json(
-        paths.result(TARGET_START, "apply"), {}
-    )  # applied already: nothing is changed behind its back
+    # applied already: nothing is changed behind its back
+    write_json(paths.result(TARGET_START, "apply"), {})
     assert plans(config)[TARGET_START].calset == CALIBRATOR_START
 
 
@@ -440,9 +436,8 @@ def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monke
     }
     assert found[TARGET_START].depends_on == CALIBRATOR_START
     assert f"run {there.id} solves" in found[TARGET_START].reason
-    assert (
-        plans(config, [CALIBRATOR_START])[CALIBRATOR_START].action == "running"
-    )  # also when asked for by name
+    # also when asked for by name
+    assert plans(config, [CALIBRATOR_START])[CALIBRATOR_START].action == "running"
     with (
         late._held,
         pytest.raises(LockError, match="its groups changed while this run was planned"),
@@ -484,9 +479,8 @@ def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(
     write_json(paths.cluster_mark, {"run": there.id})  # it had submitted jobs
     there._held.close()  # kill -9
     assert plans(config)[CALIBRATOR_START].action == "running"
-    assert (
-        make_plans(config, time.time(), lane="cluster")[CALIBRATOR_START].action == "run"
-    )  # its successor takes it
+    # its successor takes it
+    assert make_plans(config, time.time(), lane="cluster")[CALIBRATOR_START].action == "run"
 
     answers.clear()
     with running(config):  # nobody knows whether its jobs run: the other group goes on

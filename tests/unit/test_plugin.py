@@ -15,7 +15,7 @@ from contimg.runs import run
 from contimg.store import db
 from contimg.store.files import write_json
 from snakemake_logger_plugin_contimg import LogHandler
-from tests.conftest import CALIBRATOR_START
+from tests.conftest import CALIBRATOR_START, session_of
 
 CHAIN = ("convert", "concat", "prepare")
 
@@ -28,13 +28,8 @@ def current(tmp_path, make_group, monkeypatch):
         incoming=tmp_path / "incoming", products=tmp_path / "products", state=tmp_path / "state"
     )
     config = Config(paths=paths, ingest=IngestConfig(settle_s=0))
-    begun = run.Run(
-        config,
-        make_plans(config, time.time()),
-        tmp_path / "staging",
-        {CALIBRATOR_START: []},
-        say=lambda text: None,
-    )
+    plans = make_plans(config, time.time())
+    begun = run.Run(session_of(config, plans), {CALIBRATOR_START: []}, say=lambda text: None)
     begun.begin()
     monkeypatch.setattr(run, "current", begun)
     yield begun

@@ -1,8 +1,5 @@
 """The index of products: schema, versions, replacing."""
 
-import sqlite3
-from contextlib import closing
-
 import pytest
 
 from contimg.errors import ContimgError
@@ -11,75 +8,20 @@ from contimg.store import db
 from contimg.web.charts import footprints
 from tests.unit.test_storage import GROUPS, IMAGE
 
-# As the first version made it.
-FIRST = """
-CREATE TABLE ms_index (path VARCHAR NOT NULL PRIMARY KEY, start_mjd FLOAT NOT NULL, end_mjd FLOAT NOT NULL, mid_mjd FLOAT NOT NULL,
-  processed_at VARCHAR NOT NULL, status VARCHAR NOT NULL, stage VARCHAR NOT NULL, stage_updated_at VARCHAR NOT NULL,
-  cal_applied VARCHAR, imagename VARCHAR, CHECK (status IN ('ok', 'failed', 'pruned')));
-CREATE TABLE qa_artifacts (id INTEGER NOT NULL PRIMARY KEY, group_id VARCHAR NOT NULL, name VARCHAR NOT NULL, path VARCHAR NOT NULL,
-  created_at VARCHAR NOT NULL, UNIQUE (group_id, name));
-CREATE INDEX ix_qa_artifacts_group_id ON qa_artifacts (group_id);
-CREATE TABLE images (id INTEGER NOT NULL PRIMARY KEY, path VARCHAR NOT NULL UNIQUE, ms_path VARCHAR NOT NULL, created_at VARCHAR NOT NULL,
-  type VARCHAR NOT NULL, beam_major_arcsec FLOAT NOT NULL, beam_minor_arcsec FLOAT NOT NULL, beam_pa_deg FLOAT NOT NULL,
-  noise_jy FLOAT NOT NULL, thermal_jy FLOAT NOT NULL, dynamic_range FLOAT NOT NULL, verdict VARCHAR NOT NULL,
-  verdict_reasons VARCHAR NOT NULL, science BOOLEAN NOT NULL, flux_ratio FLOAT, flux_scatter FLOAT, offset_arcsec FLOAT,
-  expected_sources INTEGER NOT NULL, found_sources INTEGER NOT NULL, pbcor BOOLEAN NOT NULL,
-  FOREIGN KEY(ms_path) REFERENCES ms_index (path));
-CREATE INDEX ix_images_ms_path ON images (ms_path);
-INSERT INTO ms_index VALUES ('/p/ms/2026-01-25T22:26:05.ms', 1, 2, 1.5, 't', 'ok', 'index', 't', 'set', 'x.fits');
-INSERT INTO images VALUES (7, '/p/x.fits', '/p/ms/2026-01-25T22:26:05.ms', 't', 'pbcor', 20, 15, 0, 5e-4, 5e-4, 100, 'good', '', 1,
-  1.0, 0.1, 0.2, 3, 3, 1);
-INSERT INTO qa_artifacts VALUES (1, '2026-01-25T22:26:05', 'image', '/p/image.png', 't');
-"""  # noqa: E501
 
-
-def columns(path):
-    with closing(sqlite3.connect(path)) as connection:
-        tables = [
-            name
-            for (name,) in connection.execute(
-                "SELECT name FROM sqlite_master WHERE type IN ('table', 'index', 'view')"
-            )
-        ]
-        return {
-            name: {row[1:4:2] for row in connection.execute(f"PRAGMA table_info({name})")}
-            for name in tables
-        }
-
-
-def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path):
-    """Its rows stay, and its schema is what a new one has."""
-    old, new = tmp_path / "old.sqlite3", tmp_path / "new.sqlite3"
-    with closing(sqlite3.connect(old)) as connection:
-        connection.executescript(FIRST)
-    with (
-        pytest.raises(ContimgError, match=r"no such column: .*brings it up to date"),
-        db.reading(old) as session,
-    ):
-        session.query(product_tables.Image).all()
-    for path in (old, new):
-        with db.writing(path, product_tables.Base):
-            pass
-    names = columns(new).keys()
-    assert {n: {c for c, _ in v} for n, v in columns(old).items()} == {
-        n: {c for c, _ in v} for n, v in columns(new).items()
-    }
-    assert {"obscore", "images", "ix_images_start_mjd"} <= names
-    with db.reading(old) as session:
+def test_an_image_whose_place_nobody_knows_is_not_listed(tmp_path):
+    """Rather than at 0, 0; and the pages bear it."""
+    path = tmp_path / "products.sqlite3"
+    with db.writing(path, product_tables.Base) as session:
+        session.add(measurement_set(GROUPS[0]))
+        session.flush()
+        nowhere = dict.fromkeys(("centre_ra_deg", "centre_dec_deg", "diameter_deg"))
+        of_group = {"group_id": GROUPS[0], "path": "x.fits", "ms_path": f"{GROUPS[0]}.ms"}
+        session.add(product_tables.Image(**IMAGE | nowhere | of_group, created_at="t"))
+    with db.reading(path) as session:
         (image,) = session.query(product_tables.Image).all()
-        assert (image.id, image.group_id, image.noise_jy, image.checksum) == (
-            7,
-            GROUPS[0],
-            5e-4,
-            None,
-        )
-        assert (image.start_mjd, image.end_mjd) == (1, 2)
-        assert session.query(product_tables.MeasurementSet).one().group_id == GROUPS[0]
-        # Nobody knows where it points: it is not listed, rather than at 0, 0; and the pages bear
-        # it.
         assert session.connection().exec_driver_sql("SELECT count(*) FROM obscore").scalar() == 0
         assert footprints([product_tables.columns_of(image)])["circles"] == []
-        assert session.connection().exec_driver_sql("PRAGMA user_version").scalar() == 3
 
 
 def test_a_database_of_a_later_version_is_refused(tmp_path):
@@ -88,7 +30,7 @@ def test_a_database_of_a_later_version_is_refused(tmp_path):
         session.connection().exec_driver_sql("PRAGMA user_version = 99")
     db._made.clear()
     with (
-        pytest.raises(ContimgError, match="schema version 99, this contimg knows 3"),
+        pytest.raises(ContimgError, match="schema version 99, this contimg knows 1"),
         db.writing(path, product_tables.Base),
     ):
         pass

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from contimg.stages.apply_caltables import apply_set
 
 from contimg.calibration import apply as application
 from contimg.calibration import casa_tasks, registry
@@ -25,7 +26,6 @@ from contimg.queue.groups import RawFile, form_groups
 from contimg.simulate import Simulation, antenna_gains, simulate_group
 from contimg.sky import prediction, skymodel
 from contimg.sky.geometry import meridian_vector, track
-from contimg.stages.apply_caltables import apply_set
 from contimg.stages.prepare import prepare
 from contimg.stages.solve import solve_group
 from contimg.store import files
@@ -128,10 +128,8 @@ def test_too_faint_is_flagged_and_a_lost_reference_is_replaced(observation):
     assert bandpass.flags[3, 30:].all()
     good = ~bandpass.flags
     good[3] = False
-    found, expected = (
-        bandpass.gain * gain.gain,
-        truth,
-    )  # phases relative to antenna 4, which has them all
+    # phases relative to antenna 4, which has them all
+    found, expected = (bandpass.gain * gain.gain, truth)
     found, expected = (g * np.exp(-1j * np.angle(g[4])) for g in (found, expected))
     assert np.abs(found / expected - 1)[good].max() < 0.15
     steps_deg = np.angle(bandpass.gain[4, 1:] / bandpass.gain[4, :-1], deg=True)
@@ -259,10 +257,8 @@ def test_injected_gains_come_back_in_correlator_units_per_jansky(solved, figure)
     thermal."""
     _, results, truth = solved
     ratio, error = against_truth(results["fast"], truth)
-    found, thermal = (
-        ratio.std(),
-        np.sqrt(np.mean(error**2) / 2),
-    )  # the tables state the error of a complex value
+    # the tables state the error of a complex value
+    found, thermal = (ratio.std(), np.sqrt(np.mean(error**2) / 2))
     figure(
         f"gains: {np.median(ratio):.5f} of those injected, rms {found:.5f}, thermal expectation "
         f"{thermal:.5f}"
@@ -348,9 +344,8 @@ def test_correction_is_casas_and_may_be_repeated(solved):
     assert np.array_equal(data, again)
     assert weigh(ms, again, flags_again, rows, nant)[0] == found
     assert mset.read_grid(ms, "WEIGHT_SPECTRUM", 24) == pytest.approx(weights, rel=1e-5)
-    assert found["median_noise_jy"] == pytest.approx(
-        2.59 * np.sqrt(1 / 8), rel=0.02
-    )  # 8 fine channels in one
+    # 8 fine channels in one
+    assert found["median_noise_jy"] == pytest.approx(2.59 * np.sqrt(1 / 8), rel=0.02)
     cross = rows.ant_1 != rows.ant_2
     model = mset.read_grid(ms, "MODEL_DATA", 24)
     use = ~flags & cross[None, :, None, None]

@@ -17,25 +17,24 @@ from contimg.queue.planning import make_plans
 from contimg.runs import run
 from contimg.store import db
 from contimg.store.files import found_json, publish, read_json, replacing, set_mark, write_json
-from tests.conftest import CALIBRATOR_START, ROOT
+from tests.conftest import CALIBRATOR_START, ROOT, session_of
 from tests.workflow.conftest import until
 
 GROUP = CALIBRATOR_START
 SCRIPT = f"""
 import os, signal, sys, time
-from types import SimpleNamespace
+from pathlib import Path
+from contimg.config import from_mapping
 from contimg.errors import *
-from contimg.stages.job import stage
+from contimg.paths import Paths
+from contimg.stages.job import Job, run_job
 folder, work = sys.argv[1:]
 paths = {{"products": folder + "/products", "state": folder + "/state"}}
-result = folder + "/products/results/{GROUP}.prepare.json"
-smk = SimpleNamespace(
-    config={{"paths": paths}}, input=SimpleNamespace(), threads=1, log=[folder + "/log"],
-    wildcards=SimpleNamespace(group="{GROUP}"), output=SimpleNamespace(result=result),
-)
-with stage(smk) as job:
-    exec(work)
-    job.result = {{"found": 1}}
+config = from_mapping({{"paths": paths}})
+def do(job):
+    exec(work, globals() | {{"job": job}})
+    return {{"found": 1}}
+run_job(Job("prepare", "{GROUP}", config, Paths.of(config), Path(folder) / "log"), do)
 """
 
 
@@ -168,9 +167,7 @@ def begun(tmp_path, make_group):
 
     def begin(cluster=False):
         plans = make_plans(config, time.time())
-        one = run.Run(
-            config, plans, tmp_path / "staging", {GROUP: []}, say=lambda text: None, cluster=cluster
-        )
+        one = run.Run(session_of(config, plans, cluster=cluster), {GROUP: []}, say=lambda _: None)
         one.begin()
         runs.append(one)
         return one

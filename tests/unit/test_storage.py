@@ -173,9 +173,8 @@ def test_what_is_left_in_staging_goes_and_what_was_kept_on_purpose_stays(free, t
     staging.clean(places, chosen, {GROUPS[0]})
     left = sorted(f"{p.parent.parent.name}/{p.parent.name}" for p in tmp_path.rglob("sb00.ms"))
     assert left == sorted([f"{chosen.name}/{GROUPS[0]}", f"staging/{GROUPS[1]}"])
-    (
-        places.staging_roots()["disk"] / GROUPS[1] / ".sb01.ms.partial"
-    ).mkdir()  # of a run that was killed
+    # of a run that was killed
+    (places.staging_roots()["disk"] / GROUPS[1] / ".sb01.ms.partial").mkdir()
     staging.clean(places, chosen, set())
     assert not list(tmp_path.rglob("sb00.ms"))
     assert not any(root.exists() for root in places.staging_roots().values())

@@ -137,9 +137,8 @@ def test_an_average_is_the_weighted_mean_at_its_mean_frequency():
 def test_noise_is_what_the_weights_say(options, tmp_path):
     stokes = observed(noise_jy=NOISE_JY)
     result, _, full = image(stokes, tmp_path, niter=0, **options)
-    few_modes = (
-        options.get("weighting") == "natural"
-    )  # short baselines: the noise of an image is a matter of luck
+    # short baselines: the noise of an image is a matter of luck
+    few_modes = options.get("weighting") == "natural"
     assert robust_rms(result.residual) == pytest.approx(
         result.notes["thermal_jy"], rel=0.1 if few_modes else 0.03
     )

@@ -63,12 +63,10 @@ class Night:
     every_s: float = 0.4  # of real time
     late_s: float = 25.0  # after the time-out
     trouble: bool = True
-    events: list[tuple[float, str, Path, bytes]] = field(
-        default_factory=list
-    )  # when, what, path, content
-    expected: dict[str, tuple[str, str]] = field(
-        default_factory=dict
-    )  # group: (state, words of the reason)
+    # when, what, path, content
+    events: list[tuple[float, str, Path, bytes]] = field(default_factory=list)
+    # group: (state, words of the reason)
+    expected: dict[str, tuple[str, str]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -109,9 +107,8 @@ class Night:
         arrived = []
         for sb, name_time in names.items():
             path = self.folder / f"{name_time:%Y-%m-%dT%H:%M:%S}_sb{sb:02d}.hdf5"
-            when = clock + chance.uniform(
-                0, 2 * self.every_s
-            )  # out of order, also against the next group
+            # out of order, also against the next group
+            when = clock + chance.uniform(0, 2 * self.every_s)
             unfinished = path.with_name(path.name.replace(".hdf5", "_incomplete.hdf5"))
             if sb in lacking and fate == "missing":
                 continue

@@ -61,9 +61,8 @@ with lock.open("a") as file:
             "run": os.environ["CONTIMG_RUN_ID"],
         }
         error.write_text(json.dumps(words))
-        for number in range(
-            300 if in_convert else 0
-        ):  # as many as a real one has, for whoever removes them
+        # as many as a real one has, for whoever removes them
+        for number in range(300 if in_convert else 0):
             path = Path(snakemake.output.subbands) / f"sb{number % 16:02d}.ms" / f"table.f{number}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from contimg.calibration import registry
-from contimg.paths import CHANGING_MARK, STAGES
+from contimg.chain import STAGES
+from contimg.paths import CHANGING_MARK
 from contimg.queue import moves
 from contimg.queue import tables as queue_tables
 from contimg.simulate import Simulation, simulate_group
@@ -424,9 +425,8 @@ def test_there_is_no_site_in_another_folder(made, tmp_path):
     outcome = subprocess.run(
         [BIN / "contimg", *absolute], cwd=tmp_path, capture_output=True, text=True
     )
-    assert (
-        json.loads(outcome.stdout)["counts"]["completed"] == 2
-    )  # with absolute paths it is the same site from anywhere
+    # with absolute paths it is the same site from anywhere
+    assert json.loads(outcome.stdout)["counts"]["completed"] == 2
 
 
 def test_a_place_where_nothing_was_done_yet_is_told_from_one_that_is_in_order(tmp_path):

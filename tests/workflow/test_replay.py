@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from contimg.paths import STAGES
+from contimg.chain import STAGES
 from tests.conftest import LONG, ROOT
 from tests.workflow.conftest import BIN, Site, make_site
 from tests.workflow.replay import Night
@@ -42,9 +42,10 @@ def stub_workflow(folder: Path) -> Path:
     for script in (ROOT / "scripts").glob("*.py"):
         content = script if script.name in REAL else ROOT / "tests" / "workflow" / "stub_stage.py"
         shutil.copy(content, folder / "scripts" / script.name)
+    # stubs need no more
     one_thread = "".join(
         f"  {rule}: 1\n" for rule in ("convert", "concat", "prepare", "solve", "apply", "image")
-    )  # stubs need no more
+    )
     profile = (
         (ROOT / "profiles" / "local" / "config.yaml").read_text().replace("cores: all", "cores: 4")
     )

@@ -288,10 +288,8 @@ def test_images_are_found_by_time_place_noise_and_verdict(api):
     assert found(ra=two["centre_ra_deg"], dec=two["centre_dec_deg"] + 1.1, radius=1) == []
     east = (two["centre_ra_deg"] + 0.9 / np.cos(np.radians(two["centre_dec_deg"]))) % 360
     assert found(ra=east, dec=two["centre_dec_deg"], radius=1) == [TARGET_START]
-    assert found(start=TARGET_START) in (
-        [TARGET_START],
-        [],
-    )  # to the second of the file name's skew
+    # to the second of the file name's skew
+    assert found(start=TARGET_START) in ([TARGET_START], [])
     assert found(end="2026-03-02T20:10:00") == [CALIBRATOR_START]
     assert found(start=one["start_mjd"], end=str(one["start_mjd"] + 0.001)) == [CALIBRATOR_START]
     assert found(max_noise_jy=1e-9) == []
@@ -348,9 +346,8 @@ NOT_VALID = """
 @pytest.mark.parametrize("target", NOT_THERE.split() + NOT_VALID.split())
 def test_what_a_request_must_not_reach_is_refused(api, site, target):
     before = content(site)
-    with closing(
-        http.client.HTTPConnection(api.base_url.host, api.base_url.port)
-    ) as raw:  # others tidy paths up
+    # others tidy paths up
+    with closing(http.client.HTTPConnection(api.base_url.host, api.base_url.port)) as raw:
         raw.request("GET", target)
         answer = raw.getresponse()
         text = answer.read().decode()
@@ -398,9 +395,8 @@ def test_reprocessing_needs_the_key_and_our_own_page(api, serve, site):
     key = {"x-api-key": KEY}
     assert api.post("/api/reprocess/2020-01-01T00:00:00", json=body, headers=key).status_code == 404
     assert api.post(target, json={"from_stage": "../x"}, headers=key).status_code == 422
-    assert (
-        api.post(f"/api/reprocess/{BAD_START}", json={}, headers=key).status_code == 409
-    )  # it lacks a file
+    # it lacks a file
+    assert api.post(f"/api/reprocess/{BAD_START}", json={}, headers=key).status_code == 409
     assert site.paths.result(TARGET_START, "index").exists()
 
 
@@ -660,9 +656,8 @@ def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figu
         "return [Math.floor(v.x + 30 * u / v.scale), Math.floor(v.y + 60 * u / v.scale)]"
     )
     text = browser.find_element(By.CSS_SELECTOR, ".readout").text
-    around = [
-        (i, j) for i in (x - 1, x, x + 1) for j in (y - 1, y, y + 1)
-    ]  # the pointer is at a place of the screen
+    # the pointer is at a place of the screen
+    around = [(i, j) for i in (x - 1, x, x + 1) for j in (y - 1, y, y + 1)]
     expected = {
         f"{data[j, i] * 1e3:.2f} mJy/beam": tuple(map(float, wcs.pixel_to_world_values(i, j)))
         for i, j in around

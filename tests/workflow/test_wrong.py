@@ -149,9 +149,8 @@ def test_a_field_without_a_catalogue_is_imaged_and_unverified(copy_of, tmp_path)
         far, index=False
     )
     site = copy_of(catalogues={"sky": str(far)})
-    assert (
-        "with another configuration" in site.contimg("plan").stdout
-    )  # the content of the catalogue counts
+    # the content of the catalogue counts
+    assert "with another configuration" in site.contimg("plan").stdout
     assert site.contimg("reprocess", TARGET_START, "--from", "apply").returncode == 0
     outcome = site.snakemake()
     assert outcome.returncode == 0, outcome.stderr[-3000:]

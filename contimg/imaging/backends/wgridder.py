@@ -25,10 +25,8 @@ _EPSILON = 1e-3  # of ducc: 1e-4 of the dirty image's rms
 # gives what 0.8 does, with one of 0.36 (32 antennas) it doubles the scatter of fluxes.
 _MAJOR_GAINS, _MAJOR_GAIN_AT_NONE, _PER_SIDELOBE = (0.6, 0.95), 1.3, 1.5
 _NEAR_THRESHOLD = 2.0
-_NEGLIGIBLE, _WORTH_LEAVING_OUT = (
-    1e-3,
-    0.8,
-)  # of the mean weight: all of them together are no more than this
+# of the mean weight: all of them together are no more than this
+_NEGLIGIBLE, _WORTH_LEAVING_OUT = (1e-3, 0.8)
 
 
 def prepare(stokes: StokesI, options: ImagingConfig, _: Path) -> Averaged:
@@ -103,11 +101,8 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
     model = np.zeros_like(residual)
     cycles, iterations, lowest = 0, 0, dirty_peak
     if options.niter:
-        psf_t, residual_t, model_t = (
-            _t(psf),
-            _t(residual),
-            _t(model),
-        )  # radler keeps views: they must live on
+        # radler keeps views: they must live on
+        psf_t, residual_t, model_t = (_t(psf), _t(residual), _t(model))
         cleaner = radler.Radler(
             _settings(options, major_gain, cell_rad, threads),
             psf_t,

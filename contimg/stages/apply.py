@@ -13,9 +13,11 @@ from contimg.calibration.field import FIELD_RADIUS_DEG, Seen, model_fit
 from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.findings import Finding, judged, of_level, unknown
+from contimg.paths import FAST_SUFFIX
 from contimg.sky.calibrators import mean_beam, read_sky
 from contimg.sky.skymodel import as_sources
-from contimg.store.files import altered
+from contimg.stages.job import Job
+from contimg.store.files import altered, read_json
 from contimg.visibilities import measurement_set as mset
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,14 @@ _FIT_SOURCES = (
     150  # the apparently brightest: what is left of the whole NVSS is a few per cent of the power
 )
 _FIT_ERROR = 0.05  # of an antenna, to be named when its data do not fit
+
+
+def run(job: Job) -> dict:
+    """The work of the stage; returns its result."""
+    chosen, converted = job.result_of("caltables"), job.result_of("convert")
+    of_set = job.paths.result(chosen["set_name"].removesuffix(FAST_SUFFIX), "solve")
+    solved = read_json(of_set) if of_set.exists() else None
+    return apply_set(job.ms, chosen, converted["app_dec_deg"], job.config, job.logfile, solved)
 
 
 def apply_set(

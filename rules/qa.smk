@@ -1,0 +1,31 @@
+# Plots of a group.
+
+
+rule qa:
+    input:
+        ms=ms_path("{group}"),
+        imaged=result("{group}", "image"),
+        chosen=chosen_set,
+        prepared=result("{group}", "prepare"),
+        again=again("qa"),
+    output:
+        plots=report(
+            [str(PATHS.qa("{group}", name)) for name in names.REPORTED_PLOTS],
+            category="Groups",
+            subcategory="{group}",
+        ),
+        others=[str(PATHS.qa("{group}", name)) for name in names.OTHER_PLOTS],
+        result=result("{group}", "qa"),
+    log:
+        logs("qa"),
+    priority: 80
+    group:
+        after_calibration
+    conda:
+        "../envs/contimg.yaml"
+    resources:
+        mem_mb=memory_mb(4000),
+    message:
+        "{wildcards.group}: plot"
+    script:
+        "../scripts/qa.py"
