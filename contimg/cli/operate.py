@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from contimg import config as configuration
 from contimg import report
-from contimg.chain import LAST
+from contimg.chain import LAST, stage_of
 from contimg.cli.shared import AsJson, ConfigFiles, Groups, command, console_of, site
 from contimg.errors import ContimgError, InputError
 from contimg.paths import Paths
@@ -422,6 +423,25 @@ def do_again(config: configuration.Config, groups: Iterable[str], from_stage: st
             refused += 1
     if refused:
         raise typer.Exit(1)
+
+
+@command
+def stage(
+    name: Annotated[str, typer.Argument(help="Stage, as contimg why lists them.")],
+    group: Annotated[str, typer.Argument(help="Group id.")],
+    configfile: ConfigFiles = None,
+    threads: Annotated[int, typer.Option(help="Threads to work with.")] = os.cpu_count() or 1,
+):
+    """Run one stage of one group here, without Snakemake: same log, same result. The queue is not
+    touched; the next run goes on from there."""
+    from contimg.runs.by_hand import run_stage
+
+    config = site(configfile)
+    status = run_stage(config, name, group, threads)
+    paths, done = Paths.of(config), stage_of(name)
+    if status:
+        raise ContimgError(f"{done} of {group} failed; see {paths.log(group, name)}")
+    print(f"{done} of {group}: {paths.result(group, done)}")
 
 
 @command
