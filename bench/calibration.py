@@ -21,6 +21,7 @@ from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfi
 from contimg.simulate import Simulation, antenna_gains, read_sky, simulate_group
 from contimg.stages.prepare import prepare
 from contimg.stages.solve import solve_group
+from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 from contimg.visibilities.uvh5 import inspect, parse_name
 
@@ -51,7 +52,7 @@ def make(folder: Path, flux_jy: float | None, off_deg: float) -> tuple[Path, flo
     for path in paths:
         path.unlink()
     prepare(ms, FlaggingConfig(), catalogues.stations)
-    casa_tasks.save_flags(ms, casa_tasks.PREPARED_FLAGS)
+    flag_versions.save(ms)
     return ms, outline.app_dec_deg
 
 

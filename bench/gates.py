@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from bench.full_size import CONFIG, convert_and_concat
-from contimg.calibration import casa_tasks
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
 from contimg.simulate import NOISE_JY, Simulation, read_sky, simulate_group
 from contimg.stages.prepare import prepare
 from contimg.stages.solve import solve_group
+from contimg.visibilities import flag_versions
 from contimg.visibilities.uvh5 import inspect, parse_name
 
 START, DEC_DEG, CALIBRATOR = "2026-03-02T20:03:10", 16.15, "2253+161"
@@ -106,7 +106,7 @@ def measure(case: Case) -> dict:
         ms = folder / f"{START}.ms"
         convert_and_concat({parse_name(p.name)[1]: p for p in paths}, folder / "staging", ms, 2)
         prepare(ms, FlaggingConfig(), lists.stations)
-        casa_tasks.save_flags(ms, casa_tasks.PREPARED_FLAGS)
+        flag_versions.save(ms)
         if not case.field:
             empty = folder / "sky.csv"
             pd.DataFrame(

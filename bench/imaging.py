@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from contimg.stages.apply import apply_set
 
 from bench.full_size import convert_and_concat, measured
-from contimg.calibration import casa_tasks
 from contimg.config import CataloguesConfig, Config, FlaggingConfig, PathsConfig
 from contimg.simulate import Simulation, read_sky, simulate_group
-from contimg.stages.apply_caltables import apply_set
 from contimg.stages.image import image_group
 from contimg.stages.prepare import prepare
 from contimg.stages.solve import solve_group
 from contimg.store.files import checksum, read_json, write_json
+from contimg.visibilities import flag_versions
 from contimg.visibilities.uvh5 import inspect, parse_name
 from tests.accuracy import measure
 
@@ -90,7 +90,7 @@ def prepared(folder: Path, start: str, sources: list[dict], **options) -> tuple[
     for path in paths:
         path.unlink()
     prepare(ms, FlaggingConfig(), CataloguesConfig().stations)
-    casa_tasks.save_flags(ms, casa_tasks.PREPARED_FLAGS)
+    flag_versions.save(ms)
     return ms, outline.app_dec_deg
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from numba import njit, prange
 
-from contimg.calibration.casa_tasks import apply_casa, prepared_flags
+from contimg.calibration.casa_tasks import apply_casa
 from contimg.calibration.tables import Solutions, read, read_for_stations, stations_of
 from contimg.errors import CalibrationError
+from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 
 
@@ -46,7 +47,7 @@ def apply(
             mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")
         ), rows
     data = mset.read_grid(ms, "DATA", rows.shape[0])
-    flags = prepared_flags(ms, rows.shape[0])
+    flags = flag_versions.read(ms, rows.shape[0])
     correct_all(data, flags, rows.ant_1, rows.ant_2, *solutions)
     mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
     return data, flags, rows

@@ -1,20 +1,14 @@
-"""What CASA's tasks do of calibration: the reference solver, applycal for any tables, flag
-versions."""
+"""What CASA's tasks do of calibration: the reference solver, applycal for any tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from contimg.calibration.tables import publishing, quality_of
 from contimg.config import CalibrationConfig
 from contimg.errors import CalibrationError
 from contimg.store.files import remove
-from contimg.visibilities import casa
+from contimg.visibilities import casa, flag_versions
 from contimg.visibilities import measurement_set as mset
-
-PREPARED_FLAGS = "prepared"
 
 
 def solve_casa(
@@ -103,7 +97,7 @@ def apply_casa(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> No
     flagged where it is flagged."""
     tasks = casa.tasks(logfile)
     mset.ensure_column(ms, "CORRECTED_DATA")
-    restore_flags(ms, PREPARED_FLAGS)
+    flag_versions.restore(ms)
     interp = {"K": "nearest", "B": "nearest,linearflag", "G": "linear"}
     kinds = [kind for kind in ("K", "B", "G") if kind in tables]
     with mset.changing(ms):
@@ -116,33 +110,3 @@ def apply_casa(ms: Path, tables: Mapping[str, Path], logfile: Path | None) -> No
             flagbackup=False,
             parang=False,
         )
-
-
-def prepared_flags(ms: Path, ntime: int) -> np.ndarray:
-    """The flags that `prepare` left, whatever was done since: (ntime, nbaseline, nchan, npol)."""
-    return mset.read_grid(Path(f"{ms}.flagversions") / f"flags.{PREPARED_FLAGS}", "FLAG", ntime)
-
-
-def save_flags(ms: Path, name: str) -> None:
-    """Keep the FLAG column as a CASA flag version, instead of all there are: one may be left
-    half-written."""
-    with mset.changing(ms):
-        remove(Path(f"{ms}.flagversions"))
-        with _agent(ms) as agent:
-            agent.saveflagversion(name, "contimg", "replace")
-
-
-def restore_flags(ms: Path, name: str) -> None:
-    """Put a CASA flag version back into the FLAG column."""
-    with mset.changing(ms), _agent(ms) as agent:
-        agent.restoreflagversion([name], "replace")
-
-
-@contextmanager
-def _agent(ms: Path) -> Iterator:
-    agent = casa.tool("agentflagger")
-    agent.open(str(ms))
-    try:
-        yield agent
-    finally:
-        agent.done()

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from contimg.calibration.casa_tasks import PREPARED_FLAGS, save_flags
 from contimg.config import FlaggingConfig
 from contimg.errors import ValidationError
 from contimg.flagging import detection, external
 from contimg.flagging.checks import validate
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 from contimg.stages.job import Job
+from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 
 
@@ -18,7 +18,7 @@ def run(job: Job) -> dict:
     """The work of the stage; returns its result."""
     stations = job.config.catalogues.stations
     result = prepare(job.ms, job.config.flagging, stations, job.logfile)
-    save_flags(job.ms, PREPARED_FLAGS)
+    flag_versions.save(job.ms)
     return result
 
 

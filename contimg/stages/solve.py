@@ -23,6 +23,7 @@ from contimg.sky import catalogues
 from contimg.sky.calibrators import find_candidates, read_calibrators, read_sky
 from contimg.sky.skymodel import calibrator_model
 from contimg.stages.job import Job
+from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def solve_group(
     name = set_name(group, options.fast)
     kinds = ("K", "B", "G") if options.do_k and not options.fast else ("B", "G")
     outputs = {kind: paths.caltable(name, kind) for kind in kinds}
-    flags = casa_tasks.prepared_flags(ms, rows.shape[0])
+    flags = flag_versions.read(ms, rows.shape[0])
     refants = _reference_antennas(ms, observation, rows, flags, options.refant)
     seen = Seen(observation, rows, app_dec_deg, sources)
     if options.fast:
@@ -83,7 +84,7 @@ def solve_group(
         data, weights = mset.read_grid(ms, "DATA", rows.shape[0]), weighing.shares(ms, rows)
         solved_on = _SolvedOn(data, model, used, weights, rows.time_mjd)
         if solver == "casa":
-            casa_tasks.restore_flags(ms, casa_tasks.PREPARED_FLAGS)
+            flag_versions.restore(ms)
             quality = casa_tasks.solve_casa(
                 ms, outputs, [names[a] for a in refants], options, logfile, channels
             )

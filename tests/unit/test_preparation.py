@@ -10,7 +10,7 @@ from contimg.config import FlaggingConfig
 from contimg.errors import ValidationError
 from contimg.flagging import detection
 from contimg.stages.prepare import prepare
-from contimg.visibilities import casa
+from contimg.visibilities import casa, flag_versions
 from contimg.visibilities import measurement_set as mset
 from tests.conftest import STATIONS
 from tests.unit.test_conversion import convert
@@ -58,6 +58,31 @@ def test_a_moved_or_unknown_station_is_refused(make_group, tmp_path):
         prepare(ms, FlaggingConfig(), moved)
     with pytest.raises(ValidationError, match=rf"antennas \['{antenna + 1}'\] are not in"):
         prepare(ms, FlaggingConfig(), shorter)
+
+
+def test_flag_versions_are_what_casa_makes_and_reads_of_them(make_group, tmp_path):
+    ms, *_ = convert(make_group(), tmp_path)
+    prepare(ms, FlaggingConfig(), STATIONS)
+    ntime = mset.read_rows(ms).shape[0]
+    prepared = mset.read_grid(ms, "FLAG", ntime)
+    assert 0 < prepared.mean() < 1
+    flag_versions.save(ms)
+    tasks = casa.tasks()
+    listed = tasks.flagmanager(vis=str(ms), mode="list")
+    assert {one["name"] for one in listed.values() if isinstance(one, dict)} == {"prepared"}
+    for restore in (
+        lambda: tasks.flagmanager(vis=str(ms), mode="restore", versionname="prepared"),
+        lambda: flag_versions.restore(ms),
+    ):
+        mset.write_columns(ms, FLAG=np.ones_like(prepared))
+        restore()
+        assert (mset.read_grid(ms, "FLAG", ntime) == prepared).all()
+    tasks.flagmanager(vis=str(ms), mode="save", versionname="theirs")
+    assert (flag_versions.read(ms, ntime, "theirs") == prepared).all()
+    mset.write_columns(ms, FLAG=np.ones_like(prepared))
+    flag_versions.save(ms)  # instead of all there are
+    assert flag_versions.read(ms, ntime).all()
+    assert not (ms.with_name(f"{ms.name}.flagversions") / "flags.theirs").exists()
 
 
 @pytest.mark.parametrize("strategy", ["mad", "aoflagger", "tfcrop"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contimg.stages.apply_caltables import apply_set
+from contimg.stages.apply import apply_set
 
 from contimg.calibration import apply as application
 from contimg.calibration import casa_tasks, registry
@@ -29,7 +29,7 @@ from contimg.sky.geometry import meridian_vector, track
 from contimg.stages.prepare import prepare
 from contimg.stages.solve import solve_group
 from contimg.store import files
-from contimg.visibilities import casa
+from contimg.visibilities import casa, flag_versions
 from contimg.visibilities import measurement_set as mset
 from tests.conftest import CALIBRATOR_START, DEC_DEG, STATIONS
 from tests.unit.test_conversion import convert
@@ -222,7 +222,7 @@ def calibrated(folder, sky, solvers=("fast",), dec_deg=DEC_DEG, **calibration):
     group = form_groups([RawFile.named(p) for p in paths], 120, 300, 16)[0]
     ms, converted, _ = convert(group, folder)
     prepare(ms, FlaggingConfig(), STATIONS)
-    casa_tasks.save_flags(ms, casa_tasks.PREPARED_FLAGS)
+    flag_versions.save(ms)
     results = {}
     for solver in solvers:
         where = PathsConfig(products=folder / solver, state=folder / "state")
