@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from contimg.stages.apply import apply_set
 
 from bench.full_size import convert_and_concat, measured
 from contimg.config import CataloguesConfig, Config, FlaggingConfig, PathsConfig
 from contimg.simulate import Simulation, read_sky, simulate_group
+from contimg.stages.apply import apply_set
 from contimg.stages.image import image_group
 from contimg.stages.prepare import prepare
 from contimg.stages.solve import solve_group

@@ -9,13 +9,15 @@ import json
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from snakemake.utils import update_config
 
 from contimg.errors import ConfigError
 
@@ -216,6 +218,12 @@ class IngestConfig(_Section):
             (_moment(last) + margin).isoformat(timespec="seconds") if last != "9" else last,
         )
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.min_subbands > self.expected_subbands:
+            raise ValueError("ingest.min_subbands is larger than ingest.expected_subbands")
+        return self
+
 
 class ConversionConfig(_Section):
     """UVH5 to Measurement Set."""
@@ -348,6 +356,12 @@ class CalibrationConfig(_Section):
         1.0, gt=0, description="a set is valid for pointings this close in declination"
     )
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.do_k and self.gain_interval_s:
+            raise ValueError("calibration.do_k and gain_interval_s do not go together: choose one")
+        return self
+
 
 class GatesConfig(_Section):
     """What calibrated data look like, whatever is in the field: beyond, a set or an image is
@@ -460,6 +474,16 @@ class ImagingConfig(_Section):
     )
     skip_fits: bool = Field(False, description="write the CASA images only")
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        side_deg = self.imsize * self.cell_arcsec / 3600
+        if not _SMALLEST_DEG <= side_deg <= _LARGEST_DEG:
+            raise ValueError(
+                f"imaging.imsize {self.imsize} of imaging.cell_arcsec {self.cell_arcsec:g} is an "
+                f"image of {side_deg:.3g} deg; expected {_SMALLEST_DEG:g} to {_LARGEST_DEG:g}"
+            )
+        return self
+
 
 class ValidationConfig(_Section):
     """When an image is only passable (warn), or must not be used (fail). What data must be like is
@@ -520,6 +544,15 @@ class RetentionConfig(_Section):
         None, ge=0, description="images (CASA and FITS) go this long after they were made"
     )
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        kept_days = self.measurement_sets_days or 0
+        if self.images_days is not None and kept_days > self.images_days:
+            raise ValueError(
+                "retention.images_days is less than measurement_sets_days: images would go first"
+            )
+        return self
+
 
 class Config(_Section):
     """Everything a run is told."""
@@ -544,12 +577,22 @@ class Config(_Section):
             "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
         )
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        subbands = self.ingest.expected_subbands
+        if self.writer == "pyuvdata" and subbands > _PYUVDATA_SUBBANDS:
+            raise ValueError(
+                f"conversion.writer pyuvdata is for {_PYUVDATA_SUBBANDS} subbands at most, and "
+                f"ingest.expected_subbands is {subbands}: choose parallel-subband"
+            )
+        return self
+
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
     """The configuration from a (merged) mapping; raises ConfigError naming every key that is
     wrong."""
     try:
-        config = Config.model_validate(dict(values))
+        return Config.model_validate(dict(values))
     except ValidationError as error:
         lines = [f"  {_in_words(one)}" for one in error.errors()]
         raise ConfigError(
@@ -557,45 +600,12 @@ def from_mapping(values: Mapping[str, Any]) -> Config:
             + "\n".join(lines)
             + "\nEvery key is explained in config/config.yaml."
         ) from None
-    if config.ingest.min_subbands > config.ingest.expected_subbands:
-        raise ConfigError(
-            "configuration: ingest.min_subbands is larger than ingest.expected_subbands"
-        )
-    _check_image(config.imaging)
-    retention = config.retention
-    if (
-        retention.images_days is not None
-        and (retention.measurement_sets_days or 0) > retention.images_days
-    ):
-        raise ConfigError(
-            "configuration: retention.images_days is less than measurement_sets_days: images would "
-            "go first"
-        )
-    if config.calibration.do_k and config.calibration.gain_interval_s:
-        raise ConfigError(
-            "configuration: calibration.do_k and gain_interval_s do not go together: choose one"
-        )
-    if config.writer == "pyuvdata" and config.ingest.expected_subbands > _PYUVDATA_SUBBANDS:
-        raise ConfigError(
-            f"configuration: conversion.writer pyuvdata is for {_PYUVDATA_SUBBANDS} subbands at "
-            f"most, and ingest.expected_subbands is {config.ingest.expected_subbands}: choose "
-            "parallel-subband"
-        )
-    return config
-
-
-def _check_image(options: ImagingConfig) -> None:
-    side_deg = options.imsize * options.cell_arcsec / 3600
-    if not _SMALLEST_DEG <= side_deg <= _LARGEST_DEG:
-        raise ConfigError(
-            f"configuration: imaging.imsize {options.imsize} of imaging.cell_arcsec "
-            f"{options.cell_arcsec:g} is an image of "
-            f"{side_deg:.3g} deg; expected {_SMALLEST_DEG:g} to {_LARGEST_DEG:g}"
-        )
 
 
 def _in_words(error: Mapping) -> str:
     """What pydantic found wrong with a key, for people."""
+    if error["type"] == "value_error" and len(error["loc"]) < 2:  # of keys that do not go together
+        return str(error["ctx"]["error"])
     *sections, key = map(str, error["loc"])
     name = ".".join((*sections, key))
     if error["type"] != "extra_forbidden":
@@ -614,11 +624,10 @@ def _in_words(error: Mapping) -> str:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `top` over it, key by key down to the leaves."""
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
+    """`base` with the values of `top` over it, key by key down to the leaves, as Snakemake does
+    it."""
+    merged = deepcopy(dict(base))
+    update_config(merged, top)
     return merged
 
 

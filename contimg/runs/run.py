@@ -31,7 +31,7 @@ from contimg.runs.recovery import refresh, settle_cluster
 from contimg.runs.session import Session, keep_newest, require_site
 from contimg.store import db, staging
 from contimg.store.files import found_json, lock, write_json
-from contimg.store.identity import COMMIT, science_digest, software_commit
+from contimg.store.identity import SOFTWARE, science_digest, software
 
 _BEATS_PER_LEASE = 4
 _SNAPSHOTS_KEPT = 200
@@ -102,7 +102,7 @@ class Run:
         what = f"another run ({self.lane}) is working on this state folder"
         self._held.enter_context(lock(self.paths.run_lock(self.lane), wait=False, what=what))
         os.environ[RUN_ID] = self.id
-        os.environ[COMMIT] = software_commit()
+        os.environ[SOFTWARE] = " ".join(software())
         if self._on_cluster:
             slurm.cancel_left_jobs(self.paths, self._say)
         else:
@@ -196,7 +196,7 @@ class Run:
             "run": self.id,
             "command": command,
             "config": digest,
-            "commit": os.environ[COMMIT],
+            "software": os.environ[SOFTWARE],
             "staging": str(self._staging),
             "groups": needed_by_jobs,
         }

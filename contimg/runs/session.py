@@ -24,7 +24,7 @@ from contimg.queue.moves import is_converted
 from contimg.queue.planning import Plan, from_json, make_plans, raw_bytes, targets
 from contimg.store import db
 from contimg.store.files import found_json, write_json
-from contimg.store.identity import COMMIT
+from contimg.store.identity import SOFTWARE
 from contimg.store.staging import choose_root
 
 NOT_NOW = 75
@@ -262,7 +262,7 @@ def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path] | None:
     path = paths.run_snapshot(os.environ.get(RUN_ID, "none"))
     if (snapshot := found_json(path)) is None:
         return None
-    os.environ.setdefault(COMMIT, snapshot.get("commit", "unknown"))
+    os.environ.setdefault(SOFTWARE, snapshot["software"])
     return {group: from_json(values) for group, values in snapshot["groups"].items()}, Path(
         snapshot["staging"]
     )

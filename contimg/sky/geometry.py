@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import ICRS, EarthLocation, HADec, SkyCoord
+from astropy.coordinates import ICRS, EarthLocation, HADec, SkyCoord, angular_separation
 from astropy.time import Time
 from astropy.utils import iers
 
@@ -125,9 +125,6 @@ def direction_cosines(
 
 
 def separation_deg(ra1_deg, dec1_deg, ra2_deg, dec2_deg) -> np.ndarray:
-    """Angle between ICRS positions, deg (haversine: exact for small angles, no wrap at 0 h)."""
-    ra1, dec1, ra2, dec2 = (
-        np.radians(np.asarray(x, float)) for x in (ra1_deg, dec1_deg, ra2_deg, dec2_deg)
-    )
-    h = np.sin((dec2 - dec1) / 2) ** 2 + np.cos(dec1) * np.cos(dec2) * np.sin((ra2 - ra1) / 2) ** 2
-    return np.degrees(2 * np.arcsin(np.sqrt(np.clip(h, 0, 1))))
+    """Angle between ICRS positions, deg."""
+    places = (np.radians(np.asarray(x, float)) for x in (ra1_deg, dec1_deg, ra2_deg, dec2_deg))
+    return np.degrees(angular_separation(*places))

@@ -37,16 +37,7 @@ from contimg.processes import RUN_ID, RUN_PID, die_with_parent, ended_before, ki
 from contimg.store import db
 from contimg.store.files import found_json, lock, read_json, set_mark, write_json
 
-_VERSIONS = (
-    "contimg",
-    "snakemake",
-    "casatools",
-    "python-casacore",
-    "ducc0",
-    "radler",
-    "numpy",
-    "astropy",
-)
+_VERSIONS = ("snakemake", "casatools", "python-casacore", "ducc0", "radler", "numpy", "astropy")
 _LAST_WORDS = 4000
 _PADDING = " " * 2000  # room for the words of a disk that is full
 _READING_MS = set(stages_where(uses_ms=True)) - set(MAKING_MS)
@@ -149,7 +140,6 @@ def _work_and_record(job: Job, work: Callable[[Job], dict]) -> None:
         "host": platform.node(),
         **_used(),
         **_made_by(job.config),
-        "versions": {p: version(p) for p in _VERSIONS},
     }
     write_json(job.paths.result(job.group, job.stage), result)
     job.paths.error(job.group).unlink(missing_ok=True)
@@ -255,11 +245,12 @@ def _keep(reader: int, logfile: Path, said: bytearray) -> None:
 
 
 def _made_by(config: Config) -> dict:
-    from contimg.store.identity import (
-        made_by,  # catalogues: not in the processes that only want the lock
-    )
+    # It reads catalogues: not in the processes that only want the lock.
+    from contimg.store.identity import made_by
 
-    return {key: value for key, value in made_by(config).items() if key != "version"}
+    found = made_by(config)
+    versions = {"contimg": found.pop("version")} | {name: version(name) for name in _VERSIONS}
+    return found | {"versions": versions}
 
 
 def _used() -> dict[str, float]:

@@ -16,7 +16,7 @@ from contimg.errors import ConfigError
 from contimg.store.files import checksum
 
 INDEXED = (".sqlite", ".sqlite3")  # endings of sky catalogues in their indexed form
-COMMIT = "CONTIMG_COMMIT"  # of the software, found once for all jobs of a run
+SOFTWARE = "CONTIMG_SOFTWARE"  # version and commit, found once for all jobs of a run
 # What decides nothing of the science: where things are, how fast and by whom they are done, what is
 # said of them and kept.
 _NOT_SCIENCE = {
@@ -79,31 +79,35 @@ def science_digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def software_commit() -> str:
-    """Commit of this software, with "+changes" where files differ from it; "unknown" outside a
-    clone."""
-    if COMMIT in os.environ:
-        return os.environ[COMMIT]
-    return _git_commit()
+def software() -> tuple[str, str]:
+    """(version, commit) of this software. In a clone, as it is now: the version counts the commits
+    since the last tag, and both end in "+changes" where files differ; elsewhere the version that
+    was installed, and "unknown"."""
+    version_of, _, commit = (os.environ.get(SOFTWARE) or " ".join(_of_clone())).partition(" ")
+    return version_of, commit
 
 
 @lru_cache(1)
-def _git_commit() -> str:
+def _of_clone() -> tuple[str, str]:
+    folder = Path(__file__).parents[2]
+
     def git(*words: str) -> str:
-        folder = Path(__file__).parents[2]
         # not that of somebody else's clone, which this one is installed into
         if not (folder / ".git").exists():
             raise FileNotFoundError
         command = ["git", "-c", f"safe.directory={folder}", "-C", str(folder), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        commit = git("rev-parse", "HEAD") + changes
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return version("contimg"), "unknown"
+    try:
+        return git("describe", "--tags", "--match", "v*").removeprefix("v") + changes, commit
+    except subprocess.SubprocessError:  # no tag was fetched
+        return version("contimg") + changes, commit
 
 
 def made_by(config: Config) -> dict:
@@ -112,6 +116,6 @@ def made_by(config: Config) -> dict:
     return {
         "config": science_digest(config),
         "catalogues": catalogue_checksums(config),
-        "version": version("contimg"),
-        "commit": software_commit(),
+        "version": software()[0],
+        "commit": software()[1],
     }

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from contimg.chain import LAST
 from contimg.config import Config
 from contimg.errors import LockError, StorageError
@@ -86,8 +88,7 @@ def _is_held(reservation: Path) -> bool:
 
 
 def _available_memory() -> int:
-    with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    return psutil.virtual_memory().available
 
 
 def _used(folder: Path) -> int:

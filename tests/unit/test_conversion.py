@@ -174,7 +174,7 @@ def test_both_writers_make_the_same_measurement_set(make_group, tmp_path, figure
     short subband."""
     import h5py
 
-    two = Config(ingest=IngestConfig(expected_subbands=2))
+    two = Config(ingest=IngestConfig(expected_subbands=2, min_subbands=2))
     parallel = two.model_copy(update={"conversion": ConversionConfig(writer="parallel-subband")})
     assert (two.writer, parallel.writer, Config().writer) == (
         "pyuvdata",
@@ -264,7 +264,8 @@ def test_lost_integrations_are_flagged_wherever_they_are(make_group, tmp_path, w
     """One file lacks the first two, the other one in the middle: neither is another
     observation's."""
     config = Config(
-        ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer)
+        ingest=IngestConfig(expected_subbands=2, min_subbands=2),
+        conversion=ConversionConfig(writer=writer),
     )
     group, whole = (make_group(folder=name, subbands=2, antennas=14) for name in ("lossy", "whole"))
     shorten(group.files[0], [2, 3, 4, 5])
@@ -289,7 +290,8 @@ def test_weights_are_shares_of_the_groups_full_integration(make_group, tmp_path,
     import h5py
 
     config = Config(
-        ingest=IngestConfig(expected_subbands=2), conversion=ConversionConfig(writer=writer)
+        ingest=IngestConfig(expected_subbands=2, min_subbands=2),
+        conversion=ConversionConfig(writer=writer),
     )
     for samples in (24.0, 0.0):
         group = make_group(subbands=2, folder=f"raw{samples}")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contimg.stages.apply import apply_set
 
 from contimg.calibration import apply as application
 from contimg.calibration import casa_tasks, registry
@@ -26,6 +25,7 @@ from contimg.queue.groups import RawFile, form_groups
 from contimg.simulate import Simulation, antenna_gains, simulate_group
 from contimg.sky import prediction, skymodel
 from contimg.sky.geometry import meridian_vector, track
+from contimg.stages.apply import apply_set
 from contimg.stages.prepare import prepare
 from contimg.stages.solve import solve_group
 from contimg.store import files

@@ -217,7 +217,7 @@ def test_the_pyuvdata_writer_is_for_two_subbands():
     )
     with pytest.raises(ConfigError, match="for 2 subbands at most"):
         from_mapping({"conversion": {"writer": "pyuvdata"}})
-    assert Config(ingest=IngestConfig(expected_subbands=2)).writer == "pyuvdata"
+    assert Config(ingest=IngestConfig(expected_subbands=2, min_subbands=2)).writer == "pyuvdata"
 
 
 @pytest.fixture
