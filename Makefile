@@ -41,6 +41,9 @@ test-all: lint
 lint: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports --no-cache
+	.venv/bin/mypy
+	.venv/bin/codespell
 	.venv/bin/snakefmt --check Snakefile rules
 	$(SNAKEMAKE) --lint --config 'paths={incoming: config}' # some folder that is there
 

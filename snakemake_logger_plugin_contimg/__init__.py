@@ -1,5 +1,5 @@
-"""Snakemake logger plugin: job events become rows of the queue (contimg.run). It cannot break a
-run."""
+"""Snakemake logger plugin: job events become rows of the queue (contimg.runs.run). It cannot break
+a run."""
 
 import logging
 

@@ -1,7 +1,7 @@
 """From a calibrated Measurement Set to images: one interface, several imagers, the same products.
 
 A backend takes an ImageRequest and gives a Deconvolved: arrays on the request's grid in apparent
-Jy. What the beam does to them, headers and files are common (contimg.imaging.products).
+Jy. What the beam does to them, headers and files are common (contimg.imaging.files).
 
 Image arrays are (x, y): x grows to the west (RA falls), y to the north; the phase centre is pixel
 (n/2, n/2).

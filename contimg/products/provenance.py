@@ -4,6 +4,7 @@ Read-only."""
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import or_, select
 
@@ -98,10 +99,11 @@ def verify(config: Config) -> Iterator[str]:
     queue = moves.known_groups(paths.ingest_db, files=False)
     done = {group for group, status in queue.items() if status.state == "completed"}
     with db.reading(paths.products_db) as session:
-        images, artifacts, sets = (
-            [] if session is None else session.scalars(select(table)).all()
-            for table in (Image, QaArtifact, MeasurementSet)
-        )
+
+        def rows(table: type) -> list[Any]:
+            return [] if session is None else list(session.scalars(select(table)))
+
+        images, artifacts, sets = rows(Image), rows(QaArtifact), rows(MeasurementSet)
         kept = [one for one in images if one.deleted_at is None]
         expected = {row.path: row.checksum for row in [*kept, *artifacts]}
         of_sets = [(row.path, row.status, row.group_id) for row in sets]

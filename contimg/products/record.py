@@ -235,11 +235,11 @@ def remake(config: Config, say: Callable[[str], None]) -> None:
             f"{paths.registry_db.name} did not know {len(again)} sets: they are in it again, from "
             "their results"
         )
-    known = moves.known_groups(paths.ingest_db, files=False).keys()
+    in_queue = moves.known_groups(paths.ingest_db, files=False)
     done = {
         group: results_of(paths, group)
         for group in _with_result(paths, "index")
-        if group not in known
+        if group not in in_queue
     }
     done = {
         group: results for group, results in done.items() if {"convert", "index"} <= results.keys()

@@ -2,7 +2,7 @@
 tables, old images."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,13 +67,13 @@ def due(config: Config, now: datetime | None = None) -> dict[str, list[str]]:
     if options.tables_days is not None:
         limit_mjd = db.mjd(now.isoformat()) - options.tables_days
         ours = paths.caltable("x", "B").parent  # imported tables stay where they are
-        old = (
+        expired = (
             t
             for t in registry.all_tables(paths.registry_db)
             if max(t.valid_end_mjd, db.mjd(t.created_at)) < limit_mjd
             and Path(t.path).parent == ours
         )
-        found["tables"] = sorted({table.set_name for table in old if Path(table.path).exists()})
+        found["tables"] = sorted({table.set_name for table in expired if Path(table.path).exists()})
     return found
 
 
@@ -199,7 +199,7 @@ def verify_images(paths: Paths, group: str) -> None:
         images = [] if session is None else session.execute(query).all()
     if not images or not all(expected for _, expected in images):
         raise ValidationError(f"group {group} has no verified images in {paths.products_db.name}")
-    if wrong := altered(images):
+    if wrong := altered(tuple(row) for row in images):
         raise ValidationError(f"{'; '.join(wrong)}. Image it again: contimg reprocess {group}")
 
 
@@ -210,7 +210,8 @@ def room(config: Config) -> dict:
     With retention of Measurement Sets, what may be deleted counts as left.
     """
     paths = Paths.of(config)
-    sizes, deleted = [], {"measurement_sets": 0, "images": 0}
+    sizes: Sequence[int] = ()
+    deleted = {"measurement_sets": 0, "images": 0}
     with db.reading(paths.products_db) as session:
         if session is not None:
             known = select(MeasurementSet.bytes).where(MeasurementSet.bytes.is_not(None))

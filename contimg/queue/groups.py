@@ -180,7 +180,9 @@ def _by_headers(
 ) -> dict[str, list[RawFile]]:
     """Let the headers judge where names are ambiguous: a subband twice, neighbours that are all
     incomplete; or wrong."""
-    settled, pool, last_s = {}, [], None
+    settled: dict[str, list[RawFile]] = {}
+    pool: list[str] = []
+    last_s: float | None = None
     for group in [*sorted(drafts, key=timestamp_s), None]:
         if group is not None:
             files = (*fixed.get(group, ()), *drafts[group])

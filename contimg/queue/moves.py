@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -69,7 +70,7 @@ def known_groups(
         return {
             group: GroupStatus(
                 group,
-                *rest,
+                *rest,  # type: ignore[call-arg]
                 tuple(json.loads(calibrators or "[]")),
                 owner,
                 mid,
@@ -167,7 +168,7 @@ def move(session: Session, group_id: str, state: str, **fields) -> None:
             **fields,
         }
     before = [s for s, allowed in MOVES.items() if state in allowed]
-    changed = session.execute(
+    changed: Any = session.execute(
         update(Group)
         .where(Group.group_id == group_id, Group.state.in_(before))
         .values(state=state, last_update=db.now(), **fields)
@@ -197,7 +198,8 @@ def record(
     Returns failed groups that came back: what was made of their former files is worth nothing.
     """
     groups = list(groups)
-    states = dict(session.execute(select(Group.group_id, Group.state)).all())
+    found = session.execute(select(Group.group_id, Group.state))
+    states: dict[str, str] = dict(tuple(row) for row in found)
     new = [
         {
             "group_id": g.id,

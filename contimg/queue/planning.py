@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from contimg.calibration.registry import CalSet, active_sets, choose_set, refused_sets, validity
 from contimg.chain import FIRST, LAST, STAGES, following, stages_where
@@ -17,6 +18,7 @@ from contimg.queue.groups import FileGroup, RawFile, numbers
 from contimg.queue.moves import GroupStatus, completeness, has_news, known_groups, lane_of
 from contimg.queue.tables import RUNNING
 from contimg.store.files import found_json, holder_of
+from contimg.visibilities.uvh5 import Outline
 
 WATCHED = "CONTIMG_WATCHED"
 _SAME_MTIME_S = 1e-3
@@ -83,7 +85,7 @@ def make_plans(
     elsewhere = {g: s for g, s in known.items() if s.state in RUNNING and lane_of(s.owner) in busy}
     for group in groups:
         status = known.get(group.id, GroupStatus(group.id, "collecting"))
-        common = {
+        common: dict[str, Any] = {
             "group": group,
             "missing": group.missing(options.expected_subbands),
             "error": status.error,
@@ -123,6 +125,20 @@ def make_plans(
     return dict(sorted(plans.items()))
 
 
+@dataclass(frozen=True)
+class _Choices:
+    """What groups can be calibrated with.
+
+    sets      usable now, or solved in this run or by another one
+    refused   the others, by name, and why
+    unsolved  calibrator groups that other runs have, whose sets are nobody's yet
+    """
+
+    sets: list[CalSet]
+    refused: Mapping[str, str]
+    unsolved: Mapping[str, GroupStatus]
+
+
 def _plan_pending(
     config: Config,
     paths: Paths,
@@ -131,114 +147,147 @@ def _plan_pending(
 ) -> dict[str, Plan]:
     """Roles and calibration of the groups that could run.
 
-    elsewhere  groups that other runs have: the sets that they solve now are nobody's yet
+    elsewhere  groups that other runs have
     """
     if not pending:
         return {}
-    from contimg.sky.calibrators import (
-        find_candidates,  # astropy: only when there is work
-        read_calibrators,
-    )
-    from contimg.sky.catalogues import read_sky
-
     options = config.calibration
-    table = read_calibrators(
-        config.catalogues.calibrators, read_sky(config.catalogues.sky), options
-    )
-    outlines = [group.outline for group, _ in pending]
-    found = find_candidates(
-        table, [o.mid_mjd for o in outlines], [o.app_dec_deg for o in outlines], options
-    )
-    candidates = [tuple(c.name for c in names) for names in found]
-    sets, refused = _usable_sets(paths)
+    candidates = _candidates(config, [group for group, _ in pending])
     # A calibrator group that is to be solved again has no register.json: its old set is not what it
     # will be.
     unfit = {g.id for g, _ in pending if _is_unfit(paths.result(g.id, "register"), options)}
-    broken = {g.id: _not_to_be_believed(paths, g) for g, _ in pending}
     again = {
-        g.id
-        for (g, _), names in zip(pending, candidates, strict=True)
-        if names and (g.id in unfit or not paths.result(g.id, "register").exists())
+        group.id
+        for group, _ in pending
+        if candidates[group.id]
+        and (group.id in unfit or not paths.result(group.id, "register").exists())
     }
+    choices = _choices(paths, options, again, elsewhere)
+    solved = {s.group for s in choices.sets if s.science or options.fast}
+    to_come: dict[str, Outline | GroupStatus] = {
+        group.id: group.outline
+        for group, _ in pending
+        if candidates[group.id] and group.id not in solved
+    }
+    to_come |= {g: s for g, s in choices.unsolved.items() if s.mid_mjd is not None}
+    for of_group, where in to_come.items():
+        if (own := set_name(of_group, options.fast)) not in choices.refused:
+            choices.sets.append(_set_to_come(own, where, options))
+    return {
+        group.id: _plan_one(
+            paths, options, group, known, candidates[group.id], choices, group.id in unfit
+        )
+        for group, known in pending
+    }
+
+
+def _candidates(config: Config, groups: list[FileGroup]) -> dict[str, tuple[str, ...]]:
+    """Calibrators that each group has in its beam, the best first."""
+    # astropy: only when there is work
+    from contimg.sky.calibrators import find_candidates, read_calibrators
+    from contimg.sky.catalogues import read_sky
+
+    options, lists = config.calibration, config.catalogues
+    table = read_calibrators(lists.calibrators, read_sky(lists.sky), options)
+    mjd = [group.outline.mid_mjd for group in groups]
+    found = find_candidates(table, mjd, [g.outline.app_dec_deg for g in groups], options)
+    return {g.id: tuple(c.name for c in names) for g, names in zip(groups, found, strict=True)}
+
+
+def _choices(
+    paths: Paths,
+    options: CalibrationConfig,
+    again: Collection[str],
+    elsewhere: Mapping[str, GroupStatus],
+) -> _Choices:
+    """Usable sets and refused ones, without those of groups that are solved again."""
     unsolved = {
-        g
-        for g, s in elsewhere.items()
-        if s.calibrators and not paths.result(g, "register").exists()
+        group: status
+        for group, status in elsewhere.items()
+        if status.calibrators and not paths.result(group, "register").exists()
     }
-    sets = [s for s in sets if s.group not in again | unsolved]
+    replaced = {*again, *unsolved}
+    sets, refused = _usable_sets(paths)
     refused = {
         name: why
         for name, why in refused.items()
-        if name.removesuffix(FAST_SUFFIX) not in again | unsolved or why.startswith("retired")
+        if name.removesuffix(FAST_SUFFIX) not in replaced or why.startswith("retired")
     }
-    solved = {s.group for s in sets if s.science or options.fast}
-    to_come = [
-        (g.id, o)
-        for (g, _), o, names in zip(pending, outlines, candidates, strict=True)
-        if names and g.id not in solved
-    ]
-    to_come += [(g, elsewhere[g]) for g in unsolved if elsewhere[g].mid_mjd is not None]
-    for group, where in to_come:
-        if (own := set_name(group, options.fast)) not in refused:
-            start, end = validity(where.mid_mjd, options)
-            sets.append(
-                CalSet(
-                    own,
-                    where.mid_mjd,
-                    where.app_dec_deg,
-                    valid_start_mjd=start,
-                    valid_end_mjd=end,
-                    science=not options.fast,
-                )
-            )
-    plans = {}
-    for (group, known), outline, names in zip(pending, outlines, candidates, strict=True):
-        mid, dec, own = outline.mid_mjd, outline.app_dec_deg, set_name(group.id, options.fast)
-        common = known | {"mid_mjd": mid, "app_dec_deg": dec, "calibrators": names}
-        frozen = _frozen_choice(paths, group.id, sets, refused, options)
-        redo = known["redo"] + broken[group.id]
-        if group.id in unfit:
-            redo += stages_where(calibrators=True)
-        if frozen is None and paths.result(group.id, "caltables").exists():
-            redo += tuple(stage for stage in following("caltables") if stage != LAST)
-        common["redo"] = redo
-        if frozen:  # a set that came later changes nothing already chosen
-            name, solved_here, why = frozen, False, ", chosen earlier"
-        else:
-            # those refused are told from these
-            near = [s for s in sets if abs(s.mid_mjd - mid) * 12 <= options.validity_h]
-            choice = choose_set(near or sets, mid, dec, options)
-            if choice.chosen is None:
-                reason = f"waits for calibration: {choice.reason}"
-                if own in refused:
-                    reason += f"; its own set {refused[own]}"
-                elif refused:
-                    reason += (
-                        f"; {len(refused)} sets failed or were retired (`contimg registry list`)"
-                    )
-                plans[group.id] = Plan(action="waiting", reason=reason, **common)
-                continue
-            if choice.chosen.group in unsolved:
-                reason = (
-                    f"waits for calibration: run {elsewhere[choice.chosen.group].owner} "
-                    f"solves {choice.chosen.group}"
-                )
-                plans[group.id] = Plan(
-                    action="waiting", reason=reason, depends_on=choice.chosen.group, **common
-                )
-                continue
-            name, solved_here = choice.chosen.name, not choice.chosen.tables
-            why = ", solved in this run" if solved_here else ""
-        reason = f"calibrated by {name}{why}"
-        if name.removesuffix(FAST_SUFFIX) == group.id:
-            reason = f"calibrates itself on {names[0]}" if names else "calibrates itself"
-        if name.endswith(FAST_SUFFIX):
-            reason += ", NON_SCIENCE"
-        depends = name.removesuffix(FAST_SUFFIX) if solved_here else None
-        plans[group.id] = Plan(
-            action="run", reason=reason, calset=name, depends_on=depends, **common
-        )
-    return plans
+    return _Choices([s for s in sets if s.group not in replaced], refused, unsolved)
+
+
+def _set_to_come(name: str, where: Outline | GroupStatus, options: CalibrationConfig) -> CalSet:
+    """A set that is not solved yet, as far as others may choose it."""
+    start, end = validity(where.mid_mjd, options)
+    return CalSet(
+        name,
+        where.mid_mjd,
+        where.app_dec_deg,
+        valid_start_mjd=start,
+        valid_end_mjd=end,
+        science=not options.fast,
+    )
+
+
+def _plan_one(
+    paths: Paths,
+    options: CalibrationConfig,
+    group: FileGroup,
+    known: Mapping[str, Any],
+    candidates: tuple[str, ...],
+    choices: _Choices,
+    unfit: bool,
+) -> Plan:
+    """The plan of one group.
+
+    unfit  its own set is of fast mode, which science must not use
+    """
+    mid_mjd, dec_deg = group.outline.mid_mjd, group.outline.app_dec_deg
+    frozen = _frozen_choice(paths, group.id, choices.sets, choices.refused, options)
+    redo = known["redo"] + _not_to_be_believed(paths, group)
+    if unfit:
+        redo += stages_where(calibrators=True)
+    if frozen is None and paths.result(group.id, "caltables").exists():
+        redo += tuple(stage for stage in following("caltables") if stage != LAST)
+    common: dict[str, Any] = dict(known) | {
+        "mid_mjd": mid_mjd,
+        "app_dec_deg": dec_deg,
+        "calibrators": candidates,
+        "redo": redo,
+    }
+    if frozen:  # a set that came later changes nothing already chosen
+        name, solved_here, why = frozen, False, ", chosen earlier"
+    else:
+        # those refused are told from these
+        near = [s for s in choices.sets if abs(s.mid_mjd - mid_mjd) * 12 <= options.validity_h]
+        choice = choose_set(near or choices.sets, mid_mjd, dec_deg, options)
+        if choice.chosen is None:
+            own = set_name(group.id, options.fast)
+            reason = f"waits for calibration: {choice.reason}{_of_refused(choices.refused, own)}"
+            return Plan(action="waiting", reason=reason, **common)
+        other = choice.chosen.group
+        if other in choices.unsolved:
+            owner = choices.unsolved[other].owner
+            reason = f"waits for calibration: run {owner} solves {other}"
+            return Plan(action="waiting", reason=reason, depends_on=other, **common)
+        name, solved_here = choice.chosen.name, not choice.chosen.tables
+        why = ", solved in this run" if solved_here else ""
+    reason = f"calibrated by {name}{why}"
+    if name.removesuffix(FAST_SUFFIX) == group.id:
+        reason = f"calibrates itself on {candidates[0]}" if candidates else "calibrates itself"
+    if name.endswith(FAST_SUFFIX):
+        reason += ", NON_SCIENCE"
+    depends = name.removesuffix(FAST_SUFFIX) if solved_here else None
+    return Plan(action="run", reason=reason, calset=name, depends_on=depends, **common)
+
+
+def _of_refused(refused: Mapping[str, str], own: str) -> str:
+    """What is to be said of sets that may not be used, to a group that has none."""
+    if own in refused:
+        return f"; its own set {refused[own]}"
+    if refused:
+        return f"; {len(refused)} sets failed or were retired (`contimg registry list`)"
+    return ""
 
 
 def _usable_sets(paths: Paths) -> tuple[list[CalSet], dict[str, str]]:
@@ -363,7 +412,7 @@ def as_json(plan: Plan) -> dict:
 def from_json(values: Mapping) -> Plan:
     """What `as_json` wrote."""
     members = {int(subband): RawFile.named(Path(path)) for subband, path in values["files"].items()}
-    rest = {
+    rest: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v
         for k, v in values.items()
         if k not in ("group", "files")

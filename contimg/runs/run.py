@@ -389,11 +389,10 @@ class Run:
 
 def _gist(plan: Plan | None) -> tuple | None:
     """What a group's jobs follow from."""
-    return plan and (
-        plan.action,
-        plan.calset,
-        plan.depends_on,
-        tuple(sorted(plan.group.files.items())),
+    return (
+        None
+        if plan is None
+        else (plan.action, plan.calset, plan.depends_on, tuple(sorted(plan.group.files.items())))
     )
 
 

@@ -179,8 +179,11 @@ def open_session(
             )
     on_cluster = cores is None or (cores == 1 and nodes is not None)
     announce_run()
-    plans, named, asked = snapshot[0] if snapshot else {}, {}, set()
-    if snapshot is None:
+    named: dict[str, list[str]] = {}
+    asked: set[str] = set()
+    if snapshot:
+        plans = snapshot[0]
+    else:
         plans, named, asked = _planned(config, paths, argv if decides else (), LANES[on_cluster])
     staging = (
         snapshot[1]

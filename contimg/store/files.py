@@ -20,8 +20,8 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file (as `sha256sum` has it), or of a folder's files by name and content; lock
     files do not count."""
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in lasting_files(path):
         digest.update(str(file.relative_to(path)).encode() + b"\0" + file.read_bytes())

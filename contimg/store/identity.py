@@ -10,6 +10,7 @@ from contextlib import closing
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from contimg.config import Config
 from contimg.errors import ConfigError
@@ -19,7 +20,7 @@ INDEXED = (".sqlite", ".sqlite3")  # endings of sky catalogues in their indexed 
 SOFTWARE = "CONTIMG_SOFTWARE"  # version and commit, found once for all jobs of a run
 # What decides nothing of the science: where things are, how fast and by whom they are done, what is
 # said of them and kept.
-_NOT_SCIENCE = {
+_NOT_SCIENCE: Any = {
     "paths": True,
     "ingest": True,
     "validation": True,

@@ -34,7 +34,7 @@ IMAGE_TYPES = tuple(
 STATES = tuple(queue_tables.MOVES)
 
 
-def _model(table: type, **more: Any) -> type[BaseModel]:
+def _model(table: Any, **more: Any) -> type[BaseModel]:
     """The response for a table's row: its columns are its fields."""
     fields = {
         c.name: (c.type.python_type | None if c.nullable else c.type.python_type, ...)
@@ -173,7 +173,7 @@ class Reader:
             for t in sorted(rows.values(), key=lambda t: -t.mid_mjd)
         ]
 
-    def rows(self, database: Path, query: Select, order: Sequence, limit: int, offset: int) -> dict:
+    def rows(self, database: Path, query: Select, order: Sequence, limit: int, offset: int) -> Any:
         """A page of a query on one table, as mappings."""
         with db.reading(database) as session:
             if session is None:
@@ -186,7 +186,7 @@ class Reader:
                 "items": [product_tables.columns_of(row) for row in found],
             }
 
-    def images(self, query: Select, order: Sequence, limit: int, offset: int = 0) -> dict:
+    def images(self, query: Select, order: Sequence, limit: int, offset: int = 0) -> Any:
         """A page of images, each with its thumbnail."""
         self.look_at_sets()
         found = self.rows(self.paths.products_db, query, order, limit, offset)
@@ -196,13 +196,14 @@ class Reader:
             query = select(plot.group_id, plot.id).where(
                 plot.name == "thumbnail", plot.group_id.in_(groups)
             )
-            thumbnails = dict(session.execute(query).all()) if session is not None else {}
+            rows = session.execute(query) if session is not None else ()
+            thumbnails: dict[str, int] = dict(tuple(row) for row in rows)
         for one in found["items"]:
             one["thumbnail"] = thumbnails.get(one["group_id"])
             one["publishable"] = one["unpublishable"] is None
         return found
 
-    def row(self, table: type, number: int) -> dict:
+    def row(self, table: Any, number: int) -> dict:
         """A row of products.sqlite3 by its id; 404 if there is none."""
         with db.reading(self.paths.products_db) as session:
             found = session.get(table, number) if session is not None else None
