@@ -203,7 +203,7 @@ def serve(
     the page."""
     import uvicorn
 
-    from contimg.web.routes import make_app
+    from contimg.web.app import make_app
 
     prefix = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
     app_of_site = make_app(site(configfile))

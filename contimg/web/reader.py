@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
+from anyio import CapacityLimiter
 from fastapi import HTTPException
 from pydantic import BaseModel, Field, create_model
 from sqlalchemy import Select, func, select
@@ -26,6 +27,8 @@ from contimg.store import db
 
 MOST_ROWS, MOST_PIXELS = 500, 1_500_000
 _LOG_BYTES = 4000
+API_KEY = "CONTIMG_API_KEY"
+_IMAGES_AT_ONCE = 2
 CHECK_EVERY_S = 10.0
 _LOOK_EVERY_S = 3.0
 IMAGE_TYPES = tuple(
@@ -131,8 +134,12 @@ class Done(BaseModel):
 class Reader:
     """What the routes and the pages ask of the databases."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, api_key: str | None = None):
         self.config, self.paths = config, Paths.of(config)
+        self.api_key = api_key  # with which groups can be reprocessed; none: they cannot
+        self.images_at_once = CapacityLimiter(_IMAGES_AT_ONCE)
+        # databases: when they were read through, and what was found
+        self.checks: dict[Path, tuple[float, str]] = {}
         self._seen: list = []
         self._looked_s = -math.inf
 

@@ -21,7 +21,7 @@ from contimg.products import publishing
 from contimg.simulate import Simulation, simulate_group
 from contimg.store import db
 from contimg.store.files import read_json
-from contimg.web.routes import make_app
+from contimg.web.app import make_app
 from tests.conftest import CALIBRATOR_START, CATALOGUES, STATIONS, TARGET_START
 from tests.workflow.conftest import SMALL_IMAGES, make_site
 
