@@ -147,10 +147,11 @@ def main() -> None:
             solve(folder, ms, dec_deg, flux_jy, fast=True)
             _, quick_s = solve(folder, ms, dec_deg, flux_jy, fast=True)
             casa_tasks.apply_casa(ms, tables, Path(os.devnull))
-            weigh(ms, *application.apply(ms, tables, None), nant)
+            data, flags, rows = application.apply(ms, tables, None)
+            weigh(ms=ms, data=data, flags=flags, rows=rows, nant=nant)
             begin = time.perf_counter()
             data, flags, rows = application.apply(ms, tables, None)
-            weigh(ms, data, flags, rows, nant)
+            weigh(ms=ms, data=data, flags=flags, rows=rows, nant=nant)
             apply_s = time.perf_counter() - begin
             begin = time.perf_counter()
             casa_tasks.apply_casa(ms, tables, Path(os.devnull))

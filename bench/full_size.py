@@ -23,9 +23,10 @@ import psutil
 from contimg.config import Config, FlaggingConfig
 from contimg.paths import TMPFS, staged
 from contimg.simulate import Simulation, antenna_gains, read_sky, simulate_group
+from contimg.stages.convert import convert_group
 from contimg.store.files import remove
 from contimg.visibilities import measurement_set as mset
-from contimg.visibilities.conversion import concat_subbands, convert_group, plan_group
+from contimg.visibilities.conversion import concat_subbands, plan_group
 from contimg.visibilities.uvh5 import parse_name
 
 CONFIG = Config()

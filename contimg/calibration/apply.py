@@ -48,7 +48,10 @@ def apply(
         ), rows
     data = mset.read_grid(ms, "DATA", rows.shape[0])
     flags = flag_versions.read(ms, rows.shape[0])
-    correct_all(data, flags, rows.ant_1, rows.ant_2, *solutions)
+    inverse, flagged = solutions
+    correct_all(
+        data=data, flags=flags, ant_1=rows.ant_1, ant_2=rows.ant_2, inverse=inverse, flagged=flagged
+    )
     mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
     return data, flags, rows
 
@@ -133,7 +136,7 @@ def _gains_at(gains: Solutions, nant: int, time_mjd: np.ndarray) -> np.ndarray:
     return found
 
 
-def correct_all(data, flags, ant_1, ant_2, inverse: np.ndarray, flagged: np.ndarray) -> None:
+def correct_all(*, data, flags, ant_1, ant_2, inverse: np.ndarray, flagged: np.ndarray) -> None:
     """`correct` with solutions for all times, or for each: (1 or ntime, nant, nchan, npol)."""
     step = len(data) // len(inverse)
     for k in range(len(inverse)):

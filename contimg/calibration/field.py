@@ -37,8 +37,18 @@ class Seen:
         freq_hz = self.observation.freq_hz if freq_hz is None else freq_hz
         axes = track(*self.observation.phase_centre_deg, mjd).axes
         pointing = meridian_vector(np.radians(self.app_dec_deg))
-        places = self.observation.positions_m, self.rows.ant_1, self.rows.ant_2
-        return predict(self.sources, mjd, axes, pointing, *places, freq_hz)
+        one, two = self.rows.ant_1, self.rows.ant_2
+        positions_m = self.observation.positions_m
+        return predict(
+            sources=self.sources,
+            mjd=mjd,
+            phase_axes=axes,
+            pointing=pointing,
+            positions_m=positions_m,
+            ant_1=one,
+            ant_2=two,
+            freq_hz=freq_hz,
+        )
 
 
 @njit(parallel=True, cache=True)
@@ -63,7 +73,7 @@ def _fit_sums(data, flags, model, cross):
 
 
 def model_fit(
-    data, flags, model, ant_1, ant_2
+    *, data, flags, model, ant_1, ant_2
 ) -> tuple[float, float, dict[int, tuple[float, float]]]:
     """Amplitude of the model (ntime, nbaseline, nchan) in the data, and its error; a least-squares
     fit; no fit is (0, inf). And the same of each antenna's baselines."""

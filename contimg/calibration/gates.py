@@ -109,7 +109,7 @@ def promised_snr(
     return np.sqrt(total / (2 * variance))
 
 
-def explained(found: Sums, ant_1, ant_2, nant: int) -> tuple[float, np.ndarray]:
+def explained(*, found: Sums, ant_1, ant_2, nant: int) -> tuple[float, np.ndarray]:
     """Share of the coherent power that the model explains: of all, and of each antenna's baselines
     (nant,); NaN where there is no coherent power to be explained."""
 
@@ -282,7 +282,7 @@ def after_solve(
             "calibrator where the header says?",
         )
     )
-    whole, each = explained(found, ant_1, ant_2, nant)
+    whole, each = explained(found=found, ant_1=ant_1, ant_2=ant_2, nant=nant)
     worst = [names[a] for a in np.flatnonzero(each < options.fail_explained)]
     findings.append(
         judged(

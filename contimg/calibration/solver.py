@@ -188,6 +188,7 @@ def phase_channels(flagged_by_channel: np.ndarray) -> tuple[int, int]:
 
 
 def solve(
+    *,
     data,
     model,
     flags,

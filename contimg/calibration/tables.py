@@ -36,7 +36,11 @@ def read(path: Path) -> Solutions:
 
 
 def choose_reference_antenna(
-    positions_m: np.ndarray, antennas: Sequence[int], flagged: np.ndarray, wanted: int | None = None
+    *,
+    positions_m: np.ndarray,
+    antennas: Sequence[int],
+    flagged: np.ndarray,
+    wanted: int | None = None,
 ) -> list[int]:
     """Reference antennas, best first: those with the fewest flags, then those nearest to the middle
     of the array.

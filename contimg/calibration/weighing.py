@@ -51,7 +51,7 @@ def _scaled(ms: Path, rows: mset.Rows, row_weight: np.ndarray) -> tuple[np.ndarr
 
 
 def weigh(
-    ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows, nant: int
+    *, ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows, nant: int
 ) -> tuple[dict, np.ndarray]:
     """Check calibrated data and write WEIGHT and WEIGHT_SPECTRUM in Jy^-2, from the scatter of the
     data themselves.
@@ -73,7 +73,9 @@ def weigh(
         )
     if not amplitude > 0:
         raise ValidationError(f"{ms}: CORRECTED_DATA is zero. The calibration was not applied.")
-    noise, by_antenna = antenna_noise(data, flags, rows.ant_1, rows.ant_2, nant)
+    noise, by_antenna = antenna_noise(
+        data=data, flags=flags, ant_1=rows.ant_1, ant_2=rows.ant_2, nant=nant
+    )
     if not (noise[cross] > 0).any():
         raise ValidationError(
             f"{ms}: the noise cannot be measured: that takes 3 channels side by side, unflagged."
@@ -119,7 +121,7 @@ def _survey(data, flags, cross):
 
 
 def antenna_noise(
-    data, flags, ant_1: np.ndarray, ant_2: np.ndarray, nant: int
+    *, data, flags, ant_1: np.ndarray, ant_2: np.ndarray, nant: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rms of one component of every baseline (nbaseline, npol), 0 where there is none, as products
     of antennas' noises, and these (nant, npol), NaN where unknown.

@@ -98,7 +98,7 @@ def _flags_by_channel(flags, use):
 
 
 def shadowed(
-    uvw_m: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, diameters_m: np.ndarray
+    *, uvw_m: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, diameters_m: np.ndarray
 ) -> np.ndarray:
     """Which rows (ntime, nbaseline) have an antenna that another one stands in front of.
 
@@ -270,7 +270,7 @@ def _smooth_drift(level: np.ndarray) -> np.ndarray:
 
 
 def rfi_times_channels(
-    power: np.ndarray, count: np.ndarray, options: FlaggingConfig
+    *, power: np.ndarray, count: np.ndarray, options: FlaggingConfig
 ) -> tuple[np.ndarray, list, list]:
     """Interference in array-averaged power (ntime, nchan, npol).
 
@@ -342,7 +342,7 @@ def _neighbours(values: np.ndarray) -> np.ndarray:
 
 
 def dead_antennas(
-    data, flags, noise, ant_1, ant_2, times, channels, threshold
+    *, data, flags, noise, ant_1, ant_2, times, channels, threshold
 ) -> tuple[list[int], dict[int, float], str]:
     """Antennas that take part in noise but not in the sky: (numbers, relative coherence by antenna,
     note).
@@ -385,7 +385,7 @@ def dead_antennas(
 
 
 def odd_antennas(
-    noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, factor: float
+    *, noise: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray, factor: float
 ) -> list[int]:
     """Antennas whose noise is `factor` times larger or smaller than the median antenna's, in any
     polarisation."""
@@ -415,6 +415,7 @@ def _flag_times_channels(flags, bad):
 
 
 def flag(
+    *,
     data,
     flags,
     ant_1,
@@ -456,7 +457,7 @@ def flag(
         noise = baseline_noise(data, flags)
         power, count = _array_power(data, flags, noise, cross)
         bad, result.rfi_channels, result.rfi_integrations = rfi_times_channels(
-            power, count, options
+            power=power, count=count, options=options
         )
         _flag_times_channels(flags, bad)
         note("rfi_times_channels")
@@ -466,11 +467,21 @@ def flag(
         find_rfi(flags)
         note("rfi")
     noise = baseline_noise(data, flags)
+    times, channels = cells
     dead, coherence, remark = dead_antennas(
-        data, flags, noise, ant_1, ant_2, *cells, options.dead_coherence
+        data=data,
+        flags=flags,
+        noise=noise,
+        ant_1=ant_1,
+        ant_2=ant_2,
+        times=times,
+        channels=channels,
+        threshold=options.dead_coherence,
     )
     result.dead_antennas, result.coherence = dead, coherence
-    result.odd_antennas = odd_antennas(noise, ant_1, ant_2, options.odd_noise_factor)
+    result.odd_antennas = odd_antennas(
+        noise=noise, ant_1=ant_1, ant_2=ant_2, factor=options.odd_noise_factor
+    )
     if remark:
         result.notes.append(remark)
     for reason, antennas in (("dead_antennas", dead), ("odd_antennas", result.odd_antennas)):

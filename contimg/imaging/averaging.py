@@ -37,7 +37,7 @@ def edge_deg(options: ImagingConfig) -> float:
 
 
 def smearing(
-    length_m: np.ndarray, width_hz: float, channels: np.ndarray, edge_deg: float
+    *, length_m: np.ndarray, width_hz: float, channels: np.ndarray, edge_deg: float
 ) -> np.ndarray:
     """Share of the amplitude that averaging over so many channels takes from a source `edge_deg`
     off, on top of what one channel takes: 1 - sinc(n x) / sinc(x), x = width * delay (Bridle &
@@ -74,7 +74,9 @@ def baseline_weights(stokes: StokesI, options: ImagingConfig) -> np.ndarray:
     few_hz = freq_hz[:: max(1, len(freq_hz) // _PLANNED_FREQUENCIES)]
     uvw = (rows.uvw_m[:, :, None] * few_hz[:, None] / SPEED_OF_LIGHT_M_S).reshape(-1, 3)
     weights = image_weights(
-        uvw, np.repeat(stokes.weights.sum(axis=2).ravel(), len(few_hz)), options
+        uvw_lambda=uvw,
+        natural=np.repeat(stokes.weights.sum(axis=2).ravel(), len(few_hz)),
+        options=options,
     )
     return weights.reshape(*rows.shape, -1).sum(axis=(0, 2))
 
@@ -106,7 +108,12 @@ def _plan(
         return np.clip(np.floor(factor * shape + 0.5), 1, most).astype(np.int64)
 
     def loss(counts) -> float:
-        return float(np.average(smearing(length_m, width_hz, counts, edge), weights=weights))
+        return float(
+            np.average(
+                smearing(length_m=length_m, width_hz=width_hz, channels=counts, edge_deg=edge),
+                weights=weights,
+            )
+        )
 
     if uniform:
         counts = [
@@ -147,7 +154,10 @@ def average(stokes: StokesI, counts: np.ndarray, edge_deg: float) -> Averaged:
             uvw[part],
         )
     loss = smearing(
-        lengths(stokes.rows), stokes.observation.channel_width_hz, counts, edge_deg
+        length_m=lengths(stokes.rows),
+        width_hz=stokes.observation.channel_width_hz,
+        channels=counts,
+        edge_deg=edge_deg,
     ).astype(np.float32)
     return Averaged(uvw, vis, weights, np.tile(np.repeat(loss, np.diff(starts)), ntime))
 
@@ -176,14 +186,21 @@ def expectations(stokes: StokesI, options: ImagingConfig) -> dict:
     """For an imager that does not say so: the noise (Jy/beam) to be expected of the image's
     weights, and what uniform averaging takes from a source at the edge."""
     averaged = average(stokes, plan_averaging(stokes, options, uniform=False), edge_deg(options))
-    weights = image_weights(averaged.uvw_lambda, averaged.weights, options)
+    weights = image_weights(
+        uvw_lambda=averaged.uvw_lambda, natural=averaged.weights, options=options
+    )
     counts, width_hz = (
         plan_averaging(stokes, options, uniform=True),
         stokes.observation.channel_width_hz,
     )
-    loss = smearing(lengths(stokes.rows), width_hz, counts, edge_deg(options))
+    loss = smearing(
+        length_m=lengths(stokes.rows),
+        width_hz=width_hz,
+        channels=counts,
+        edge_deg=edge_deg(options),
+    )
     return {
-        "thermal_jy": expected_noise(weights, averaged.weights),
+        "thermal_jy": expected_noise(weights=weights, natural=averaged.weights),
         "averaging_loss": float(np.average(loss, weights=baseline_weights(stokes, options))),
     }
 

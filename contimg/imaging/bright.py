@@ -39,7 +39,9 @@ def bright_sources(
     if not sources:
         return []
     middle = np.array([stokes.observation.freq_hz.mean()])
-    _, fluxes = apparent_fluxes(sources, stokes.rows.time_mjd, _pointing(stokes), middle)
+    _, fluxes = apparent_fluxes(
+        sources=sources, mjd=stokes.rows.time_mjd, pointing=_pointing(stokes), freq_hz=middle
+    )
     most = fluxes.max(axis=(0, 2))
     places = np.array([[s.ra_deg, s.dec_deg] for s in sources]).T
     half = np.radians(options.imsize * options.cell_arcsec / 3600) / 2
@@ -106,7 +108,9 @@ def subtract(
     for t in range(len(mjd)):
         stokes.vis[t] -= predicted(t)
     weights = stokes.time_weights[:, None] * stokes.freq_weights
-    _, apparent = apparent_fluxes(fitted, mjd, _pointing(stokes), freq_hz)
+    _, apparent = apparent_fluxes(
+        sources=fitted, mjd=mjd, pointing=_pointing(stokes), freq_hz=freq_hz
+    )
     means = np.einsum("tsc,ts,tc->s", apparent, scale, weights) / weights.sum()
     taken = []
     tracks_jy = (apparent.mean(axis=2) * scale).T
@@ -166,13 +170,22 @@ def _predictor(sources, stokes: StokesI, freq_hz: np.ndarray, scale: np.ndarray 
     """A function that gives the visibilities (nbaseline, nchan) of an integration, of all sources
     or of some."""
     rows, observation = stokes.rows, stokes.observation
-    vectors, fluxes = apparent_fluxes(sources, rows.time_mjd, _pointing(stokes), freq_hz)
+    vectors, fluxes = apparent_fluxes(
+        sources=sources, mjd=rows.time_mjd, pointing=_pointing(stokes), freq_hz=freq_hz
+    )
     fluxes *= np.atleast_2d(scale)[..., None]
     axes = track(*observation.phase_centre_deg, rows.time_mjd).axes
-    places = observation.positions_m, rows.ant_1, rows.ant_2
 
     def predicted(t: int, which: slice | list[int] = slice(None)) -> np.ndarray:
-        return predict_integration(vectors[t, which], fluxes[t, which], axes[t], *places, freq_hz)
+        return predict_integration(
+            vectors=vectors[t, which],
+            fluxes_jy=fluxes[t, which],
+            phase_axes=axes[t],
+            positions_m=observation.positions_m,
+            ant_1=rows.ant_1,
+            ant_2=rows.ant_2,
+            freq_hz=freq_hz,
+        )
 
     return predicted
 

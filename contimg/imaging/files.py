@@ -135,6 +135,7 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
 
 
 def write_products(
+    *,
     prefix_of,
     work: Path,
     grid: Grid,

@@ -54,7 +54,7 @@ def expected_beam(rows: Rows, freq_hz: np.ndarray, options: ImagingConfig) -> Be
     uvw = np.concatenate(
         [(rows.uvw_m[t][cross[t]][:, None] * wavenumbers[:, None]).reshape(-1, 3) for t in times]
     )
-    weights = image_weights(uvw, np.ones(len(uvw), np.float32), options)
+    weights = image_weights(uvw_lambda=uvw, natural=np.ones(len(uvw), np.float32), options=options)
     if not weights.any():
         return None
     cell_rad, pixels = np.radians(options.cell_arcsec / 3600), min(options.imsize, _BEAM_PIXELS)
@@ -87,7 +87,7 @@ def highest_sidelobe(psf: np.ndarray, beam: Beam, cell_arcsec: float) -> float:
 
 
 def restore(
-    model: np.ndarray, residual: np.ndarray, beam: Beam, cell_arcsec: float, threads: int
+    *, model: np.ndarray, residual: np.ndarray, beam: Beam, cell_arcsec: float, threads: int
 ) -> np.ndarray:
     """Model (Jy/pixel) convolved with the restoring beam, plus the residual: Jy/beam."""
     nx, ny = model.shape

@@ -56,6 +56,7 @@ def fit_source(
 
 
 def compare_catalogue(
+    *,
     image: np.ndarray,
     beam: Beam,
     pb: np.ndarray,

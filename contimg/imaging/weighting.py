@@ -7,7 +7,7 @@ from contimg.config import ImagingConfig
 
 
 def image_weights(
-    uvw_lambda: np.ndarray, natural: np.ndarray, options: ImagingConfig
+    *, uvw_lambda: np.ndarray, natural: np.ndarray, options: ImagingConfig
 ) -> np.ndarray:
     """Weights (n,) of `imaging.weighting`, with the taper; 0 beyond the resolution of the pixels.
 
@@ -57,7 +57,7 @@ def _briggs(uvw, weights, cells, cell_size, robust):
     return weights
 
 
-def expected_noise(weights: np.ndarray, natural: np.ndarray) -> float:
+def expected_noise(*, weights: np.ndarray, natural: np.ndarray) -> float:
     """Noise of a weighted mean of visibilities, whose variances are 1 / natural."""
     used = natural > 0
     return float(

@@ -12,11 +12,10 @@ import erfa
 import numpy as np
 import pandas as pd
 
-from contimg.config import CalibrationConfig, Config
+from contimg.config import CalibrationConfig, CataloguesConfig
 from contimg.errors import ConfigError
 from contimg.sky.beam import airy_power
-from contimg.sky.catalogues import CATALOGUE_HZ, DEFAULT_ALPHA, Sky
-from contimg.sky.catalogues import read_sky as read_catalogue
+from contimg.sky.catalogues import CATALOGUE_HZ, DEFAULT_ALPHA, Sky, read_sky
 from contimg.sky.geometry import TEE_LONGITUDE_RAD, separation_deg
 from contimg.sky.skymodel import SAME_SOURCE_ARCSEC, Source
 
@@ -87,12 +86,12 @@ def read_calibrators(path: Path, sky: Sky, options: CalibrationConfig) -> pd.Dat
     return table
 
 
-def read_sky(config: Config) -> Sky:
+def read_corrected(lists: CataloguesConfig, options: CalibrationConfig) -> Sky:
     """The sky catalogue, in which calibrators have the flux that is known better (flux_override,
     Perley-Butler), and the place of the calibrator list where that is precise (codes A to C: better
     than 0.15 arcsec)."""
-    sky = read_catalogue(config.catalogues.sky)
-    table = read_calibrators(config.catalogues.calibrators, sky, config.calibration)
+    sky = read_sky(lists.sky)
+    table = read_calibrators(lists.calibrators, sky, options)
     better = table["flux_origin"].isin(["flux_override", "Perley-Butler 2017"])
     corrections = table[["ra_deg", "dec_deg"]].assign(
         flux_jy=table["flux_jy"].where(better), precise=table["position_code"].isin(list(_PRECISE))

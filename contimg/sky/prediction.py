@@ -12,7 +12,7 @@ _CHANNELS_AT_ONCE = 48
 
 
 def predict(
-    sources: Sequence[Source], mjd, phase_axes, pointing, positions_m, ant_1, ant_2, freq_hz
+    *, sources: Sequence[Source], mjd, phase_axes, pointing, positions_m, ant_1, ant_2, freq_hz
 ) -> np.ndarray:
     """Model visibilities (ntime, nbaseline, nchan), complex64, in the Measurement Set's convention.
 
@@ -24,17 +24,23 @@ def predict(
     M_12 = sum_s S_s(nu) B_s(t, nu) exp(+2 pi i nu (r_1 - r_2).(k_s - k_0) / c) with exact apparent
     directions k_s: what conversion makes of the sky. Channels are evenly spaced.
     """
-    vectors, fluxes = apparent_fluxes(sources, mjd, pointing, freq_hz)
+    vectors, fluxes = apparent_fluxes(sources=sources, mjd=mjd, pointing=pointing, freq_hz=freq_hz)
     model = np.empty((len(mjd), len(ant_1), len(freq_hz)), np.complex64)
     for t in range(len(mjd)):
         model[t] = predict_integration(
-            vectors[t], fluxes[t], phase_axes[t], positions_m, ant_1, ant_2, freq_hz
+            vectors=vectors[t],
+            fluxes_jy=fluxes[t],
+            phase_axes=phase_axes[t],
+            positions_m=positions_m,
+            ant_1=ant_1,
+            ant_2=ant_2,
+            freq_hz=freq_hz,
         )
     return model
 
 
 def predict_integration(
-    vectors, fluxes_jy, phase_axes, positions_m, ant_1, ant_2, freq_hz
+    *, vectors, fluxes_jy, phase_axes, positions_m, ant_1, ant_2, freq_hz
 ) -> np.ndarray:
     """Of one integration, (nbaseline, nchan): sources at apparent `vectors` (nsource, 3) with
     `fluxes_jy` (nsource, nchan)."""

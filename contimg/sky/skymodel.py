@@ -58,7 +58,7 @@ def as_sources(table: pd.DataFrame) -> list[Source]:
 
 
 def apparent_fluxes(
-    sources: Sequence[Source], mjd: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray
+    *, sources: Sequence[Source], mjd: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray
 ):
     """Apparent unit vectors (ntime, nsource, 3) and fluxes through the beam (ntime, nsource, nchan)
     in Jy.

@@ -14,7 +14,7 @@ from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.findings import Finding, judged, of_level, unknown
 from contimg.paths import FAST_SUFFIX
-from contimg.sky.calibrators import mean_beam, read_sky
+from contimg.sky.calibrators import mean_beam, read_corrected
 from contimg.sky.skymodel import as_sources
 from contimg.stages.job import Job
 from contimg.store.files import altered, read_json
@@ -60,7 +60,9 @@ def apply_set(
         )
     data, flags, rows = application.apply(ms, tables, logfile)
     observation = mset.read_observation(ms)
-    weighed, noise = weighing.weigh(ms, data, flags, rows, len(observation.antenna_names))
+    weighed, noise = weighing.weigh(
+        ms=ms, data=data, flags=flags, rows=rows, nant=len(observation.antenna_names)
+    )
     numbers, findings = gates.after_apply(
         antenna_noise=noise,
         channel_width_hz=observation.channel_width_hz,
@@ -85,7 +87,9 @@ def _fit_catalogue(
 ) -> tuple[dict, list[Finding]]:
     """Amplitude of the catalogue's sources in calibrated data, of all and of each antenna; an
     integration in six."""
-    near = read_sky(config).within(*observation.phase_centre_deg, 2 * FIELD_RADIUS_DEG)
+    near = read_corrected(config.catalogues, config.calibration).within(
+        *observation.phase_centre_deg, 2 * FIELD_RADIUS_DEG
+    )
     if not len(near):
         why = (
             f"the sky catalogue has no source within {2 * FIELD_RADIUS_DEG:g} deg: amplitudes "
@@ -98,7 +102,9 @@ def _fit_catalogue(
     brightest = as_sources(near.iloc[np.argsort(-apparent_jy)[:_FIT_SOURCES]])
     every = slice(min(_FIT_EVERY, len(data)) // 2, None, _FIT_EVERY)
     model = Seen(observation, rows, app_dec_deg, brightest).model(rows.time_mjd[every])
-    fit, error, by_antenna = model_fit(data[every], flags[every], model, rows.ant_1, rows.ant_2)
+    fit, error, by_antenna = model_fit(
+        data=data[every], flags=flags[every], model=model, ant_1=rows.ant_1, ant_2=rows.ant_2
+    )
     warn, limit = config.gates.warn_model_misfit, config.calibration.max_model_misfit
     if not error < limit / 10:
         why = (

@@ -15,18 +15,19 @@ from contimg.findings import Finding, of_level
 from contimg.imaging import files
 from contimg.imaging.averaging import expectations
 from contimg.imaging.bright import Subtracted, bright_sources, subtract
-from contimg.imaging.interface import Deconvolved, Diverged, ImageRequest, backend, robust_rms
+from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, backend, robust_rms
 from contimg.imaging.restoring import add_points, expected_beam, restore
 from contimg.imaging.stokes import StokesI, read_stokes_i
 from contimg.imaging.validation import assess, compare_catalogue, used_of
 from contimg.paths import Paths
 from contimg.products.publishing import ACTIVE, unpublishable
-from contimg.sky.calibrators import mean_beam, read_sky
+from contimg.sky.calibrators import mean_beam, read_corrected
 from contimg.sky.catalogues import Sky
 from contimg.sky.skymodel import as_sources
 from contimg.stages.job import Job
 from contimg.store.files import remove
 from contimg.store.identity import made_by
+from contimg.visibilities.measurement_set import DAY_S
 from contimg.visibilities.uvh5 import changed_since
 
 log = logging.getLogger(__name__)
@@ -65,117 +66,207 @@ def image_group(
     applied            result of the apply stage: what its gates found
     """
     options, paths = effective_options(config.imaging), Paths.of(config)
-    folder = paths.image(group, "image").parent
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f".{group}.*.partial"):
-        remove(leftover)  # of an attempt that was killed
-    stokes, catalogue = (
-        read_stokes_i(ms, converted["app_dec_deg"], options.uvrange),
-        read_sky(config),
-    )
+    folder = _cleared_folder(paths, group)
+    stokes = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange)
+    catalogue = read_corrected(config.catalogues, config.calibration)
     taken, absent = _subtract_bright(stokes, catalogue, options)
     grid, pb, summary = files.primary_beam(stokes, options)
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
-    gated = [
-        *converted.get("findings", []),
-        *((applied or {}).get("gates") or {}).get("findings", []),
-    ]
-    if changed := changed_since(converted.get("seen", {})):
-        words = (
-            f"{', '.join(changed)}: changed after the image's data were read. To use it: "
-            f"contimg reprocess {group}"
-        )
-        gated.append(Finding("raw_changed", "warn", words).as_json())
+    gated = _found_before(group, converted, applied or {})
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:
         # wgridder says it itself
         expected = {} if options.backend == "wgridder" else expectations(stokes, options)
         inputs = backend(options.backend).prepare(stokes, options, Path(work))
         del stokes  # a gigabyte
         result, cleaned = _clean(ImageRequest(inputs, options, Path(work), threads, logfile))
-        image = restore(result.model, result.residual, result.beam, options.cell_arcsec, threads)
-        _put_back(image, result, taken, grid, options)
-        numbers = {
-            "rms_jy": robust_rms(result.residual[pb >= 0.5]),
-            "peak_jy": float(np.nanmax(image)),
-        }
-        if not numbers["rms_jy"] > 0:
-            raise ImagingError(
-                f"{ms}: the image is blank (residual rms {numbers['rms_jy']} Jy/beam). Nothing to "
-                "publish."
-            )
         result.notes = expected | result.notes
-        numbers["thermal_jy"] = result.notes.pop("thermal_jy")
-        numbers["dynamic_range"] = numbers["peak_jy"] / numbers["rms_jy"]
-        diagonal_deg = grid.npix * grid.cell_deg * np.sqrt(0.5)
-        in_image = catalogue.within(*grid.centre_deg, diagonal_deg, numbers["rms_jy"])
+        image = restore(
+            model=result.model,
+            residual=result.residual,
+            beam=result.beam,
+            cell_arcsec=options.cell_arcsec,
+            threads=threads,
+        )
+        _put_back(image, result, taken, grid, options)
+        numbers = _numbers(ms, image, result, pb)
+        radius_deg = grid.npix * grid.cell_deg * np.sqrt(0.5)
+        in_image = catalogue.within(*grid.centre_deg, radius_deg, numbers["rms_jy"])
         check, table = compare_catalogue(
-            image, result.beam, pb, grid, numbers["rms_jy"], in_image, summary["freq_hz"], options
+            image=image,
+            beam=result.beam,
+            pb=pb,
+            grid=grid,
+            rms_jy=numbers["rms_jy"],
+            catalogue=in_image,
+            freq_hz=summary["freq_hz"],
+            options=options,
         )
         judged, findings = assess(
             numbers, check, cleaned, used, result.beam, all_antennas, gated, config.validation
         )
-        reasons = [
-            words for level in ("fail", "unverified", "warn") for words in of_level(findings, level)
-        ]
         science = chosen["science"] and options.mode == "full" and not of_level(gated, "fail")
-        as_row = {
-            "type": "pbcor",
-            "mode": options.mode,
-            "science": science,
-            "verdict": judged,
-            "set_status": ACTIVE,
-        }
-        unfit = unpublishable(as_row | {"deleted_at": None}, config.validation)
-        origin = made_by(config)
+        verdict = _Verdict(judged, findings, science, config, options.mode)
         keywords = {
             "OBJECT": group,
             "RMS": numbers["rms_jy"],
             "THERMAL": numbers["thermal_jy"],
             "NSUBBAND": len(converted["subbands"]),
-            "CALSET": chosen["set_name"],
-            "CALMJD": chosen["set_mid_mjd"],
-            "FLUXCAL": chosen["cal_field"],
-            "FLUXSCAL": chosen["flux_scale"],
             "IMAGER": options.backend,
             "IMGMODE": options.mode,
-            "QUALITY": "SCIENCE" if science else "NON_SCIENCE",
-            "VERDICT": judged,
-            "PUBLISH": not unfit,
-            "SETSTAT": ACTIVE,
             "CLEANED": cleaned,
-            "CONFIG": origin["config"],
-            "SOFTWARE": f"contimg {origin['version']}",
-            "COMMIT": origin["commit"],
-            "SKYCAT": origin["catalogues"]["sky"][:16],
-            "CALLIST": origin["catalogues"]["calibrators"][:16],
-            "STATIONS": origin["catalogues"]["stations"][:16],
             "ANTENNAS": len(used.antennas),
             "DATAFRAC": round(used.data, 4),
+            **_of_calibration(chosen),
+            **verdict.keywords(),
+            **_of_origin(config),
         }
         published = files.write_products(
-            lambda suffix: paths.image(group, suffix, options.mode == "quick"),
-            Path(work),
-            grid,
-            image,
-            result,
-            pb,
-            summary,
-            options,
-            keywords,
+            prefix_of=lambda suffix: paths.image(group, suffix, options.mode == "quick"),
+            work=Path(work),
+            grid=grid,
+            image=image,
+            result=result,
+            pb=pb,
+            summary=summary,
+            options=options,
+            keywords=keywords,
         )
-    log.info("%s %s; catalogue: %s", judged, reasons, check)
-    beam, half_day = result.beam, summary["integration_s"] / 2 / 86400
+    log.info("%s %s; catalogue: %s", judged, verdict.reasons, check)
     return {
         "backend": options.backend,
         "mode": options.mode,
-        "science": science,
         "cleaned": cleaned,
+        **_of_beam(result.beam, all_antennas),
+        **numbers,
+        **result.notes,
+        **_of_place(grid, pb, summary, options),
+        "subtracted": [one.summary for one in taken],
+        "bright_not_found": absent,
+        **verdict.as_json(),
+        "used": used.as_json(),
+        "catalogue_problems": list(catalogue.problems),
+        "catalogue": check,
+        "sources": table.round(6).to_dict("records"),
+        "images": {suffix: str(path) for suffix, path in published.items()},
+    }
+
+
+def _cleared_folder(paths: Paths, group: str) -> Path:
+    """The images' folder, without what an attempt left that was killed."""
+    folder = paths.image(group, "image").parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f".{group}.*.partial"):
+        remove(leftover)
+    return folder
+
+
+def _found_before(group: str, converted: Mapping, applied: Mapping) -> list[dict]:
+    """What conversion and the gates of `apply` found; and raw files that changed since."""
+    gated = [*converted.get("findings", []), *(applied.get("gates") or {}).get("findings", [])]
+    if changed := changed_since(converted.get("seen", {})):
+        words = (
+            f"{', '.join(changed)}: changed after the image's data were read. To use it: "
+            f"contimg reprocess {group}"
+        )
+        gated.append(Finding("raw_changed", "warn", words).as_json())
+    return gated
+
+
+def _numbers(ms: Path, image: np.ndarray, result: Deconvolved, pb: np.ndarray) -> dict[str, float]:
+    """Noise inside the half-power beam, peak, and what follows; an image of nothing is refused."""
+    rms_jy, peak_jy = robust_rms(result.residual[pb >= 0.5]), float(np.nanmax(image))
+    if not rms_jy > 0:
+        raise ImagingError(
+            f"{ms}: the image is blank (residual rms {rms_jy} Jy/beam). Nothing to publish."
+        )
+    return {
+        "rms_jy": rms_jy,
+        "peak_jy": peak_jy,
+        "thermal_jy": result.notes.pop("thermal_jy"),
+        "dynamic_range": peak_jy / rms_jy,
+    }
+
+
+class _Verdict:
+    """What an image may be used for, and why not."""
+
+    def __init__(self, judged: str, findings: list, science: bool, config: Config, mode: str):
+        self.judged, self.findings, self.science = judged, findings, science
+        self.reasons = [
+            words for level in ("fail", "unverified", "warn") for words in of_level(findings, level)
+        ]
+        as_row = {
+            "type": "pbcor",
+            "mode": mode,
+            "science": science,
+            "verdict": judged,
+            "set_status": ACTIVE,
+            "deleted_at": None,
+        }
+        self.unfit = unpublishable(as_row, config.validation)
+
+    def keywords(self) -> dict:
+        """For the header."""
+        return {
+            "QUALITY": "SCIENCE" if self.science else "NON_SCIENCE",
+            "VERDICT": self.judged,
+            "PUBLISH": not self.unfit,
+        }
+
+    def as_json(self) -> dict:
+        """For the result."""
+        found = [one if isinstance(one, Mapping) else one.as_json() for one in self.findings]
+        return {
+            "science": self.science,
+            "verdict": self.judged,
+            "verdict_reasons": self.reasons,
+            "findings": found,
+            "unpublishable": self.unfit,
+        }
+
+
+def _of_calibration(chosen: Mapping) -> dict:
+    """Header keywords of the calibration set."""
+    return {
+        "CALSET": chosen["set_name"],
+        "CALMJD": chosen["set_mid_mjd"],
+        "FLUXCAL": chosen["cal_field"],
+        "FLUXSCAL": chosen["flux_scale"],
+        "SETSTAT": ACTIVE,
+    }
+
+
+def _of_origin(config: Config) -> dict:
+    """Header keywords of configuration, software and catalogues."""
+    origin = made_by(config)
+    lists = origin["catalogues"]
+    return {
+        "CONFIG": origin["config"],
+        "SOFTWARE": f"contimg {origin['version']}",
+        "COMMIT": origin["commit"],
+        "SKYCAT": lists["sky"][:16],
+        "CALLIST": lists["calibrators"][:16],
+        "STATIONS": lists["stations"][:16],
+    }
+
+
+def _of_beam(beam: Beam, all_antennas: Beam | None) -> dict:
+    """The restoring beam, and the one that all antennas would give."""
+    expected = all_antennas and [all_antennas.major_arcsec, all_antennas.minor_arcsec]
+    return {
         "beam_major_arcsec": float(beam.major_arcsec),
         "beam_minor_arcsec": float(beam.minor_arcsec),
         "beam_pa_deg": float(beam.pa_deg),
-        **numbers,
-        **result.notes,
+        "expected_beam_arcsec": expected,
+    }
+
+
+def _of_place(grid: files.Grid, pb: np.ndarray, summary: Mapping, options: ImagingConfig) -> dict:
+    """Where, when and at which frequency the image is; what it was made of."""
+    half_day = summary["integration_s"] / 2 / DAY_S
+    inside_pixels = (pb >= options.beam_limit).sum()
+    return {
         "imsize": options.imsize,
         "cell_arcsec": options.cell_arcsec,
         "centre_deg": list(grid.centre_deg),
@@ -185,22 +276,7 @@ def image_group(
         "flagged": summary["flagged"],
         "bandwidth_hz": summary["bandwidth_hz"],
         "exposure_s": summary["exposure_s"],
-        "diameter_deg": 2
-        * grid.cell_deg
-        * float(np.sqrt((pb >= options.beam_limit).sum() / np.pi)),
-        "subtracted": [one.summary for one in taken],
-        "bright_not_found": absent,
-        "verdict": judged,
-        "verdict_reasons": reasons,
-        "findings": [one if isinstance(one, Mapping) else one.as_json() for one in findings],
-        "unpublishable": unfit,
-        "used": used.as_json(),
-        "expected_beam_arcsec": all_antennas
-        and [all_antennas.major_arcsec, all_antennas.minor_arcsec],
-        "catalogue_problems": list(catalogue.problems),
-        "catalogue": check,
-        "sources": table.round(6).to_dict("records"),
-        "images": {suffix: str(path) for suffix, path in published.items()},
+        "diameter_deg": 2 * grid.cell_deg * float(np.sqrt(inside_pixels / np.pi)),
     }
 
 

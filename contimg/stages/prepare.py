@@ -48,7 +48,9 @@ def prepare(ms: Path, options: FlaggingConfig, stations: Path, logfile: Path | N
             f"{ms}: every visibility is zero. The correlator wrote no data: nothing to image."
         )
     ant_1, ant_2 = rows.ant_1, rows.ant_2
-    shadow = detection.shadowed(rows.uvw_m, ant_1, ant_2, observation.diameters_m)
+    shadow = detection.shadowed(
+        uvw_m=rows.uvw_m, ant_1=ant_1, ant_2=ant_2, diameters_m=observation.diameters_m
+    )
     find_rfi = external.finder(options.strategy, ms, data, logfile)
     cells = detection.coherence_cells(
         np.linalg.norm(rows.uvw_m[ntime // 2], axis=1),
@@ -56,7 +58,16 @@ def prepare(ms: Path, options: FlaggingConfig, stations: Path, logfile: Path | N
         rows.integration_s,
         observation.channel_width_hz,
     )
-    found = detection.flag(data, flags, ant_1, ant_2, cells, options, shadow, find_rfi)
+    found = detection.flag(
+        data=data,
+        flags=flags,
+        ant_1=ant_1,
+        ant_2=ant_2,
+        cells=cells,
+        options=options,
+        shadow=shadow,
+        find_rfi=find_rfi,
+    )
     checks["flagged"] = float(found.by_row[:, cross].mean())
     if checks["flagged"] == 1:
         raise ValidationError(

@@ -20,7 +20,7 @@ from contimg.flagging import detection
 from contimg.paths import Paths, set_name
 from contimg.plots import calibration, style
 from contimg.sky import catalogues
-from contimg.sky.calibrators import find_candidates, read_calibrators, read_sky
+from contimg.sky.calibrators import find_candidates, read_calibrators, read_corrected
 from contimg.sky.skymodel import calibrator_model
 from contimg.stages.job import Job
 from contimg.visibilities import flag_versions
@@ -43,7 +43,7 @@ def solve_group(
     options = config.calibration
     mset.require_whole(ms)
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    catalogue = read_sky(config)
+    catalogue = read_corrected(config.catalogues, config.calibration)
     table = read_calibrators(config.catalogues.calibrators, catalogue, options)
     (found,) = find_candidates(table, rows.time_mjd.mean(), app_dec_deg, options)
     if not found:
@@ -95,17 +95,17 @@ def solve_group(
             )
             intervals = min(intervals, len(data))
             solutions = solve(
-                data,
-                model,
-                used,
-                weights,
-                rows.ant_1,
-                rows.ant_2,
-                len(names),
-                refants,
-                options.min_snr,
-                channels,
-                intervals,
+                data=data,
+                model=model,
+                flags=used,
+                weights=weights,
+                ant_1=rows.ant_1,
+                ant_2=rows.ant_2,
+                nant=len(names),
+                reference=refants,
+                min_snr=options.min_snr,
+                phase_channels=channels,
+                intervals=intervals,
                 fill=options.fill_channels,
             )
             mjd = np.array([part.mean() for part in np.array_split(rows.time_mjd, intervals)])
@@ -183,11 +183,19 @@ def _gates(
         data = mset.read_grid(ms, "CORRECTED_DATA", len(data))
         flags = flags | mset.read_grid(ms, "FLAG", len(data))
     else:
+        solution, flagged = (values[:, :, :: one.channels] for values in inverse)
         application.correct_all(
-            data, flags, rows.ant_1, rows.ant_2, *(x[:, :, :: one.channels] for x in inverse)
+            data=data,
+            flags=flags,
+            ant_1=rows.ant_1,
+            ant_2=rows.ant_2,
+            inverse=solution,
+            flagged=flagged,
         )
     samples = one.times * one.channels
-    noise, by_antenna = weighing.antenna_noise(data, flags, rows.ant_1, rows.ant_2, nant)
+    noise, by_antenna = weighing.antenna_noise(
+        data=data, flags=flags, ant_1=rows.ant_1, ant_2=rows.ant_2, nant=nant
+    )
     return gates.after_solve(
         data=data,
         model=one.model,
@@ -268,16 +276,16 @@ def _solve_averaged(
     model = seen.model(mjd, freq_hz.reshape(-1, chanbin).mean(axis=1))
     amplitude, nant = field.model_amplitude(ms, model), len(seen.observation.antenna_names)
     bandpass, gain = solve(
-        data,
-        model,
-        flags,
-        weights,
-        rows.ant_1,
-        rows.ant_2,
-        nant,
-        refants,
-        options.min_snr,
-        phase_channels(flags.mean(axis=(0, 1, 3))),
+        data=data,
+        model=model,
+        flags=flags,
+        weights=weights,
+        ant_1=rows.ant_1,
+        ant_2=rows.ant_2,
+        nant=nant,
+        reference=refants,
+        min_snr=options.min_snr,
+        phase_channels=phase_channels(flags.mean(axis=(0, 1, 3))),
         phase_only=options.phase_only,
         fill=options.fill_channels // chanbin,
     )
@@ -301,4 +309,6 @@ def _reference_antennas(ms: Path, observation, rows, flags, wanted: str) -> list
                 f"{ms}: calibration.refant {wanted!r} is no antenna of this observation"
             )
         index = observation.antenna_names.index(wanted)
-    return caltables.choose_reference_antenna(observation.positions_m, antennas, flagged, index)
+    return caltables.choose_reference_antenna(
+        positions_m=observation.positions_m, antennas=antennas, flagged=flagged, wanted=index
+    )

@@ -15,7 +15,7 @@ ascend.
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +23,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from contimg.config import Config
 from contimg.errors import InputError, SubbandError, ValidationError
-from contimg.findings import Finding
 from contimg.processes import die_with_parent
 from contimg.sky.geometry import (
     SPEED_OF_LIGHT_M_S,
@@ -34,22 +32,14 @@ from contimg.sky.geometry import (
     meridian_vector,
     track,
 )
-from contimg.store.files import checksum, replacing
+from contimg.store.files import replacing
 from contimg.visibilities import measurement_set as mset
 from contimg.visibilities.measurement_set import Observation, Rows
-from contimg.visibilities.uvh5 import (
-    DISH_M,
-    SubbandHeader,
-    changed_since,
-    content_mark,
-    opened_data,
-    read_header,
-)
+from contimg.visibilities.uvh5 import DISH_M, SubbandHeader, opened_data, read_header
 
 _SAME_TIME_S = 1e-3
 _OTHER = "It belongs to another observation: move it to where that lies, or copy it again."
 # share of zeros that no other subband has: a copy that stalled, a node that stopped writing
-_ODD_ZEROS = 0.01
 
 
 @njit(cache=True)
@@ -371,96 +361,7 @@ def _convert_one(job: _Job) -> dict:
     return {**seconds.by_step, "nonzero": nonzero}
 
 
-def convert_group(
-    files: Mapping[int, Path],
-    outputs: Sequence[Path],
-    config: Config,
-    workers: int,
-    progress: Callable[[str], None] = lambda message: None,
-) -> dict:
-    """Write the Measurement Sets of subbands 0, 1, ... to `outputs`; those without a file get no
-    rows. The pyuvdata writer makes a single one, with the channels of all.
-
-    Returns the result recorded in `{group}.convert.json`. Raises SubbandError naming the file that
-    is at fault, InputError when all data are zero.
-    """
-    begin = time.perf_counter()
-    expected = config.ingest.expected_subbands
-    seen = {str(path): content_mark(path) for _, path in sorted(files.items())}
-    plan = plan_group(files, expected, config.conversion.telescope_name)
-    header_s = time.perf_counter() - begin
-    if config.writer == "pyuvdata":
-        from contimg.visibilities import pyuvdata_writer
-
-        sums = pyuvdata_writer.convert(plan, outputs[0])
-    else:
-        sums = _convert_parallel(plan, outputs, workers, progress)
-    with ThreadPoolExecutor(workers) as pool:  # while the files are still in the page cache
-        sha256 = dict(
-            zip(
-                map(str, sorted(files)),
-                pool.map(checksum, (files[sb] for sb in sorted(files))),
-                strict=True,
-            )
-        )
-    if changed := changed_since(seen):
-        raise ValidationError(
-            f"{', '.join(changed)}: written to while being read. The group is converted again."
-        )
-    start_mjd, end_mjd = plan.observation.time_range_mjd
-    nonzero = sums.pop("nonzero")
-    if not any(nonzero.values()):
-        raise InputError(
-            f"{plan.reference.path} and its group: every visibility is zero, or has no samples. "
-            "The correlator wrote no data: nothing to image."
-        )
-    return {
-        "writer": config.writer,
-        "subbands": sorted(files),
-        "missing_subbands": sorted(set(range(expected)) - set(files)),
-        "short_subbands": plan.short,
-        "files": {str(sb): str(path) for sb, path in sorted(files.items())},
-        "sha256": sha256,
-        "seen": seen,
-        "findings": [one.as_json() for one in _odd_zeros(plan, nonzero)],
-        "start_mjd": float(start_mjd),
-        "mid_mjd": plan.reference.mid_mjd,
-        "end_mjd": float(end_mjd),
-        "app_dec_deg": float(np.degrees(plan.reference.app_dec_rad)),
-        "phase_centre_deg": list(plan.observation.phase_centre_deg),
-        "shape": [*plan.rows.shape, len(plan.reference.freq_hz), 2],
-        "load_s": header_s + sums["load_s"],
-        "phase_s": sums["phase_s"],
-        "write_s": sums["write_s"],
-    }
-
-
-def _odd_zeros(plan: GroupPlan, nonzero: Mapping[int, int]) -> list[Finding]:
-    """Subbands of whose visibilities a larger share is zero than of those of all others."""
-    nbaseline = plan.rows.shape[1]
-    cells = {
-        sb: len(plan.headers[sb].time_mjd) * nbaseline * len(plan.reference.freq_hz) * 2
-        for sb in nonzero
-    }
-    share = {sb: 1 - nonzero[sb] / cells[sb] for sb in sorted(nonzero)}
-    usual = float(np.median(list(share.values())))
-    return [
-        Finding(
-            "zeros",
-            "warn",
-            f"{plan.headers[sb].path.name}: {100 * zeros:.0f} % of the visibilities are zero, of "
-            f"the other subbands' {100 * usual:.0f} %: a copy that stalled, or a node that "
-            "stopped writing; they are flagged. If the whole file is elsewhere: copy it again, "
-            "then contimg reprocess GROUP",
-            zeros,
-            usual + _ODD_ZEROS,
-        )
-        for sb, zeros in share.items()
-        if zeros > usual + _ODD_ZEROS
-    ]
-
-
-def _convert_parallel(
+def convert_parallel(
     plan: GroupPlan, outputs: Sequence[Path], workers: int, progress: Callable[[str], None]
 ) -> dict:
     """Each subband to its Measurement Set, several at once; sums of the seconds, and what is not

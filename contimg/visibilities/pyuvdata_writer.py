@@ -1,5 +1,5 @@
 """Conversion by pyuvdata's own code: slow, for one or two subbands, and a check on
-contimg.conversion.
+contimg.visibilities.conversion.
 
 pyuvdata (3.2.8) takes a drift file for unprojected data at the zenith. It is told here what the
 correlator tracked: hour angle 0 at the apparent declination of the header. Its own `phase` then

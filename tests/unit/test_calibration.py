@@ -226,10 +226,22 @@ def test_each_limit_of_the_quality_gate_says_what_is_wrong():
 def test_reference_antenna_is_healthy_and_central():
     positions = np.array([[0, 0, 0], [10, 0, 0], [500, 0, 0], [12, 5, 0], [2000, 0, 0]], float)
     flagged = np.array([0.0, 0.6, 0.0, 0.0, 1.0])
-    assert choose_reference_antenna(positions, range(5), flagged) == [3, 0, 2, 1]
-    assert choose_reference_antenna(positions, range(5), flagged, wanted=2)[0] == 2
+    assert choose_reference_antenna(positions_m=positions, antennas=range(5), flagged=flagged) == [
+        3,
+        0,
+        2,
+        1,
+    ]
+    assert (
+        choose_reference_antenna(
+            positions_m=positions, antennas=range(5), flagged=flagged, wanted=2
+        )[0]
+        == 2
+    )
     with pytest.raises(CalibrationError, match="no unflagged data"):
-        choose_reference_antenna(positions, range(5), flagged, wanted=4)
+        choose_reference_antenna(
+            positions_m=positions, antennas=range(5), flagged=flagged, wanted=4
+        )
 
 
 def test_the_centre_of_the_beam_is_known_well_enough_to_choose():

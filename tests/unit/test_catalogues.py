@@ -14,7 +14,7 @@ from contimg.cli.shared import app
 from contimg.config import CataloguesConfig, Config, load
 from contimg.errors import ConfigError, InputError
 from contimg.sky import catalogues
-from contimg.sky.calibrators import read_sky as read_corrected
+from contimg.sky.calibrators import read_corrected
 from contimg.sky.catalogues import read_sky, read_table, write_catalogue, write_index
 from contimg.store.files import checksum
 from contimg.store.identity import catalogue_checksums, science_digest
@@ -231,7 +231,7 @@ def test_a_catalogue_comes_from_a_file_that_one_has(tmp_path, ending, output):
 
 def test_a_calibrator_stands_where_its_list_has_it_and_the_difference_is_said():
     """3C454.3: 0.7 arcsec between the survey and the list of calibrators."""
-    plain, better = read_sky(NVSS), read_corrected(load())
+    plain, better = read_sky(NVSS), read_corrected(load().catalogues, load().calibration)
     place = 343.49, 16.148, 0.01
     (one,), (two,) = (sky.within(*place).itertuples() for sky in (plain, better))
     assert (two.ra_deg, two.dec_deg) == (343.4906164, 16.1482114)

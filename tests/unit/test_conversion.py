@@ -10,9 +10,10 @@ from contimg.paths import staged
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
 from contimg.sky.prediction import predict
 from contimg.sky.skymodel import Source
+from contimg.stages.convert import convert_group
 from contimg.visibilities import casa
 from contimg.visibilities import measurement_set as mset
-from contimg.visibilities.conversion import concat_subbands, convert_group
+from contimg.visibilities.conversion import concat_subbands
 from tests.conftest import DEC_DEG, STATIONS
 
 UNIT = {"noise_jy": 0.0, "scale": 1.0}  # no noise; gains are divided out below
@@ -76,14 +77,14 @@ def test_predictor_and_simulator_agree(make_group, sky, tmp_path):
     axes = track(*converted["phase_centre_deg"], rows.time_mjd).axes
     pointing = meridian_vector(np.radians(DEC_DEG))
     model = predict(
-        sources,
-        rows.time_mjd,
-        axes,
-        pointing,
-        observation.positions_m,
-        rows.ant_1,
-        rows.ant_2,
-        observation.freq_hz,
+        sources=sources,
+        mjd=rows.time_mjd,
+        phase_axes=axes,
+        pointing=pointing,
+        positions_m=observation.positions_m,
+        ant_1=rows.ant_1,
+        ant_2=rows.ant_2,
+        freq_hz=observation.freq_hz,
     )
     cross = rows.ant_1 != rows.ant_2
     scale = np.abs(model[:, cross]).max()

@@ -32,7 +32,9 @@ CELLS = detection.coherence_cells(np.full(len(ONE), 100.0), 0.21, 12.88, WIDTH_H
 def run(data, **options):
     flags = np.zeros(data.shape, bool)
     assert detection.mark_no_data(data, flags)[0] == 0
-    return detection.flag(data, flags, ONE, TWO, CELLS, FlaggingConfig(**options))
+    return detection.flag(
+        data=data, flags=flags, ant_1=ONE, ant_2=TWO, cells=CELLS, options=FlaggingConfig(**options)
+    )
 
 
 def test_clean_data_stay(observation):

@@ -31,7 +31,9 @@ def test_restoring_keeps_peak_and_place_on_and_between_pixels():
     beam = Beam(30, 15, 40)
     model = np.zeros((200, 200), np.float32)
     model[120, 90] = 2.0
-    image = restore(model, np.zeros_like(model), beam, CELL, 1)
+    image = restore(
+        model=model, residual=np.zeros_like(model), beam=beam, cell_arcsec=CELL, threads=1
+    )
     assert image[120, 90] == pytest.approx(2, rel=1e-5)
     east, north = offsets(200)
     expected = 2 * beam.gaussian(east + 20 * CELL, north + 10 * CELL)
@@ -39,9 +41,9 @@ def test_restoring_keeps_peak_and_place_on_and_between_pixels():
     between = np.zeros_like(model)
     between[100:102, 100] = 0.5
     expected = (1 + beam.gaussian(CELL, 0)) / 2
-    assert restore(between, np.zeros_like(model), beam, CELL, 1).max() == pytest.approx(
-        expected, rel=1e-3
-    )
+    assert restore(
+        model=between, residual=np.zeros_like(model), beam=beam, cell_arcsec=CELL, threads=1
+    ).max() == pytest.approx(expected, rel=1e-3)
 
 
 def test_cells_too_coarse_for_the_psf_are_refused():

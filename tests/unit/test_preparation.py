@@ -117,7 +117,9 @@ def test_shadows_are_those_that_casa_sees(make_group, tmp_path):
     group = make_group(sources=sources, dec_deg=-38.0, stations=stations, integrations=4)
     ms, *_ = convert(group, tmp_path)
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    ours = detection.shadowed(rows.uvw_m, rows.ant_1, rows.ant_2, observation.diameters_m)
+    ours = detection.shadowed(
+        uvw_m=rows.uvw_m, ant_1=rows.ant_1, ant_2=rows.ant_2, diameters_m=observation.diameters_m
+    )
     cross = rows.ant_1 != rows.ant_2
     assert 0.2 < ours[:, cross].mean() < 0.95
     casa.tasks(tmp_path / "casa.log").flagdata(vis=str(ms), mode="shadow", flagbackup=False)

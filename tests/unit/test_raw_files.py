@@ -24,10 +24,12 @@ from contimg.queue import arrivals, moves
 from contimg.queue import tables as queue_tables
 from contimg.queue.groups import RawFile, form_groups
 from contimg.queue.planning import make_plans
+from contimg.stages import convert
+from contimg.stages.convert import convert_group
 from contimg.store import files as stored
 from contimg.visibilities import measurement_set as mset
 from contimg.visibilities import uvh5
-from contimg.visibilities.conversion import convert_group, group_times, plan_group
+from contimg.visibilities.conversion import group_times, plan_group
 from contimg.visibilities.uvh5 import changed_since, inspect, opened_data, parse_name, read_header
 from tests.conftest import LONG, TARGET_START
 
@@ -430,10 +432,9 @@ def test_a_share_of_zeros_that_no_other_subband_has_is_a_warning(files, config, 
 
 
 def test_a_file_that_changes_while_it_is_read_is_no_result(files, config, tmp_path, monkeypatch):
-    from contimg.visibilities import conversion
 
     real = stored.checksum
-    monkeypatch.setattr(conversion, "checksum", lambda path: (os.utime(path), real(path))[1])
+    monkeypatch.setattr(convert, "checksum", lambda path: (os.utime(path), real(path))[1])
     with pytest.raises(
         errors.ValidationError, match=r"written to while being read\. The group is converted again"
     ):

@@ -65,7 +65,18 @@ def run(data, model, flags=None, weights=None, reference=(3, 4)):
     flags = np.zeros(data.shape, bool) if flags is None else flags
     weights = np.ones(data.shape, np.float32) if weights is None else weights
     channels = phase_channels(flags.mean(axis=(0, 1, 3)))
-    return solve(data, model, flags, weights, ONE, TWO, NANT, list(reference), 3.0, channels)
+    return solve(
+        data=data,
+        model=model,
+        flags=flags,
+        weights=weights,
+        ant_1=ONE,
+        ant_2=TWO,
+        nant=NANT,
+        reference=list(reference),
+        min_snr=3.0,
+        phase_channels=channels,
+    )
 
 
 def residual(bandpass, gain, truth):
@@ -145,7 +156,16 @@ def test_integrations_without_a_phase_do_not_bias_the_bandpass(observation):
     flags[np.ix_([0, 1, 2, 3], np.flatnonzero(mine), range(24, 40))] = True
     flags[10:, :, 24:40] = True
     bandpass, gain = solve(
-        data, model, flags, np.ones(data.shape, np.float32), ONE, TWO, NANT, [3, 4], 3.0, (24, 40)
+        data=data,
+        model=model,
+        flags=flags,
+        weights=np.ones(data.shape, np.float32),
+        ant_1=ONE,
+        ant_2=TWO,
+        nant=NANT,
+        reference=[3, 4],
+        min_snr=3.0,
+        phase_channels=(24, 40),
     )
     away = residual(bandpass, gain, truth).real
     assert np.abs(away.mean()) < 1e-3
@@ -160,16 +180,16 @@ def test_small_gaps_of_a_bandpass_are_filled(observation):
     flags[:, :, 20:23] = True
     solutions = [
         solve(
-            data,
-            model,
-            flags,
-            np.ones(data.shape, np.float32),
-            ONE,
-            TWO,
-            NANT,
-            [3],
-            3.0,
-            (30, 46),
+            data=data,
+            model=model,
+            flags=flags,
+            weights=np.ones(data.shape, np.float32),
+            ant_1=ONE,
+            ant_2=TWO,
+            nant=NANT,
+            reference=[3],
+            min_snr=3.0,
+            phase_channels=(30, 46),
             fill=fill,
         )
         for fill in (2, 3)
@@ -332,7 +352,7 @@ def test_correction_is_casas_and_may_be_repeated(solved):
     tables = results["fast"]["tables"]
     data, flags, rows = application.apply(ms, tables, None)
     nant = len(mset.read_observation(ms).antenna_names)
-    found, noise = weigh(ms, data, flags, rows, nant)
+    found, noise = weigh(ms=ms, data=data, flags=flags, rows=rows, nant=nant)
     assert np.nanmedian(noise) ** 2 == pytest.approx(found["median_noise_jy"], rel=0.02)
     weights = mset.read_grid(ms, "WEIGHT_SPECTRUM", 24)
     casa_tasks.apply_casa(ms, tables, None)  # reads the tables that we wrote
@@ -342,7 +362,7 @@ def test_correction_is_casas_and_may_be_repeated(solved):
     again, flags_again, _ = application.apply(ms, tables, None)
     assert np.array_equal(flags, flags_again)
     assert np.array_equal(data, again)
-    assert weigh(ms, again, flags_again, rows, nant)[0] == found
+    assert weigh(ms=ms, data=again, flags=flags_again, rows=rows, nant=nant)[0] == found
     assert mset.read_grid(ms, "WEIGHT_SPECTRUM", 24) == pytest.approx(weights, rel=1e-5)
     # 8 fine channels in one
     assert found["median_noise_jy"] == pytest.approx(2.59 * np.sqrt(1 / 8), rel=0.02)
@@ -407,7 +427,7 @@ def test_a_measurement_set_that_was_being_written_to_is_not_used(solved):
     finally:
         mark.unlink()
     data, flags, rows = application.apply(ms, results["fast"]["tables"], None)
-    weigh(ms, data, flags, rows, 117)
+    weigh(ms=ms, data=data, flags=flags, rows=rows, nant=117)
     assert not mark.exists()
 
 
@@ -627,14 +647,14 @@ def test_the_model_is_that_of_casas_ft(solved, tmp_path, monkeypatch, figure):
     )
     axes = track(ra, dec, rows.time_mjd).axes
     ours = prediction.predict(
-        sources,
-        rows.time_mjd,
-        axes,
-        meridian_vector(np.radians(DEC_DEG)),
-        observation.positions_m,
-        rows.ant_1,
-        rows.ant_2,
-        observation.freq_hz,
+        sources=sources,
+        mjd=rows.time_mjd,
+        phase_axes=axes,
+        pointing=meridian_vector(np.radians(DEC_DEG)),
+        positions_m=observation.positions_m,
+        ant_1=rows.ant_1,
+        ant_2=rows.ant_2,
+        freq_hz=observation.freq_hz,
     )
     cross = rows.ant_1 != rows.ant_2
     apart = np.abs(ours - theirs)[:, cross].max()

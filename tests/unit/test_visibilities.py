@@ -80,7 +80,13 @@ def image(stokes, tmp_path, **options):
     result = backend("wgridder").deconvolve(ImageRequest(inputs, options, tmp_path, 2, None))
     return (
         result,
-        restore(result.model, result.residual, result.beam, options.cell_arcsec, 2),
+        restore(
+            model=result.model,
+            residual=result.residual,
+            beam=result.beam,
+            cell_arcsec=options.cell_arcsec,
+            threads=2,
+        ),
         options,
     )
 
@@ -97,9 +103,9 @@ def test_smearing_is_what_averaging_does():
             .real
         )
         expected = 1 - averaged / one
-        assert smearing(length_m, width_hz, np.array(channels), edge) == pytest.approx(
-            expected, abs=1e-6
-        )
+        assert smearing(
+            length_m=length_m, width_hz=width_hz, channels=np.array(channels), edge_deg=edge
+        ) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("uniform", [False, True])
@@ -107,7 +113,9 @@ def test_averaging_costs_less_than_it_may(uniform, tmp_path):
     stokes, options = observed(nchan=384, ntime=2), ImagingConfig()
     counts = plan_averaging(stokes, options, uniform)
     averaged = average(stokes, counts, edge_deg(options))
-    weights = image_weights(averaged.uvw_lambda, averaged.weights, options)
+    weights = image_weights(
+        uvw_lambda=averaged.uvw_lambda, natural=averaged.weights, options=options
+    )
     loss = np.average(averaged.loss, weights=weights)
     assert 0.002 * (not uniform) <= loss < 0.003
     assert len(averaged.vis) < (0.6 if not uniform else 1.01) * stokes.vis.size
@@ -319,14 +327,14 @@ def through_the_beam(sources, stokes, scale=1.0):
     rows, observation = stokes.rows, stokes.observation
     axes, pointing = track(*CENTRE_DEG, rows.time_mjd).axes, meridian_vector(np.radians(DEC_DEG))
     model = predict(
-        sources,
-        rows.time_mjd,
-        axes,
-        pointing,
-        observation.positions_m,
-        rows.ant_1,
-        rows.ant_2,
-        observation.freq_hz,
+        sources=sources,
+        mjd=rows.time_mjd,
+        phase_axes=axes,
+        pointing=pointing,
+        positions_m=observation.positions_m,
+        ant_1=rows.ant_1,
+        ant_2=rows.ant_2,
+        freq_hz=observation.freq_hz,
     )
     stokes.vis[...] += model * scale
 

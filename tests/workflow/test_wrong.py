@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from contimg.paths import GROUP_PLOTS
 from contimg.products import publishing
 from contimg.simulate import Simulation, simulate_group
+from contimg.stages.convert import convert_group
 from contimg.store import db
 from contimg.store.files import read_json
 from contimg.web.app import make_app
@@ -383,7 +384,7 @@ def prepared_of(site, folder):
 
     files = {parse_name(p.name)[1]: p for p in folder.glob("*.hdf5")}
     outputs = [folder / "staging" / f"sb{sb:02d}.ms" for sb in range(16)]
-    conversion.convert_group(files, outputs, site.config, 2, print)
+    convert_group(files, outputs, site.config, 2, print)
     conversion.concat_subbands(outputs, folder / "x.ms")
     return prepare.prepare(folder / "x.ms", site.config.flagging, STATIONS)
 

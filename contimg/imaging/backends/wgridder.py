@@ -45,7 +45,9 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
         time.monotonic(),
     )
     npix, cell_rad = options.imsize, np.radians(options.cell_arcsec / 3600)
-    weights = image_weights(averaged.uvw_lambda, averaged.weights, options)
+    weights = image_weights(
+        uvw_lambda=averaged.uvw_lambda, natural=averaged.weights, options=options
+    )
     keep = weights > _NEGLIGIBLE * weights.mean()
     if keep.mean() < _WORTH_LEAVING_OUT:  # with a taper, most of them go
         averaged, weights = (
@@ -59,7 +61,7 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
     notes = {
         "averaging_loss": float(np.average(averaged.loss, weights=weights[:, 0])),
         "visibilities": len(vis),
-        "thermal_jy": expected_noise(weights[:, 0], averaged.weights),
+        "thermal_jy": expected_noise(weights=weights[:, 0], natural=averaged.weights),
     }
     # ducc's phase is exp(-2 pi i (u x + v y - w (n - 1))); with x to the west and v turned it is
     # ours: exp(+2 pi i (u l + v m + w (n - 1))). Wavelengths: frequency and speed of light cancel.
