@@ -1,7 +1,7 @@
 """The stages of a group, one row each: what everybody who knows of stages takes it from.
 
 Rules, results, logs, the queue, the plugin, retention, provenance and the page follow this table;
-tests/unit/test_chain.py holds the Snakefile against it.
+tests/test_chain.py holds the Snakefile against it.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from contimg.stages.prepare import prepare
 from contimg.visibilities import casa, flag_versions
 from contimg.visibilities import measurement_set as mset
 from tests.conftest import STATIONS
-from tests.unit.test_conversion import convert
+from tests.visibilities.test_conversion import convert
 
 
 def test_every_check_and_every_fraction_is_recorded(make_group, tmp_path):

@@ -32,7 +32,7 @@ from contimg.store import files
 from contimg.visibilities import casa, flag_versions
 from contimg.visibilities import measurement_set as mset
 from tests.conftest import CALIBRATOR_START, DEC_DEG, STATIONS
-from tests.unit.test_conversion import convert
+from tests.visibilities.test_conversion import convert
 
 NANT, NTIME, NCHAN = 24, 12, 64
 ONE, TWO = np.triu_indices(NANT)

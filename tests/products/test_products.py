@@ -6,7 +6,7 @@ from contimg.errors import ContimgError
 from contimg.products import tables as product_tables
 from contimg.store import db
 from contimg.web.charts import footprints
-from tests.unit.test_storage import GROUPS, IMAGE
+from tests.store.test_storage import GROUPS, IMAGE
 
 
 def test_an_image_whose_place_nobody_knows_is_not_listed(tmp_path):
