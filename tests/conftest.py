@@ -29,6 +29,14 @@ def pytest_configure(config):
     config.stash[_FIGURES] = []
 
 
+def pytest_collection_modifyitems(items):
+    """Long proofs are for `make test-all`."""
+    if not LONG:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: make test-all"))
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if config.stash[_FIGURES]:
         terminalreporter.section("measured")
