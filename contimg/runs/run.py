@@ -99,6 +99,32 @@ class Run:
 
     def _begin(self) -> None:
         require_site(self.config)
+        self._take_lane()
+        now = make_plans(self.config, time.time(), self.asked, self.lane, alone=True)
+        self._require_unchanged(now)
+        record.remake(self.config, self._say)
+        known = moves.known_groups(self.paths.ingest_db, self.asked)
+        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
+            moves.respell(session)
+        refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
+        # before a group is claimed: from then on there may be jobs
+        if self._on_cluster and shutil.which("squeue"):
+            self.paths.cluster_mark.touch()
+            slurm.warn_of_short_memory(self._say)
+        self._claim_all()
+        self._forget_what_is_done_again()
+        record.reconcile(self.config, self._say)
+        if changed := publishing.mark(self.config):
+            self._say(
+                f"the calibration sets of {', '.join(changed)} are not what they were: see contimg "
+                "registry list"
+            )
+        self._write_down()
+        self.paths.refusal.unlink(missing_ok=True)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _take_lane(self) -> None:
+        """The lane's lock; what dead runs left; the databases; room for staging."""
         what = f"another run ({self.lane}) is working on this state folder"
         self._held.enter_context(lock(self.paths.run_lock(self.lane), wait=False, what=what))
         os.environ[RUN_ID] = self.id
@@ -118,40 +144,35 @@ class Run:
         if not self._on_cluster:
             needed = staging.needed_bytes(self.config, raw_bytes(self.plans), self._cores)
             self._held.enter_context(staging.reserved(self.config, self._staging, needed))
-        now = make_plans(self.config, time.time(), self.asked, self.lane, alone=True)
+
+    def _require_unchanged(self, now: Mapping[str, Plan]) -> None:
+        """Raise LockError where the plan is not what it was when Snakemake made its DAG, InputError
+        where a set would be solved again beside groups that were calibrated with it."""
         if any(_gist(now.get(g)) != _gist(self.plans[g]) for g in self._groups):
             raise LockError(
                 "its groups changed while this run was planned (another one ended just now?): run "
                 "it again"
             )
-        asked_for = [g for g in self.asked if g in self._jobs and not self.plans[g].redo]
-        if again := [
-            g
-            for g in asked_for
-            if "solve" in self._jobs[g] and self.paths.result(g, "register").exists()
-        ]:
+        again = [
+            group
+            for group in self.asked
+            if "solve" in self._jobs.get(group, ())
+            and not self.plans[group].redo
+            and self.paths.result(group, "register").exists()
+        ]
+        if again:
             raise InputError(
                 f"{', '.join(sorted(again))}: the set that others were calibrated with would be "
                 "solved again beside them; --forcerun is for apply and later stages. Use "
                 "contimg reprocess GROUP --from solve."
             )
-        record.remake(self.config, self._say)
-        known = moves.known_groups(self.paths.ingest_db, self.asked)
+
+    def _claim_all(self) -> None:
+        """The run's groups are its own; raises LockError if another run has one."""
         with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
-            moves.respell(session)
-        refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
-        # before a group is claimed: from then on there may be jobs
-        if self._on_cluster and shutil.which("squeue"):
-            self.paths.cluster_mark.touch()
-            slurm.warn_of_short_memory(self._say)
-        with db.writing(self.paths.ingest_db, queue_tables.Base) as session:
-            for group in self._groups:
-                row = session.get(queue_tables.Group, group)
-                if (
-                    row is not None
-                    and row.state in ("completed", "failed", "collecting")
-                    and group in self.asked
-                ):
+            for group in self.asked:
+                row = session.get(queue_tables.Group, group) if group in self._groups else None
+                if row is not None and row.state in ("completed", "failed", "collecting"):
                     moves.move(session, group, "pending", error=None, retry_count=0)
             moves.note_calibration(session, self.plans)
             try:
@@ -162,50 +183,41 @@ class Run:
                 raise LockError(
                     f"{error}: another run has it, or had it a moment ago: run it again"
                 ) from None
+
+    def _forget_what_is_done_again(self) -> None:
+        """Remove the results of what is to be done again: it is not done, should this run not come
+        to it. Raises LockError for groups whose old results Snakemake took for good."""
         surprised = []
-        # what is to be done again is not done, should this run not come to it
         for group in self._groups:
             stages = [stage_of(rule) for rule in self._jobs.get(group, ())]
-            redo = [
-                stage
-                for stage in self.plans[group].redo
-                if self.paths.result(group, stage).exists()
-            ]
+            redo = [s for s in self.plans[group].redo if self.paths.result(group, s).exists()]
             # Snakemake goes by the disk's clock, which may be ahead of ours
             if not set(redo) <= set(stages):
                 surprised.append(group)
-            moves.remove_results(
-                self.paths, group, [stage for stage in STAGES if stage in (*stages, *redo)]
-            )
+            again = [stage for stage in STAGES if stage in (*stages, *redo)]
+            moves.remove_results(self.paths, group, again)
         if surprised:
             raise LockError(
                 f"{', '.join(surprised)}: other files or another calibration came, its old results "
                 "are gone: run it again"
             )
-        record.reconcile(self.config, self._say)
-        if changed := publishing.mark(self.config):
-            self._say(
-                f"the calibration sets of {', '.join(changed)} are not what they were: see contimg "
-                "registry list"
-            )
-        needed_by_jobs = {g: as_json(self.plans[g]) for g in self._groups}
-        digest, command = science_digest(self.config), shlex.join(sys.argv)
+
+    def _write_down(self) -> None:
+        """What this run is, for its jobs, and for provenance."""
+        digest = science_digest(self.config)
         if not self.paths.config(digest).exists():
             write_json(self.paths.config(digest), self.config.model_dump(mode="json"))
         about = {
             "run": self.id,
-            "command": command,
+            "command": shlex.join(sys.argv),
             "config": digest,
             "software": os.environ[SOFTWARE],
             "staging": str(self._staging),
-            "groups": needed_by_jobs,
+            "groups": {group: as_json(self.plans[group]) for group in self._groups},
         }
         write_json(self.paths.run_snapshot(self.id), about)
-        keep_newest(
-            self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]"), _SNAPSHOTS_KEPT
-        )
-        self.paths.refusal.unlink(missing_ok=True)
-        threading.Thread(target=self._beat, daemon=True).start()
+        mine = self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]")
+        keep_newest(mine, _SNAPSHOTS_KEPT)
 
     def _beat(self) -> None:
         """Signs of life, until the run ends."""

@@ -20,7 +20,8 @@ from contimg.flagging import detection
 from contimg.paths import Paths, set_name
 from contimg.plots import calibration, style
 from contimg.sky import catalogues
-from contimg.sky.calibrators import find_candidates, read_calibrators, read_corrected
+from contimg.sky.calibrators import Candidate, find_candidates, read_calibrators, read_corrected
+from contimg.sky.catalogues import Sky
 from contimg.sky.skymodel import calibrator_model
 from contimg.stages.job import Job
 from contimg.visibilities import flag_versions
@@ -40,78 +41,25 @@ def solve_group(
 ) -> dict:
     """Model into MODEL_DATA, solutions into the group's tables. Returns the result for
     `{group}.solve.json`."""
-    options = config.calibration
+    options, paths = config.calibration, Paths.of(config)
     mset.require_whole(ms)
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
-    catalogue = read_corrected(config.catalogues, config.calibration)
-    table = read_calibrators(config.catalogues.calibrators, catalogue, options)
-    (found,) = find_candidates(table, rows.time_mjd.mean(), app_dec_deg, options)
-    if not found:
-        raise CalibrationError(
-            f"group {group}: no calibrator of {options.min_flux_jy:g} Jy or more with a known flux "
-            "at a beam response over "
-            f"{options.min_beam:g}. See calibration.min_flux_jy, min_beam, allow and deny."
-        )
+    catalogue = read_corrected(config.catalogues, options)
+    found = _calibrators(group, config, catalogue, rows.time_mjd.mean(), app_dec_deg)
     calibrator = found[0]
     sources = calibrator_model(
         calibrator.source, catalogue, options.sky_radius_deg, options.sky_min_mjy / 1e3
     )
-    notes = list(catalogue.problems)
-    if not len(catalogue.within(*observation.phase_centre_deg, FIELD_RADIUS_DEG)):
-        notes.append(
-            f"no catalogue source within {FIELD_RADIUS_DEG:g} deg of the pointing: does "
-            "catalogues.sky cover it?"
-        )
-        log.warning("%s: %s", group, notes[0])
-    paths, names = Paths.of(config), observation.antenna_names
-    name = set_name(group, options.fast)
+    name, names = set_name(group, options.fast), observation.antenna_names
     kinds = ("K", "B", "G") if options.do_k and not options.fast else ("B", "G")
     outputs = {kind: paths.caltable(name, kind) for kind in kinds}
     flags = flag_versions.read(ms, rows.shape[0])
     refants = _reference_antennas(ms, observation, rows, flags, options.refant)
     seen = Seen(observation, rows, app_dec_deg, sources)
-    if options.fast:
-        solver = "fast mode"
-        amplitude, quality, solved_on = _solve_averaged(ms, seen, flags, refants, outputs, options)
-    else:
-        model = seen.model()
-        amplitude = field.write_model(ms, model)
-        channels = phase_channels(flags.mean(axis=(0, 1, 3)))
-        solver = "casa" if options.do_k else options.solver  # delays are CASA's
-        used = (
-            flags | mset.outside(options.uvrange, rows.uvw_m, observation.freq_hz)[:, :, None, None]
-        )
-        data, weights = mset.read_grid(ms, "DATA", rows.shape[0]), weighing.shares(ms, rows)
-        solved_on = _SolvedOn(data, model, used, weights, rows.time_mjd)
-        if solver == "casa":
-            flag_versions.restore(ms)
-            quality = casa_tasks.solve_casa(
-                ms, outputs, [names[a] for a in refants], options, logfile, channels
-            )
-        else:
-            span_s = rows.integration_s * len(data)
-            intervals = (
-                max(1, round(span_s / options.gain_interval_s)) if options.gain_interval_s else 1
-            )
-            intervals = min(intervals, len(data))
-            solutions = solve(
-                data=data,
-                model=model,
-                flags=used,
-                weights=weights,
-                ant_1=rows.ant_1,
-                ant_2=rows.ant_2,
-                nant=len(names),
-                reference=refants,
-                min_snr=options.min_snr,
-                phase_channels=channels,
-                intervals=intervals,
-                fill=options.fill_channels,
-            )
-            mjd = np.array([part.mean() for part in np.array_split(rows.time_mjd, intervals)])
-            quality = caltables.write_solutions(
-                ms, mjd, outputs, dict(zip("BG", solutions, strict=True)), refants[0]
-            )
+    solve_with = _solve_averaged if options.fast else _solve_whole
+    solver, amplitude, quality, solved_on = solve_with(
+        ms, seen, flags, refants, outputs, options, logfile
+    )
     modelled = modelled_share(sources, calibrator.source, catalogue, observation.phase_centre_deg)
     gated = _gates(ms, seen, solved_on, outputs, config, logfile)
     wrong = [*caltables.problems(quality, options), *of_level(gated["findings"], "fail")]
@@ -120,17 +68,17 @@ def solve_group(
             f"the model has {modelled:.0%} of the catalogued flux in the beam, expected at least "
             f"{options.min_modelled:.0%} (calibration.sky_radius_deg)"
         )
+    variable = " (variable source)" if calibrator.variable else ""
     solved = {
         "calibrator": calibrator.name,
         "flux_jy": float(calibrator.source.flux_jy(catalogues.CATALOGUE_HZ)),
-        "flux_scale": calibrator.flux_origin
-        + (" (variable source)" if calibrator.variable else ""),
+        "flux_scale": calibrator.flux_origin + variable,
         "mean_beam": calibrator.mean_beam,
         "field_sources": len(sources) - 1,
         "modelled_share": modelled,
         "problems": wrong,
         "other_candidates": [c.name for c in found[1:]],
-        "notes": notes,
+        "notes": _notes(group, catalogue, observation),
         "model_amplitude_jy": amplitude,
         "set_name": name,
         "science": not options.fast,
@@ -152,6 +100,34 @@ def solve_group(
     return solved
 
 
+def _calibrators(
+    group: str, config: Config, catalogue: Sky, mid_mjd: float, app_dec_deg: float
+) -> list[Candidate]:
+    """Calibrators in the beam, the best first; raises CalibrationError when there is none."""
+    options = config.calibration
+    table = read_calibrators(config.catalogues.calibrators, catalogue, options)
+    (found,) = find_candidates(table, mid_mjd, app_dec_deg, options)
+    if not found:
+        raise CalibrationError(
+            f"group {group}: no calibrator of {options.min_flux_jy:g} Jy or more with a known flux "
+            f"at a beam response over {options.min_beam:g}. See calibration.min_flux_jy, min_beam, "
+            "allow and deny."
+        )
+    return found
+
+
+def _notes(group: str, catalogue: Sky, observation: mset.Observation) -> list[str]:
+    """What is to be said of the catalogue here."""
+    notes = list(catalogue.problems)
+    if not len(catalogue.within(*observation.phase_centre_deg, FIELD_RADIUS_DEG)):
+        notes.append(
+            f"no catalogue source within {FIELD_RADIUS_DEG:g} deg of the pointing: does "
+            "catalogues.sky cover it?"
+        )
+        log.warning("%s: %s", group, notes[-1])
+    return notes
+
+
 @dataclass(frozen=True)
 class _SolvedOn:
     """Data (not calibrated) that a set was solved on, as gates.after_solve wants them; averages in
@@ -164,6 +140,55 @@ class _SolvedOn:
     time_mjd: np.ndarray
     times: int = 1  # integrations in one
     channels: int = 1  # channels in one
+
+
+def _solve_whole(
+    ms: Path,
+    seen: Seen,
+    flags: np.ndarray,
+    refants: list[int],
+    outputs: Mapping[str, Path],
+    options: CalibrationConfig,
+    logfile: Path | None,
+) -> tuple[str, float, dict, _SolvedOn]:
+    """Solve on every sample; (solver, model's amplitude in Jy, quality by kind, what it was solved
+    on)."""
+    observation, rows = seen.observation, seen.rows
+    names, model = observation.antenna_names, seen.model()
+    amplitude = field.write_model(ms, model)
+    channels = phase_channels(flags.mean(axis=(0, 1, 3)))
+    outside = mset.outside(options.uvrange, rows.uvw_m, observation.freq_hz)
+    used = flags | outside[:, :, None, None]
+    data, weights = mset.read_grid(ms, "DATA", rows.shape[0]), weighing.shares(ms, rows)
+    solved_on = _SolvedOn(data, model, used, weights, rows.time_mjd)
+    if options.do_k or options.solver == "casa":  # delays are CASA's
+        flag_versions.restore(ms)
+        quality = casa_tasks.solve_casa(
+            ms, outputs, [names[a] for a in refants], options, logfile, channels
+        )
+        return "casa", amplitude, quality, solved_on
+    intervals = 1
+    if options.gain_interval_s:
+        span_s = rows.integration_s * len(data)
+        intervals = min(max(1, round(span_s / options.gain_interval_s)), len(data))
+    solutions = solve(
+        data=data,
+        model=model,
+        flags=used,
+        weights=weights,
+        ant_1=rows.ant_1,
+        ant_2=rows.ant_2,
+        nant=len(names),
+        reference=refants,
+        min_snr=options.min_snr,
+        phase_channels=channels,
+        intervals=intervals,
+        fill=options.fill_channels,
+    )
+    mjd = np.array([part.mean() for part in np.array_split(rows.time_mjd, intervals)])
+    tables = dict(zip("BG", solutions, strict=True))
+    quality = caltables.write_solutions(ms, mjd, outputs, tables, refants[0])
+    return options.solver, amplitude, quality, solved_on
 
 
 def _gates(
@@ -256,8 +281,14 @@ def _spectra(
 
 
 def _solve_averaged(
-    ms: Path, seen: Seen, flags, refants, outputs, options: CalibrationConfig
-) -> tuple[float, dict, _SolvedOn]:
+    ms: Path,
+    seen: Seen,
+    flags: np.ndarray,
+    refants: list[int],
+    outputs: Mapping[str, Path],
+    options: CalibrationConfig,
+    _: Path | None,
+) -> tuple[str, float, dict, _SolvedOn]:
     """Fast mode: data averaged, the model at the middle of each average. Median model amplitude,
     quality by kind, averages."""
     rows, freq_hz = seen.rows, seen.observation.freq_hz
@@ -293,7 +324,8 @@ def _solve_averaged(
     quality = caltables.write_solutions(
         ms, [rows.time_mjd.mean()], outputs, {"B": bandpass, "G": gain}, refants[0], chanbin
     )
-    return amplitude, quality, _SolvedOn(data, model, flags, weights, mjd, timebin, chanbin)
+    solved_on = _SolvedOn(data, model, flags, weights, mjd, timebin, chanbin)
+    return "fast mode", amplitude, quality, solved_on
 
 
 def _reference_antennas(ms: Path, observation, rows, flags, wanted: str) -> list[int]:
