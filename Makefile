@@ -31,10 +31,12 @@ setup: .venv/installed
 	.venv/bin/pip install --quiet --disable-pip-version-check -r envs/dev.txt
 	@touch $@
 
+# Two files at a time: much of the time is the start of processes.
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
-# The proofs that take hours, too: every write of a run, five ways to lose it; the long fuzz.
+# The long proofs, too: 300 groups, all of SLURM, CASA beside ours; every write of a run, five ways to lose it; the long
+# fuzz.
 test-all: lint
 	CONTIMG_LONG=1 .venv/bin/python -m pytest
 

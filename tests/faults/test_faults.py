@@ -29,7 +29,7 @@ from tests.workflow.conftest import Site, make_site
 GCC = shutil.which("gcc")
 MODES = ("kill", "empty", "half", "full", "quota")
 # places that the short version tries
-SHORT = {"kill": 4, "empty": 2, "half": 2, "full": 2, "quota": 1}
+SHORT = {"kill": 2, "empty": 1, "half": 1, "full": 1, "quota": 1}
 EVERY = int(os.environ.get("CONTIMG_EVERY", 1))  # of the long version: one place in so many
 AT_ONCE = 2
 RUNS = 4  # that are started at most, as a watcher would

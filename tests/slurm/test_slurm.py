@@ -248,6 +248,7 @@ def running(site: Site) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_two_days_are_imaged_as_they_would_be_here(slurm, site, tmp_path, incoming, figure):
     """One job a target, two a calibrator group; nothing is left on the node, which never sees a
     database; the same images as on one machine."""
@@ -304,6 +305,7 @@ def test_two_days_are_imaged_as_they_would_be_here(slurm, site, tmp_path, incomi
     assert site.contimg("verify").returncode == 0
 
 
+@pytest.mark.long
 def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp_path, incoming):
     """The watcher images a group that arrives in the meantime; a target of a calibrator that the
     cluster solves waits for it."""
@@ -351,6 +353,7 @@ def test_live_groups_go_on_here_while_a_slice_is_on_the_cluster(slurm, site, tmp
     assert own.contimg("verify").returncode == 0
 
 
+@pytest.mark.long
 def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_nothing_twice(
     slurm, tmp_path, incoming, profile
 ):

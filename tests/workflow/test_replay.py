@@ -161,8 +161,11 @@ def check(night: Night, site: Site, found: dict) -> Counter:
 
 @pytest.mark.parametrize(
     ("kills", "failing"),
-    [(0, 0.0), (10, 0.0), (0, 0.05)],
-    ids=["undisturbed", "killed-ten-times", "twentieth-fails"],
+    [
+        pytest.param(0, 0.0, id="undisturbed", marks=pytest.mark.long),
+        pytest.param(10, 0.0, id="killed-ten-times", marks=pytest.mark.long),
+        pytest.param(0, 0.05, id="twentieth-fails"),
+    ],
 )
 def test_a_replay(site, tmp_path, figure, kills, failing):
     night = Night(tmp_path / "incoming", GROUPS[kills], seed=7 + kills)

@@ -235,6 +235,7 @@ def test_positions_and_fluxes_are_right(first_run, incoming, figure):
     assert dead == [str(d) for d in simulated]
 
 
+@pytest.mark.long
 def test_tclean_gives_the_same_sky(first_run, incoming, tmp_path, figure):
     site, _ = first_run
     imaging = site.config.imaging.model_copy(update={"backend": "tclean"})
@@ -390,6 +391,7 @@ def jobs_of(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_killed_runs_go_on_to_the_same_image(first_run, incoming, tmp_path):
     """kill -9 in three stages, in turn; a second run beside a living one is refused."""
     good = good_groups(incoming, tmp_path)
@@ -580,6 +582,7 @@ def test_the_independent_sample_comes_out_right(sample, tmp_path, figure):
     tclean.check(least=12)
 
 
+@pytest.mark.long
 def test_two_subbands_go_through_the_pyuvdata_writer(tmp_path, sky):
     """`auto` takes pyuvdata for so few; nothing stays in staging."""
     folder = tmp_path / "incoming"
@@ -626,6 +629,7 @@ def test_a_set_that_fails_its_gate_is_registered_as_failed_and_never_applied(tmp
     assert site.contimg("registry", "retire", "nobody", "--reason", "x").returncode == 1
 
 
+@pytest.mark.long
 def test_fluxes_are_right_though_the_calibrator_is_a_degree_off_axis(
     tmp_path, sky, compact_stations, figure
 ):

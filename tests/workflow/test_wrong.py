@@ -297,6 +297,7 @@ def test_a_set_that_is_solved_again_marks_what_the_old_one_made(copy_of):
     assert publishing.mark(site.config) == []
 
 
+@pytest.mark.long
 def test_gains_that_halved_since_the_calibrator_are_noticed_without_a_catalogue(
     tmp_path, calibrated
 ):
@@ -335,6 +336,7 @@ def test_gains_that_halved_since_the_calibrator_are_noticed_without_a_catalogue(
     assert status_of(site, CALIBRATOR_START)["verdict"] == "unverified"
 
 
+@pytest.mark.long
 def test_far_sources_kill_no_antennas(tmp_path, sky, figure):
     """Cas A and Cyg A in the sidelobes, 6 and 5 Jy: no antenna is called dead but the one that is,
     which every page names."""
@@ -414,6 +416,7 @@ def test_rows_of_the_catalogue_that_cannot_be_are_left_out_by_name(copy_of, tmp_
     assert len(imaged["catalogue_problems"]) == 4
 
 
+@pytest.mark.long
 def test_another_catalogue_leaves_its_trace(copy_of, tmp_path):
     """K52: checksum of the content in results, headers, provenance; commit of the software too."""
     site = copy_of()
