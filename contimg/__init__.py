@@ -4,7 +4,8 @@ Snakemake."""
 import os
 from pathlib import Path
 
-# numba keeps what it compiled in the user's cache, not in a clone that may be read-only; it looks
-# here when it is imported.
-_CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(_CACHE) / "contimg" / "numba"))
+# numba keeps what it compiled in the user's cache, not in a clone that others may use; it looks
+# here when it is imported. Where that cannot be written to, it finds a place by itself.
+_cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")).absolute()
+if os.access(next(one for one in (_cache, *_cache.parents) if one.exists()), os.W_OK):
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache / "contimg" / "numba"))

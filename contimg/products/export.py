@@ -1,6 +1,5 @@
 """Indexes as tables that an archive, or TOPCAT, can read."""
 
-import os
 from pathlib import Path
 
 from astropy.table import MaskedColumn, Table
@@ -12,6 +11,7 @@ from contimg.paths import Paths
 from contimg.products import publishing
 from contimg.products.tables import Base
 from contimg.store import db
+from contimg.store.files import replacing
 
 _FORMATS = {".vot": "votable", ".xml": "votable", ".csv": "ascii.csv", ".ecsv": "ascii.ecsv"}
 _UNITS = {
@@ -93,7 +93,6 @@ def export(config: Config, what: str, output: Path) -> int:
         table[name].unit = unit or None
         if what == "obscore":
             table[name].meta |= {"ucd": ucd, "utype": f"obscore:{utype}"}
-    partial = output.with_name(f".{output.name}.partial")
-    table.write(partial, format=form, overwrite=True)
-    os.replace(partial, output)
+    with replacing(output) as partial:
+        table.write(partial, format=form)
     return len(rows)

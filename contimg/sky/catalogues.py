@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sqlite3
-import tempfile
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import pandas as pd
 
 from contimg.errors import ConfigError, ContimgError, InputError
 from contimg.sky.geometry import TEE_ITRF_M, separation_deg
-from contimg.store.files import checksum
+from contimg.store.files import checksum, replacing
 from contimg.store.identity import INDEXED
 
 log = logging.getLogger(__name__)
@@ -341,12 +340,7 @@ def write_index(
     path: Path, table: pd.DataFrame, checksum: str, problems: tuple[str, ...] = ()
 ) -> None:
     """The indexed form of a checked catalogue: written beside, flushed, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".partial"
-    )
-    os.close(descriptor)
-    try:
+    with replacing(path, many=True) as partial:
         strips = np.floor(table.dec_deg.to_numpy() / _STRIP_DEG).astype(int)
         order = np.lexsort((table.ra_deg.to_numpy(), strips))
         columns = [strips[order].tolist(), *(table[c].to_numpy()[order].tolist() for c in COLUMNS)]
@@ -371,19 +365,6 @@ def write_index(
             )
             connection.execute("CREATE INDEX place ON sources (strip, ra_deg)")
             connection.commit()
-        os.chmod(partial, 0o644)
-        _flush(Path(partial))
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_stations(path: Path) -> dict[str, np.ndarray]:
@@ -518,15 +499,12 @@ def write_catalogue(output: Path, frame: pd.DataFrame, what: str) -> Sky:
     flushed, renamed."""
     checked, problems = check_sources(frame, what)
     checked = checked.sort_values("flux_jy", ascending=False).reset_index(drop=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix in INDEXED:
         content = hashlib.sha256(checked.to_csv(index=False).encode()).hexdigest()
         write_index(output, checked, content, problems)
     elif output.suffix == ".csv":
-        partial = output.with_name(f".{output.name}.partial")
-        checked.to_csv(partial, index=False)
-        _flush(partial)
-        os.replace(partial, output)
+        with replacing(output) as partial:
+            checked.to_csv(partial, index=False)
     else:
         raise InputError(f"{output}: expected a name that ends in .csv or {' or '.join(INDEXED)}")
     return Sky(output, "", len(checked), problems, None)

@@ -88,11 +88,14 @@ def set_mark(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, many: bool = False) -> Iterator[Path]:
     """A name beside `path` to write a file or a folder to; it gets its name at the end, or is
-    removed if anything fails."""
+    removed if anything fails.
+
+    many  several processes may write it at once: the last one's stays
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{f'.{os.getpid()}' if many else ''}.partial")
     remove(partial)
     try:
         yield partial

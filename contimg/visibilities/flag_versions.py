@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contimg.store.files import publish, remove
+from contimg.store.files import replacing
 from contimg.visibilities import measurement_set as mset
 
 PREPARED = "prepared"
@@ -15,16 +15,13 @@ PREPARED = "prepared"
 
 def save(ms: Path, name: str = PREPARED) -> None:
     """Keep the FLAG column as a version, instead of all there are."""
-    folder = Path(f"{ms}.flagversions")
-    partial = folder.with_name(f".{folder.name}.partial")
-    remove(partial)
-    partial.mkdir()
-    with mset.open_table(ms) as main:
-        flags = main.select("FLAG_ROW, FLAG")
-        with closing(flags.copy(str(partial / f"flags.{name}"), deep=True)):
-            flags.close()
-    (partial / "FLAG_VERSION_LIST").write_text(f"{name} : contimg\n")
-    publish(partial, folder)
+    with replacing(Path(f"{ms}.flagversions")) as partial:
+        partial.mkdir()
+        with mset.open_table(ms) as main:
+            flags = main.select("FLAG_ROW, FLAG")
+            with closing(flags.copy(str(partial / f"flags.{name}"), deep=True)):
+                flags.close()
+        (partial / "FLAG_VERSION_LIST").write_text(f"{name} : contimg\n")
 
 
 def read(ms: Path, ntime: int, name: str = PREPARED) -> np.ndarray:
