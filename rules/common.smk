@@ -139,9 +139,8 @@ onstart:
         if "group" in job.wildcards_dict:
             jobs.setdefault(job.wildcards_dict["group"], []).append(job.rule.name)
     try:
-        if SESSION.on_cluster:
-            slurm.prepare(PATHS, workflow.scheduler._executor)
-        contimg_run.current = contimg_run.Run(SESSION, jobs, logger.info)
+        of_slurm = slurm.prepare(workflow.scheduler._executor) if SESSION.on_cluster else ""
+        contimg_run.current = contimg_run.Run(SESSION, jobs, logger.info, of_slurm)
         contimg_run.current.begin()
     except (ContimgError, OSError, SQLAlchemyError) as error:
         logger.error(f"{type(error).__name__}: {error}")

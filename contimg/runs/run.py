@@ -54,6 +54,7 @@ class Run:
     begun_by  its session: plans of all groups, what was asked for, where its jobs are
     jobs      rules that have jobs in it, by group
     say       tells a line to whoever looks on
+    of_slurm  what its jobs are called on a cluster
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Run:
         begun_by: Session,
         jobs: Mapping[str, Collection[str]],
         say: Callable[[str], None] = print,
+        of_slurm: str = "",
     ):
         self.config, self.paths = begun_by.config, begun_by.paths
         self.plans, self.asked = begun_by.plans, begun_by.asked
@@ -70,6 +72,7 @@ class Run:
             "-cluster" if self._on_cluster else ""
         )
         needed = {self.plans[group].depends_on for group in jobs} - {None}
+        self._of_slurm = of_slurm
         self._jobs, self._groups, self._say = jobs, sorted(needed.union(jobs)), say
         self._held = ExitStack()
         self._claimed: set[str] = set()
@@ -109,7 +112,7 @@ class Run:
         refresh(self.config, known, [plan.group for plan in now.values()], self.lane)
         # before a group is claimed: from then on there may be jobs
         if self._on_cluster and shutil.which("squeue"):
-            self.paths.cluster_mark.touch()
+            write_json(self.paths.cluster_mark, {"run": self.id, "jobs": self._of_slurm})
             slurm.warn_of_short_memory(self._say)
         self._claim_all()
         self._forget_what_is_done_again()
@@ -213,6 +216,7 @@ class Run:
             "config": digest,
             "software": os.environ[SOFTWARE],
             "staging": str(self._staging),
+            "jobs": self._of_slurm,
             "groups": {group: as_json(self.plans[group]) for group in self._groups},
         }
         write_json(self.paths.run_snapshot(self.id), about)

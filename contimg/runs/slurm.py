@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from contimg.errors import ContimgError, LockError
 from contimg.paths import Paths
+from contimg.store.files import found_json
 
 _MIN_JOB_AGE_S = 300  # SLURM's default
 _WAIT_S = 120
@@ -30,19 +31,12 @@ _ENDED = {
 }
 
 
-def job_prefix(paths: Paths) -> str:
-    """How the names of a state folder's jobs begin."""
-    return f"contimg-{paths.tag}"
+def prepare(executor) -> str:
+    """The name that Snakemake's SLURM plugin (2.6.1) gives this run's jobs, by which they are found
+    when the run has died. Has it announce every job, and report one that could not be submitted.
 
-
-def prepare(paths: Paths, executor) -> None:
-    """Have Snakemake's SLURM plugin (2.6.1) name this run's jobs so that they are found when the
-    run has died, announce every job, and report one that could not be submitted.
-
-    Its option for the names (jobname_prefix) is the command line's; when a Snakefile is parsed
-    there are no settings yet. It leaves out Snakemake's own announcement of jobs, from which the
-    queue learns of them. What `run_job` raises is lost in its thread, and the job counts as running
-    for ever.
+    It leaves out Snakemake's own announcement of jobs, from which the queue learns of them. What
+    `run_job` raises is lost in its thread, and the job counts as running for ever.
     """
     if not type(executor).__module__.startswith("snakemake_executor_plugin_slurm"):
         raise ContimgError(
@@ -58,7 +52,7 @@ def prepare(paths: Paths, executor) -> None:
         )
     from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 
-    executor.run_uuid, submit = f"{job_prefix(paths)}_{executor.run_uuid}", executor.run_job
+    submit = executor.run_job
 
     @functools.wraps(submit)
     def run_job(job):
@@ -69,20 +63,25 @@ def prepare(paths: Paths, executor) -> None:
             executor._report_job_error_threadsafe(SubmittedJobInfo(job), f"not submitted: {error}")
 
     executor.run_job = run_job
+    return executor.run_uuid
 
 
 def left_jobs(paths: Paths) -> list[str]:
-    """Ids of the jobs of this state folder that have not ended. Raises LockError if that cannot be
-    known."""
+    """Ids of the jobs of the run that is, or was, on the cluster, that have not ended. Raises
+    LockError if that cannot be known."""
+    if not paths.cluster_mark.exists():
+        return []
+    if not (name := (found_json(paths.cluster_mark) or {}).get("jobs")):
+        raise LockError(
+            f"{paths.cluster_mark} does not say what its run's jobs are called: cancel those of "
+            "user "
+            f"{os.getuid()} that a dead run left, and remove it"
+        )
     found = _slurm(
         "squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%A|%T|%j"
     )
     rows = [line.split("|", 2) for line in found.splitlines() if line.count("|") >= 2]
-    return [
-        number
-        for number, state, name in rows
-        if name.startswith(f"{job_prefix(paths)}_") and state not in _ENDED
-    ]
+    return [number for number, state, of in rows if of == name and state not in _ENDED]
 
 
 def warn_of_short_memory(say: Callable[[str], None]) -> None:

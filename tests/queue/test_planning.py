@@ -58,7 +58,9 @@ def new_run(config, only=(), cluster=False, again=None):
     jobs = {
         g: () for g, plan in planned.items() if plan.action == "run" and (g in only or not only)
     }
-    return Run(session_of(config, planned, only, cluster), jobs | (again or {}))
+    of_slurm = "x" if cluster else ""
+    begun_by = session_of(config, planned, only, cluster)
+    return Run(begun_by, jobs | (again or {}), of_slurm=of_slurm)
 
 
 @contextmanager
@@ -476,7 +478,7 @@ def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(
     monkeypatch.setattr(slurm, "_slurm", answer)
     there = new_run(config, [CALIBRATOR_START], cluster=True)
     there.begin()
-    write_json(paths.cluster_mark, {"run": there.id})  # it had submitted jobs
+    write_json(paths.cluster_mark, {"run": there.id, "jobs": "x"})  # it had submitted jobs
     there._held.close()  # kill -9
     assert plans(config)[CALIBRATOR_START].action == "running"
     # its successor takes it
@@ -489,7 +491,7 @@ def test_groups_of_a_cluster_run_that_died_are_free_when_its_jobs_have_ended(
             NEXT_EPOCH: "in_progress",
         }
         assert moves.known_groups(paths.ingest_db)[CALIBRATOR_START].owner == there.id
-    job = f"7|RUNNING|{slurm.job_prefix(paths)}_x"
+    job = "7|RUNNING|x"
     answers += [job, "", job.replace("RUNNING", "CANCELLED")]
     with running(config):
         assert not answers

@@ -8,6 +8,7 @@ from snakemake_executor_plugin_slurm import Executor as slurm_executor
 from contimg.errors import ContimgError, LockError
 from contimg.paths import Paths
 from contimg.runs import slurm
+from contimg.store.files import write_json
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def paths(tmp_path):
     found = Paths(
         tmp_path / "incoming", tmp_path / "products", tmp_path / "state", tmp_path / "state"
     )
-    found.cluster_mark.touch()
+    write_json(found.cluster_mark, {"run": "r", "jobs": "a1-b2"})
     return found
 
 
@@ -60,17 +61,22 @@ def test_a_controller_that_forgets_jobs_too_early_is_told(monkeypatch, age_s, sa
 
 def test_only_jobs_of_this_user_and_this_state_folder_are_ours(paths, monkeypatch):
     """K38: whatever others call theirs."""
-    asked, mine = [], slurm.job_prefix(paths)
+    asked, mine = [], "a1-b2"
     rows = (
-        f"1|RUNNING|\n2|RUNNING|{mine}_x\n3|PENDING|a b | "
-        f"c\n4|COMPLETED|{mine}_y\n5|PENDING|{mine}_a|b\nslurm: warning\n\n"
+        f"1|RUNNING|\n2|RUNNING|{mine}\n3|PENDING|a b | "
+        f"c\n4|COMPLETED|{mine}\n5|PENDING|{mine}\n6|RUNNING|{mine}_x\nslurm: warning\n\n"
     )
     monkeypatch.setattr(slurm, "_slurm", lambda *command: (asked.append(command), rows)[1])
     assert slurm.left_jobs(paths) == ["2", "5"]
     assert f"--user={os.getuid()}" in asked[0]
+    paths.cluster_mark.write_text("")  # a power cut
+    with pytest.raises(LockError, match="does not say what its run's jobs are called"):
+        slurm.left_jobs(paths)
+    paths.cluster_mark.unlink()
+    assert slurm.left_jobs(paths) == []
 
 
-def test_a_plugin_whose_parts_have_other_names_is_refused(paths):
+def test_a_plugin_whose_parts_have_other_names_is_refused():
     """K38: jobs of a run that died could not be found."""
 
     class Executor:
@@ -81,12 +87,12 @@ def test_a_plugin_whose_parts_have_other_names_is_refused(paths):
         ContimgError,
         match=r"has no run_job, _report_job_error_threadsafe: .* what envs/requirements.txt says",
     ):
-        slurm.prepare(paths, Executor())
+        slurm.prepare(Executor())
     Executor.__module__ = "snakemake_executor_plugin_lsf"
     with pytest.raises(
         ContimgError, match="executor snakemake_executor_plugin_lsf: only SLURM's is known here"
     ):
-        slurm.prepare(paths, Executor())
+        slurm.prepare(Executor())
     assert all(
         hasattr(slurm_executor, name) for name in ("run_job", "_report_job_error_threadsafe")
     )

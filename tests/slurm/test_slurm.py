@@ -148,11 +148,17 @@ def backlog(site: Site, profile: str = "profile") -> subprocess.CompletedProcess
     )
 
 
+def names(site: Site) -> set[str]:
+    """What the jobs of this site's runs were called."""
+    snapshots = site.paths.run_snapshot("*-cluster")
+    return {read_json(path)["jobs"] for path in snapshots.parent.glob(snapshots.name)}
+
+
 def jobs(site: Site) -> list[dict]:
     """Every SLURM job of this site so far: its group, how it ended, and when it ran."""
     log = Path(JOBS).read_text().splitlines()
     found = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in log]
-    return [job for job in found if job["Name"].startswith(slurm_jobs.job_prefix(site.paths))]
+    return [job for job in found if job["Name"] in names(site)]
 
 
 def states(site: Site) -> dict[str, str]:
@@ -243,9 +249,7 @@ def running(site: Site) -> list[str]:
     said = subprocess.run(
         ["squeue", "-h", "-t", "RUNNING", "-o", "%A %j"], capture_output=True, text=True, check=True
     ).stdout
-    return [
-        line.split()[0] for line in said.splitlines() if slurm_jobs.job_prefix(site.paths) in line
-    ]
+    return [line.split()[0] for line in said.splitlines() if line.split()[1] in names(site)]
 
 
 @pytest.mark.long

@@ -167,7 +167,8 @@ def begun(tmp_path, make_group):
 
     def begin(cluster=False):
         plans = make_plans(config, time.time())
-        one = run.Run(session_of(config, plans, cluster=cluster), {GROUP: []}, say=lambda _: None)
+        begun_by = session_of(config, plans, cluster=cluster)
+        one = run.Run(begun_by, {GROUP: []}, lambda _: None, "x" if cluster else "")
         one.begin()
         runs.append(one)
         return one
