@@ -3,10 +3,11 @@
 import multiprocessing
 import time
 from importlib import import_module
+from pathlib import Path
 
 from contimg.chain import CHAIN, LAST, Stage
 from contimg.config import Config
-from contimg.errors import InputError
+from contimg.errors import ContimgError, InputError
 from contimg.paths import Paths
 from contimg.queue.planning import Plan, make_plans
 from contimg.runs.session import require_site
@@ -15,12 +16,13 @@ from contimg.store.files import lock
 from contimg.store.staging import make, remove_group, remove_if_empty
 
 
-def run_stage(config: Config, name: str, group: str, threads: int) -> int:
-    """Run a stage (by its name, or its rule's) of a group that is to be worked on; returns its exit
-    status.
+def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
+    """Run a stage (by its name, or its rule's) of a group that is to be worked on; returns where its
+    result is.
 
     The queue is not touched: the next run goes on from what this leaves. Raises InputError for a
-    stage that the group does not have, or that cannot be run now, LockError while a run is at work.
+    stage that the group does not have, or that cannot be run now, LockError while a run is at work,
+    ContimgError when the stage fails.
     """
     stage = next((one for one in CHAIN if name in (one.name, one.rule)), None)
     if stage is None:
@@ -53,7 +55,9 @@ def run_stage(config: Config, name: str, group: str, threads: int) -> int:
             # By this file Snakemake knows when a folder was made, whatever changes in it later.
             (job.ms / ".snakemake_timestamp").touch()
         remove_if_empty(staging)
-        return child.exitcode
+    if child.exitcode:
+        raise ContimgError(f"{stage.name} of {group} failed; see {job.logfile}")
+    return paths.result(group, stage.name)
 
 
 def _require_possible(paths: Paths, stage: Stage, group: str, plan: Plan | None) -> None:
