@@ -25,10 +25,8 @@ from contimg.products.record import bytes_on_disk, results_of
 from contimg.runs.session import snakemake_command
 from contimg.simulate import Simulation, read_sky, simulate_group
 
-CALIBRATOR, TARGETS = (
-    "2026-03-02T20:03:10",
-    ("2026-03-02T20:18:37", "2026-03-02T20:23:46", "2026-03-02T20:28:55"),
-)
+CALIBRATOR = "2026-03-02T20:03:10"
+TARGETS = ("2026-03-02T20:18:37", "2026-03-02T20:23:46", "2026-03-02T20:28:55")
 GROUP_S, YEAR_S, MONTH_S = 309.24, 365.25 * 86400, 30 * 86400
 CALIBRATORS_A_DAY = 24  # groups with a calibrator in the beam; each is also an image
 START_S = 2.5  # of Snakemake

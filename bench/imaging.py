@@ -27,12 +27,10 @@ from contimg.visibilities import flag_versions
 from contimg.visibilities.uvh5 import inspect, parse_name
 from tests.accuracy import measure
 
-CALIBRATOR, NEXT, TARGET, DEC_DEG = (
-    "2026-03-02T20:03:10",
-    "2026-03-02T20:08:19",
-    "2026-03-02T20:18:37",
-    16.15,
-)
+CALIBRATOR = "2026-03-02T20:03:10"
+NEXT = "2026-03-02T20:08:19"
+TARGET = "2026-03-02T20:18:37"
+DEC_DEG = 16.15
 FAST_BACKENDS = ("wgridder", *(["wsclean"] if shutil.which("wsclean") else []))
 SPAWN = multiprocessing.get_context("spawn")
 BACKENDS = (*FAST_BACKENDS, "tclean")

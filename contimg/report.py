@@ -39,10 +39,8 @@ def status(config: Config, everything: bool = False) -> dict:
                 )
             ):
                 counts["waiting" if (state, stage) == ("pending", WAITING) else state] += number
-            rows, kinds = (
-                select(Group).order_by(Group.group_id.desc()),
-                (("completed",), ("failed",), RUNNING, _TO_COME),
-            )
+            rows = select(Group).order_by(Group.group_id.desc())
+            kinds = (("completed",), ("failed",), RUNNING, _TO_COME)
             latest = [
                 row
                 for states in kinds

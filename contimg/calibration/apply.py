@@ -82,10 +82,8 @@ def per_antenna(
     if np.abs(freq_hz - observation.freq_hz).max() > 1e-3 * observation.channel_width_hz:
         return None
     nant = len(observation.antenna_names)
-    inverse, flagged = (
-        np.ones((nant, *bandpass.gain.shape[1:]), complex),
-        np.ones((nant, *bandpass.gain.shape[1:]), bool),
-    )
+    inverse = np.ones((nant, *bandpass.gain.shape[1:]), complex)
+    flagged = np.ones((nant, *bandpass.gain.shape[1:]), bool)
     flagged[bandpass.antenna] = bandpass.flags
     inverse[bandpass.antenna] = 1 / np.where(bandpass.flags, 1, bandpass.gain)
     gain = _gains_at(gains, nant, time_mjd)[:, :, None]

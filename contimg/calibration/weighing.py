@@ -99,11 +99,9 @@ def _survey(data, flags, cross):
     """Of the cross-correlations: fraction of flags, mean amplitude of the others, number of those
     that are not finite."""
     ntime, nbaseline, nchan, npol = data.shape
-    good, odd, total = (
-        np.zeros(nbaseline, np.int64),
-        np.zeros(nbaseline, np.int64),
-        np.zeros(nbaseline),
-    )
+    good = np.zeros(nbaseline, np.int64)
+    odd = np.zeros(nbaseline, np.int64)
+    total = np.zeros(nbaseline)
     for b in prange(nbaseline):
         if cross[b]:
             for t in range(ntime):

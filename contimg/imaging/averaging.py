@@ -50,11 +50,9 @@ def plan_averaging(stokes: StokesI, options: ImagingConfig, uniform: bool) -> np
     """How many channels to average on each baseline (nbaseline,): the most that keep the loss below
     MAX_LOSS, weighted as the image is (with the weights at some frequencies); `uniform`: the same
     number on all."""
-    rows, freq_hz, width_hz = (
-        stokes.rows,
-        stokes.observation.freq_hz,
-        stokes.observation.channel_width_hz,
-    )
+    rows = stokes.rows
+    freq_hz = stokes.observation.freq_hz
+    width_hz = stokes.observation.channel_width_hz
     nchan = len(freq_hz)
     if options.average_channels:
         return np.full(rows.shape[1], options.average_channels)
@@ -134,11 +132,9 @@ def average(stokes: StokesI, counts: np.ndarray, edge_deg: float) -> Averaged:
     ntime, _, nchan = stokes.vis.shape
     starts = np.concatenate([[0], np.cumsum(-(-nchan // counts))])
     size = starts[-1]
-    uvw, vis, weights = (
-        np.empty((ntime * size, 3)),
-        np.empty(ntime * size, np.complex64),
-        np.empty(ntime * size, np.float32),
-    )
+    uvw = np.empty((ntime * size, 3))
+    vis = np.empty(ntime * size, np.complex64)
+    weights = np.empty(ntime * size, np.float32)
     per_m = stokes.observation.freq_hz / SPEED_OF_LIGHT_M_S
     for t in range(ntime):
         part = slice(t * size, (t + 1) * size)
@@ -189,10 +185,8 @@ def expectations(stokes: StokesI, options: ImagingConfig) -> dict:
     weights = image_weights(
         uvw_lambda=averaged.uvw_lambda, natural=averaged.weights, options=options
     )
-    counts, width_hz = (
-        plan_averaging(stokes, options, uniform=True),
-        stokes.observation.channel_width_hz,
-    )
+    counts = plan_averaging(stokes, options, uniform=True)
+    width_hz = stokes.observation.channel_width_hz
     loss = smearing(
         length_m=lengths(stokes.rows),
         width_hz=width_hz,
@@ -219,16 +213,12 @@ def write_measurement_set(stokes: StokesI, options: ImagingConfig, path: Path) -
     coarse = replace(
         observation, freq_hz=freq_hz, channel_width_hz=observation.channel_width_hz * channels
     )
-    starts, per_m, size = (
-        np.arange(nbaseline + 1) * few,
-        observation.freq_hz / SPEED_OF_LIGHT_M_S,
-        nbaseline * few,
-    )
-    vis, weights, uvw = (
-        np.empty(size, np.complex64),
-        np.empty(size, np.float32),
-        np.empty((size, 3)),
-    )
+    starts = np.arange(nbaseline + 1) * few
+    per_m = observation.freq_hz / SPEED_OF_LIGHT_M_S
+    size = nbaseline * few
+    vis = np.empty(size, np.complex64)
+    weights = np.empty(size, np.float32)
+    uvw = np.empty((size, 3))
     row_weights = np.empty((ntime, nbaseline), np.float32)
     with mset.creating(path, coarse, rows, few) as table:
         for t in range(ntime):

@@ -95,11 +95,9 @@ def subtract(
         gained += change @ rest
         by_time[t, found] += change
     varying = gained > _CLEARLY_BETTER * by_time[:, found].size
-    fit, by_time, sources = (
-        fit[found],
-        by_time[:, found],
-        [one for one, there in zip(sources, found, strict=True) if there],
-    )
+    fit = fit[found]
+    by_time = by_time[:, found]
+    sources = [one for one, there in zip(sources, found, strict=True) if there]
     scale = by_time / fit[:, 0] if varying else np.ones_like(by_time)
     fitted = [
         _as_fitted(source, stokes, values) for source, values in zip(sources, fit, strict=True)
@@ -203,10 +201,8 @@ def _normal_equations(models, vis, weights, uv_s, freq_hz, log_freq):
             for c in range(vis.shape[1]):
                 w = weights[b, c]
                 if w > 0:
-                    east, north = (
-                        2j * np.pi * uv_s[b, 0] * freq_hz[c],
-                        2j * np.pi * uv_s[b, 1] * freq_hz[c],
-                    )
+                    east = 2j * np.pi * uv_s[b, 0] * freq_hz[c]
+                    north = 2j * np.pi * uv_s[b, 1] * freq_hz[c]
                     for s in range(ns):
                         m = models[s, b, c]
                         for k, factor in (

@@ -59,10 +59,8 @@ def read_stokes_i(ms: Path, app_dec_deg: float, uvrange: str | None = None) -> S
     nchan = len(observation.freq_hz)
     vis = np.empty((ntime, nbaseline, nchan), np.complex64)
     weights = np.empty(vis.shape, np.float32)
-    data, flags = (
-        np.empty((nbaseline, nchan, 2), np.complex64),
-        np.empty((nbaseline, nchan, 2), bool),
-    )
+    data = np.empty((nbaseline, nchan, 2), np.complex64)
+    flags = np.empty((nbaseline, nchan, 2), bool)
     spectrum = np.empty(flags.shape, np.float32)
     use = (rows.ant_1 != rows.ant_2) & ~mset.outside(uvrange, rows.uvw_m, observation.freq_hz)
     with mset.open_table(ms) as table:

@@ -46,10 +46,8 @@ def plot_set(
         *(textwrap.fill(f"NOT USED: {problem}", 88) for problem in solved["problems"]),
     ]
     grid[0, 1].text(0, 1, "\n".join(lines), family="monospace", fontsize=9, va="top", wrap=True)
-    freq_mhz, colours = (
-        observation.freq_hz / 1e6,
-        plt.get_cmap("viridis")(np.linspace(0, 0.9, len(before))),
-    )
+    freq_mhz = observation.freq_hz / 1e6
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(before)))
     for column, (values, when) in enumerate(((before, "before"), (after, "after"))):
         upper, lower = grid[1, column], grid[2, column]
         for one, colour in zip(values, colours, strict=True):

@@ -22,10 +22,8 @@ def draw_uv(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str
     if not len(crossed):
         return only_words(f"{group}: no baseline")
     numbers = (times[:, None] * nbaseline + crossed).ravel()
-    data, flags = (
-        mset.read_rows_of(ms, "CORRECTED_DATA", numbers),
-        mset.read_rows_of(ms, "FLAG", numbers),
-    )
+    data = mset.read_rows_of(ms, "CORRECTED_DATA", numbers)
+    flags = mset.read_rows_of(ms, "FLAG", numbers)
     blocks = np.array_split(
         np.arange(len(observation.freq_hz)), min(_UV_BLOCKS, len(observation.freq_hz))
     )

@@ -175,9 +175,7 @@ def note_stage(
     if row is None:
         row = MeasurementSet(path=path, group_id=group, processed_at=db.now(), **times)
         session.add(row)
-    row.stage, row.stage_updated_at, row.reason, row.status = (
-        stage,
-        db.now(),
-        reason,
-        "failed" if reason else "ok",
-    )
+    row.stage = stage
+    row.stage_updated_at = db.now()
+    row.reason = reason
+    row.status = "failed" if reason else "ok"

@@ -17,8 +17,8 @@ from contimg.store.staging import make, remove_group, remove_if_empty
 
 
 def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
-    """Run a stage (by its name, or its rule's) of a group that is to be worked on; returns where its
-    result is.
+    """Run a stage (by its name, or its rule's) of a group that is to be worked on; returns where
+    its result is.
 
     The queue is not touched: the next run goes on from what this leaves. Raises InputError for a
     stage that the group does not have, or that cannot be run now, LockError while a run is at work,

@@ -56,10 +56,8 @@ def read_beam(path: Path) -> Callable[[np.ndarray, np.ndarray], Response]:
         with fits.open(path) as hdus:
             power, header = np.nan_to_num(hdus[0].data.squeeze().astype(float)), hdus[0].header
             at_hz = float(header["CRVAL3"])
-            steps_deg, pixels = (
-                [header[f"CDELT{k}"] for k in (1, 2)],
-                [header[f"CRPIX{k}"] - 1 for k in (1, 2)],
-            )
+            steps_deg = [header[f"CDELT{k}"] for k in (1, 2)]
+            pixels = [header[f"CRPIX{k}"] - 1 for k in (1, 2)]
     except (OSError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"{path}: no primary beam (FITS with CRPIX, CDELT, CRVAL3): {error}. See "

@@ -147,10 +147,8 @@ def find_candidates(
     that dwarfs it), and of two within 10 % the one with the better quality code for the VLA's C and
     D configurations, which resemble this array.
     """
-    mid_mjd, app_dec_deg = (
-        np.atleast_1d(mid_mjd).astype(float),
-        np.atleast_1d(app_dec_deg).astype(float),
-    )
+    mid_mjd = np.atleast_1d(mid_mjd).astype(float)
+    app_dec_deg = np.atleast_1d(app_dec_deg).astype(float)
     if not len(mid_mjd):
         return []
     usable = table[

@@ -253,11 +253,9 @@ def _open_index(index: Path, path: Path) -> Sky:
             about = dict(connection.execute("SELECT key, value FROM about"))
             number = int(about["number"])
             connection.execute("SELECT strip, ra_deg FROM sources LIMIT 1").fetchall()
-            version, checksum, problems = (
-                int(about["version"]),
-                about["checksum"],
-                tuple(json.loads(about["problems"])),
-            )
+            version = int(about["version"])
+            checksum = about["checksum"]
+            problems = tuple(json.loads(about["problems"]))
     except (sqlite3.Error, KeyError, ValueError) as error:
         raise ConfigError(
             f"{index}: no indexed sky catalogue ({error}). Make it with `contimg catalog`."

@@ -64,10 +64,8 @@ def _sum_sources(path_m, first, step, flux_jy, one, two, model):
     for block in prange(blocks):
         start = block * _CHANNELS_AT_ONCE
         stop = min(start + _CHANNELS_AT_ONCE, nchan)
-        turns, steps = (
-            np.empty((nant, nsource), np.complex128),
-            np.empty((nant, nsource), np.complex128),
-        )
+        turns = np.empty((nant, nsource), np.complex128)
+        steps = np.empty((nant, nsource), np.complex128)
         for a in range(nant):
             for s in range(nsource):
                 cycles, more = path_m[a, s] * (first + start * step), path_m[a, s] * step
@@ -76,10 +74,8 @@ def _sum_sources(path_m, first, step, flux_jy, one, two, model):
         # Real and imaginary parts apart, in single precision: the sum over sources below is then
         # vectorised.
         real, imag = np.empty((nant, nsource), np.float32), np.empty((nant, nsource), np.float32)
-        real_jy, imag_jy = (
-            np.empty((nant, nsource), np.float32),
-            np.empty((nant, nsource), np.float32),
-        )
+        real_jy = np.empty((nant, nsource), np.float32)
+        imag_jy = np.empty((nant, nsource), np.float32)
         for c in range(start, stop):
             for a in range(nant):
                 for s in range(nsource):

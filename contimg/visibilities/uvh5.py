@@ -357,10 +357,8 @@ def read_header(path: Path) -> SubbandHeader:
             if b"antenna_diameters" in header
             else np.full(len(names), DISH_M)
         )
-        freq_hz, width_hz = (
-            _values(header, "freq_array").ravel(),
-            _values(header, "channel_width").ravel(),
-        )
+        freq_hz = _values(header, "freq_array").ravel()
+        width_hz = _values(header, "channel_width").ravel()
         integration_s = _values(header, "integration_time").ravel()
         longitude = np.radians(_scalar(header, "longitude"))
         nfreqs = int(_scalar(header, "Nfreqs", np.int64))

@@ -52,11 +52,9 @@ ImageRow = _model(
     thumbnail=(int | None, Field(None, description="id of a plot: /api/qa/{id}")),
     publishable=(bool, Field(description="whether `unpublishable` has no reason against it")),
 )
-MsRow, QaRow, CalRow = (
-    _model(product_tables.MeasurementSet),
-    _model(product_tables.QaArtifact),
-    _model(registry.CalTable),
-)
+MsRow = _model(product_tables.MeasurementSet)
+QaRow = _model(product_tables.QaArtifact)
+CalRow = _model(registry.CalTable)
 
 
 class GroupRow(BaseModel):

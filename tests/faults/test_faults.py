@@ -81,10 +81,8 @@ class Place:
 
     def __init__(self, folder: Path, incoming: Path, shim: Path):
         self.folder, self.shim = folder, shim
-        imaging, ingest_options = (
-            {"imsize": 256, "cell_arcsec": 20.0},
-            {"settle_s": 0, "retry_backoff_s": 0},
-        )
+        imaging = {"imsize": 256, "cell_arcsec": 20.0}
+        ingest_options = {"settle_s": 0, "retry_backoff_s": 0}
         self.site: Site = make_site(
             folder / "site", incoming, imaging=imaging, ingest=ingest_options
         )

@@ -207,10 +207,8 @@ def test_a_measured_beam_takes_the_place_of_the_airy_disk(tmp_path):
     blanked = np.where(power > 1e-3, power, np.nan)
     fits.writeto(tmp_path / "beam.fits", 3.0 * blanked, header)
     l = np.radians(np.linspace(-1.5, 1.5, 50))
-    track_lm, freq_hz = (
-        np.radians([[-0.6, 0.0], [0.0, 0.1], [0.6, 0.0]]),
-        np.linspace(1.31e9, 1.5e9, 16),
-    )
+    track_lm = np.radians([[-0.6, 0.0], [0.0, 0.1], [0.6, 0.0]])
+    freq_hz = np.linspace(1.31e9, 1.5e9, 16)
     ours, theirs = (
         drift_beam(l, l, track_lm, freq_hz, np.ones(3), np.ones(16), power)
         for power in (airy_beam, read_beam(tmp_path / "beam.fits"))
@@ -234,10 +232,8 @@ def test_images_are_judged_with_reasons():
         "expected": 20,
         "found": 20,
     }
-    beam, used = (
-        Beam(30, 15, 0),
-        Used(0.9, ("1", "2", "3", "4", "5", "6", "7"), ("8",), 0.96, 1.0, 24),
-    )
+    beam = Beam(30, 15, 0)
+    used = Used(0.9, ("1", "2", "3", "4", "5", "6", "7"), ("8",), 0.96, 1.0, 24)
 
     def verdict(numbers, check, cleaned="as asked", used=used, beam=beam, gated=()):
         judged, findings = assess(

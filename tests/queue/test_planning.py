@@ -421,10 +421,8 @@ def test_a_run_on_a_cluster_and_one_here_share_the_groups(config, observe, monke
         observe(start)
     paths = Paths.of(config)
     monkeypatch.setattr(slurm, "_slurm", lambda *_: "")
-    there, late = (
-        new_run(config, [CALIBRATOR_START], cluster=True),
-        new_run(config, [NEXT_EPOCH, CALIBRATOR_START]),
-    )
+    there = new_run(config, [CALIBRATOR_START], cluster=True)
+    late = new_run(config, [NEXT_EPOCH, CALIBRATOR_START])
     there.begin()
     assert {g: state(config, g)[0] for g in (CALIBRATOR_START, TARGET_START)} == {
         CALIBRATOR_START: "in_progress",

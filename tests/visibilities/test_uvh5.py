@@ -95,11 +95,9 @@ def test_names_that_are_no_finished_files(name):
 
 
 def test_the_same_seed_gives_the_same_files(make_group):
-    first, again, other = (
-        make_group(),
-        make_group(folder="again"),
-        make_group(folder="other", seed=2),
-    )
+    first = make_group()
+    again = make_group(folder="again")
+    other = make_group(folder="other", seed=2)
     assert first.files[3].read_bytes() == again.files[3].read_bytes()
     assert first.files[3].read_bytes() != other.files[3].read_bytes()
 

@@ -38,22 +38,18 @@ def prepare(stokes: StokesI, options: ImagingConfig, _: Path) -> Averaged:
 
 def deconvolve(request: ImageRequest) -> Deconvolved:
     """Image and clean the request's visibilities; nothing is written back."""
-    options, threads, averaged, begin = (
-        request.options,
-        request.threads,
-        request.inputs,
-        time.monotonic(),
-    )
+    options = request.options
+    threads = request.threads
+    averaged = request.inputs
+    begin = time.monotonic()
     npix, cell_rad = options.imsize, np.radians(options.cell_arcsec / 3600)
     weights = image_weights(
         uvw_lambda=averaged.uvw_lambda, natural=averaged.weights, options=options
     )
     keep = weights > _NEGLIGIBLE * weights.mean()
     if keep.mean() < _WORTH_LEAVING_OUT:  # with a taper, most of them go
-        averaged, weights = (
-            Averaged(*(getattr(averaged, one.name)[keep] for one in fields(averaged))),
-            weights[keep],
-        )
+        averaged = Averaged(*(getattr(averaged, one.name)[keep] for one in fields(averaged)))
+        weights = weights[keep]
     uvw, vis, weights = averaged.uvw_lambda, averaged.vis[:, None], weights[:, None]
     sum_weights = float(weights.sum(dtype=np.float64))
     if not sum_weights > 0:
