@@ -33,7 +33,7 @@ setup: .venv/installed
 
 # Two files at a time: much of the time is the start of processes.
 test: lint
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long proofs, too: 300 groups, all of SLURM, CASA beside ours; every write of a run, five ways to lose it; the long
 # fuzz.

@@ -1,6 +1,7 @@
 """One stage of one group by hand, without Snakemake: the same log, the same result."""
 
 import multiprocessing
+import os
 import time
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from contimg.chain import CHAIN, LAST, Stage
 from contimg.config import Config
 from contimg.errors import ContimgError, InputError
 from contimg.paths import Paths
+from contimg.processes import RUN_ID, RUN_PID
 from contimg.queue.planning import Plan, make_plans
 from contimg.runs.session import require_site
 from contimg.stages.job import Job, run_job
@@ -29,6 +31,8 @@ def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
         raise InputError(f"{name}: no such stage; there are {', '.join(s.name for s in CHAIN)}")
     require_site(config)
     paths = Paths.of(config)
+    for name in (RUN_ID, RUN_PID):  # it is part of no run
+        os.environ.pop(name, None)
     what = "a run is working on this state folder: wait for its end"
     with lock(paths.run_lock("local"), wait=False, what=what):
         plan = make_plans(config, time.time(), [group], alone=True).get(group)

@@ -459,7 +459,15 @@ def test_an_incoming_folder_that_is_not_there_is_named(tmp_path):
         )
 
 
-@pytest.mark.parametrize("how", ["garbage", "middle", "empty", "moved"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("garbage", marks=pytest.mark.long),
+        "middle",
+        pytest.param("empty", marks=pytest.mark.long),
+        "moved",
+    ],
+)
 def test_damaged_databases_are_named_and_made_again_from_the_results(site, how):
     """K43: file and remedy; what they held comes back with the next run."""
     before = {g: s for g, (s, _) in states(site).items() if s == "completed"}

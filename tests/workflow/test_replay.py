@@ -279,6 +279,7 @@ def test_sigterm_finishes_the_running_job_and_loses_nothing(site, tmp_path, quie
     )
 
 
+@pytest.mark.long
 def test_a_broken_workflow_costs_no_group_an_attempt_a_poisonous_group_only_itself(
     site, tmp_path, quiet_night
 ):

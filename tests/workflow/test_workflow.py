@@ -557,6 +557,7 @@ def test_getting_the_nvss_without_a_network_says_so(tmp_path, incoming):
     assert not (tmp_path / "nvss.csv").exists()
 
 
+@pytest.mark.long
 def test_the_independent_sample_comes_out_right(sample, tmp_path, figure):
     """Files, sky and gains that none of our code wrote, with each backend."""
     incoming = tmp_path / "incoming"
@@ -655,6 +656,7 @@ def test_fluxes_are_right_though_the_calibrator_is_a_degree_off_axis(
     assert np.median(found.ratio) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.long
 def test_quick_looks_from_fast_calibration_never_end_up_in_science(tmp_path, incoming):
     good = good_groups(incoming, tmp_path)
     site = make_site(tmp_path / "site", good)

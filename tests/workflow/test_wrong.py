@@ -212,6 +212,7 @@ def test_a_wrong_catalogue_fails_the_image_and_not_the_group(copy_of, tmp_path):
         assert "fail beyond 50 %" in page
 
 
+@pytest.mark.long
 def test_a_thin_catalogue_is_compared_with_in_words(copy_of, tmp_path):
     table = pd.read_csv(CATALOGUES / "nvss_ra344_dec16.csv")
     sources = [
