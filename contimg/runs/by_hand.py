@@ -31,8 +31,8 @@ def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
         raise InputError(f"{name}: no such stage; there are {', '.join(s.name for s in CHAIN)}")
     require_site(config)
     paths = Paths.of(config)
-    for name in (RUN_ID, RUN_PID):  # it is part of no run
-        os.environ.pop(name, None)
+    for variable in (RUN_ID, RUN_PID):  # it is part of no run
+        os.environ.pop(variable, None)
     what = "a run is working on this state folder: wait for its end"
     with lock(paths.run_lock("local"), wait=False, what=what):
         plan = make_plans(config, time.time(), [group], alone=True).get(group)
