@@ -240,7 +240,6 @@ def after_solve(
     snr                         of the gains, (nant, npol), 0 where there is none
     one_gain                    each antenna has one gain for all integrations
     """
-    nant = len(names)
     found = sums(
         data=data,
         model=model,
@@ -254,37 +253,64 @@ def after_solve(
     sefd = sefd_jy(
         antenna_noise=antenna_noise, channel_width_hz=channel_width_hz, integration_s=integration_s
     )
-    numbers, findings = of_receivers(sefd, names, options)
     promised = promised_snr(
         power=found.power.sum(axis=0),
         ant_1=ant_1,
         ant_2=ant_2,
-        nant=nant,
+        nant=len(names),
         channel_width_hz=channel_width_hz,
         integration_s=integration_s,
         sefd=options.sefd_jy,
     )
-    both = (promised > 0) & (snr > 0)
-    share = float(np.median(snr[both] / promised[both])) if both.any() else np.nan
-    measured, expected = (
-        float(np.median(values[both])) if both.any() else np.nan for values in (snr, promised)
-    )
-    findings.append(
-        judged(
-            name="snr",
-            value=share,
-            warn=options.warn_snr_share,
-            fail=options.fail_snr_share,
-            percent=True,
-            words=f"signal to noise of the gains is {measured:.0f}, {share:.0%} of the "
-            f"{expected:.0f} that the model promises",
-            cause="The data hold another sky than the model, or gains that moved: is the "
-            "calibrator where the header says?",
+    whole, each = explained(found=found, ant_1=ant_1, ant_2=ant_2, nant=len(names))
+    offset = (np.nan, np.nan, np.nan)
+    if one_gain:
+        offset = offset_arcsec(
+            found=found, noise=noise, uvw_m=uvw_m, ant_1=ant_1, ant_2=ant_2, freq_hz=freq_hz
         )
+    numbers, findings = {}, []
+    for more, said in (
+        of_receivers(sefd, names, options),
+        _of_snr(snr, promised, options),
+        _of_explained(whole, each, names, options),
+        _of_place(*offset, options),
+    ):
+        numbers |= more
+        findings += said
+    numbers = {
+        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in numbers.items()
+    }
+    return numbers | {"findings": [one.as_json() for one in findings]}
+
+
+def _of_snr(
+    snr: np.ndarray, promised: np.ndarray, options: GatesConfig
+) -> tuple[dict, list[Finding]]:
+    """Signal to noise of the gains (nant, npol) against what the model promises."""
+    both = (promised > 0) & (snr > 0)
+    share, measured, expected = (
+        float(np.median(values[both])) if both.any() else np.nan
+        for values in (snr / np.where(both, promised, 1), snr, promised)
     )
-    whole, each = explained(found=found, ant_1=ant_1, ant_2=ant_2, nant=nant)
-    worst = [names[a] for a in np.flatnonzero(each < options.fail_explained)]
-    findings.append(
+    finding = judged(
+        name="snr",
+        value=share,
+        warn=options.warn_snr_share,
+        fail=options.fail_snr_share,
+        percent=True,
+        words=f"signal to noise of the gains is {measured:.0f}, {share:.0%} of the "
+        f"{expected:.0f} that the model promises",
+        cause="The data hold another sky than the model, or gains that moved: is the "
+        "calibrator where the header says?",
+    )
+    return {"snr": measured, "promised_snr": expected}, [finding]
+
+
+def _of_explained(
+    whole: float, each: np.ndarray, names: Sequence[str], options: GatesConfig
+) -> tuple[dict, list[Finding]]:
+    """The share of the coherent power that the model explains, of all and of each antenna."""
+    findings = [
         judged(
             name="explained",
             value=whole,
@@ -296,59 +322,41 @@ def after_solve(
             "sky catalogue with holes. "
             "Compare declination and time of the headers with the log of the telescope",
         )
-    )
+    ]
+    worst = [names[a] for a in np.flatnonzero(each < options.fail_explained)]
     if 0 < len(worst) <= len(names) // 2 and whole >= options.fail_explained:
         words = (
             f"the data of {len(worst)} antennas do not fit the model: {', '.join(worst)}; "
-            f"warn below {options.fail_explained:.0%}"
+            f"warn below {options.fail_explained:.0%}. Cables, or the antennas themselves"
         )
-        findings.append(
-            Finding(
-                "explained_by_antenna",
-                "warn",
-                f"{words}. Cables, or the antennas themselves",
-                float(len(worst)),
-            )
-        )
-    numbers |= {"snr": measured, "promised_snr": expected, "explained": whole}
-    east, north, error = (np.nan, np.nan, np.nan)
-    if one_gain:
-        east, north, error = offset_arcsec(
-            found=found, noise=noise, uvw_m=uvw_m, ant_1=ant_1, ant_2=ant_2, freq_hz=freq_hz
-        )
-    findings.append(_place(east, north, error, options))
-    numbers |= {
+        findings.append(Finding("explained_by_antenna", "warn", words, float(len(worst))))
+    return {"explained": whole}, findings
+
+
+def _of_place(
+    east: float, north: float, error: float, options: GatesConfig
+) -> tuple[dict, list[Finding]]:
+    """An offset of the calibrator (arcsec), and what is to be said of it."""
+    numbers = {
         "offset_east_arcsec": east,
         "offset_north_arcsec": north,
         "offset_error_arcsec": error,
     }
-    numbers = {
-        k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in numbers.items()
-    }
-    return numbers | {"findings": [one.as_json() for one in findings]}
-
-
-def _place(east: float, north: float, error: float, options: GatesConfig) -> Finding:
-    """What is to be said of an offset of the calibrator."""
     if not np.isfinite(error):
-        return unknown(
-            name="offset",
-            why="the place of the calibrator is not known: gains in intervals, or too few antennas",
-        )
+        why = "the place of the calibrator is not known: gains in intervals, or too few antennas"
+        return numbers, [unknown(name="offset", why=why)]
     away = float(np.hypot(east, north))
-    words = (
-        f"the calibrator is {away:.1f} +- {error:.1f} arcsec from its place ({east:+.1f} "
-        f"east, {north:+.1f} north)"
-    )
-    return judged(
+    finding = judged(
         name="offset",
         value=away if away > _SIGNIFICANT * error else 0.0,
         warn=options.warn_offset_arcsec,
         unit="arcsec",
         fail=options.fail_offset_arcsec,
-        words=words,
+        words=f"the calibrator is {away:.1f} +- {error:.1f} arcsec from its place ({east:+.1f} "
+        f"east, {north:+.1f} north)",
         cause="Another source than the calibrator, or a wrong clock or declination",
     )
+    return numbers, [finding]
 
 
 def after_apply(
@@ -427,12 +435,8 @@ def against_other_set(
         turned = np.angle(gain / other)
     known = np.isfinite(ratio) & (ratio > 0)
     if known.sum() < 2 * _FEW:
-        return {}, [
-            unknown(
-                name="gains_change",
-                why=f"set {other_name} shares too few antennas: gains not compared",
-            )
-        ]
+        why = f"set {other_name} shares too few antennas: gains not compared"
+        return {}, [unknown(name="gains_change", why=why)]
     typical = float(np.median(ratio[known]))
     common = np.array(
         [
@@ -447,9 +451,6 @@ def against_other_set(
             > np.log(options.antenna_gain_change)
         )
         phase = known & (turned_deg > options.antenna_phase_change_deg)
-    odd = [names[a] for a in np.flatnonzero((amplitude | phase).any(axis=1))]
-    share = float(amplitude[known].mean())
-    when = f"set {other_name}, {abs(hours):.1f} h {'later' if hours > 0 else 'earlier'}"
     by_antenna = {
         names[a]: {
             "amplitude": [_rounded(r, 3) for r in ratio[a]],
@@ -457,6 +458,25 @@ def against_other_set(
         }
         for a in np.flatnonzero(known.any(axis=1))
     }
+    findings = _of_change(
+        typical=typical,
+        share=float(amplitude[known].mean()),
+        odd=[names[a] for a in np.flatnonzero((amplitude | phase).any(axis=1))],
+        when=f"set {other_name}, {abs(hours):.1f} h {'later' if hours > 0 else 'earlier'}",
+        options=options,
+    )
+    return {
+        "compared_with": other_name,
+        "gains_change": typical,
+        "gains_change_by_antenna": by_antenna,
+    }, findings
+
+
+def _of_change(
+    *, typical: float, share: float, odd: Sequence[str], when: str, options: GatesConfig
+) -> list[Finding]:
+    """What is to be said of gains that are `typical` times those of another set, a `share` of them
+    changed beyond that, and the antennas that are `odd`."""
     findings = [
         judged(
             name="gains_change",
@@ -480,19 +500,9 @@ def against_other_set(
     ]
     if odd:
         limits = f"{options.antenna_gain_change:g} times, {options.antenna_phase_change_deg:g} deg"
-        findings.append(
-            Finding(
-                "antennas_odd",
-                "warn",
-                f"changed since {when} (more than {limits}): {', '.join(odd)}",
-                len(odd),
-            )
-        )
-    return {
-        "compared_with": other_name,
-        "gains_change": typical,
-        "gains_change_by_antenna": by_antenna,
-    }, findings
+        words = f"changed since {when} (more than {limits}): {', '.join(odd)}"
+        findings.append(Finding("antennas_odd", "warn", words, len(odd)))
+    return findings
 
 
 def _rounded(value: float, digits: int) -> float | None:

@@ -1,7 +1,8 @@
 """Is an image right? Noise, and a comparison with the catalogue."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,10 @@ from contimg.imaging.stokes import StokesI
 DETECTION_SIGMA = 5.0
 GOOD_SIGMA = 20.0
 _SAID_ARCSEC = 0.3  # a difference between two lists of places
+_COMPARED = (
+    *("name", "ra_deg", "dec_deg", "catalogue_jy", "flux_jy", "east_arcsec", "north_arcsec"),
+    *("snr", "beam", "found"),
+)
 
 
 def fit_source(
@@ -72,20 +77,50 @@ def compare_catalogue(
     Ratios and offsets count sources above GOOD_SIGMA at beam responses over a half. The catalogue's
     fluxes are taken to the image's frequency with their spectral indices.
     """
-    wcs = grid.wcs()
-    rows = []
     catalogue = catalogue[catalogue.flux_jy.values > 0]
-    x, y = (
-        wcs.wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0)
-        if len(catalogue)
-        else (np.zeros(0), np.zeros(0))
-    )
-    inside = (
-        np.isfinite(x)
-        & np.isfinite(y)
-        & (np.abs(x - grid.npix / 2) < grid.npix / 2)
-        & (np.abs(y - grid.npix / 2) < grid.npix / 2)
-    )
+    rows = []
+    for source, response in _in_image(catalogue, grid, pb, options.beam_limit):
+        expected_jy = source.flux_jy * (freq_hz / 1.4e9) ** source.alpha
+        if expected_jy * response < DETECTION_SIGMA * rms_jy:
+            continue
+        fitted = fit_source(image, grid.wcs(), beam, source.ra_deg, source.dec_deg)
+        if fitted is None:
+            continue
+        peak, east, north = fitted
+        rows.append(
+            {
+                "name": source.name,
+                "ra_deg": source.ra_deg,
+                "dec_deg": source.dec_deg,
+                "catalogue_jy": expected_jy,
+                "flux_jy": peak / response,
+                "east_arcsec": east,
+                "north_arcsec": north,
+                "snr": peak / rms_jy,
+                "beam": response,
+                "found": peak > DETECTION_SIGMA * rms_jy
+                and np.hypot(east, north) < beam.major_arcsec,
+            }
+        )
+    table = pd.DataFrame(rows, columns=_COMPARED).astype({"found": bool})
+    # Calibrators stand where their list has them: this is what the catalogue would have made of it.
+    moved = {
+        one.name: round(float(one.moved_arcsec), 3)
+        for one in catalogue.itertuples()
+        if one.moved_arcsec > _SAID_ARCSEC
+    }
+    return _summary(table, rms_jy) | {"moved_by_list_arcsec": moved}, table
+
+
+def _in_image(
+    catalogue: pd.DataFrame, grid, pb: np.ndarray, beam_limit: float
+) -> Iterator[tuple[Any, float]]:
+    """Sources inside the image and its beam, each with the beam's response there."""
+    if not len(catalogue):
+        return
+    x, y = grid.wcs().wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0)
+    half = grid.npix / 2
+    inside = np.isfinite(x) & np.isfinite(y) & (abs(x - half) < half) & (abs(y - half) < half)
     for source, i, j in zip(
         catalogue[inside].itertuples(),
         x[inside].round().astype(int),
@@ -93,56 +128,19 @@ def compare_catalogue(
         strict=True,
     ):
         response = pb[min(i, grid.npix - 1), min(j, grid.npix - 1)]
-        if response < options.beam_limit:
-            continue
-        expected = source.flux_jy * (freq_hz / 1.4e9) ** source.alpha
-        if expected * response < DETECTION_SIGMA * rms_jy:
-            continue
-        fitted = fit_source(image, wcs, beam, source.ra_deg, source.dec_deg)
-        if fitted is None:
-            continue
-        peak, east, north = fitted
-        found = peak > DETECTION_SIGMA * rms_jy and np.hypot(east, north) < beam.major_arcsec
-        rows.append(
-            (
-                source.name,
-                source.ra_deg,
-                source.dec_deg,
-                expected,
-                peak / response,
-                east,
-                north,
-                peak / rms_jy,
-                response,
-                found,
-            )
-        )
-    names = [
-        "name",
-        "ra_deg",
-        "dec_deg",
-        "catalogue_jy",
-        "flux_jy",
-        "east_arcsec",
-        "north_arcsec",
-        "snr",
-        "beam",
-        "found",
-    ]
-    table = pd.DataFrame(rows, columns=names).astype({"found": bool})
+        if response >= beam_limit:
+            yield source, response
+
+
+def _summary(table: pd.DataFrame, rms_jy: float) -> dict:
+    """Numbers and medians of a comparison with the catalogue; None where nothing was compared."""
     good = table[table.found & (table.snr >= GOOD_SIGMA) & (table.beam >= 0.5)]
+    bright = table[(table.catalogue_jy * table.beam >= GOOD_SIGMA * rms_jy) & (table.beam >= 0.5)]
     ratio = good.flux_jy / good.catalogue_jy
 
     def number(value):
         return None if not len(good) or not np.isfinite(value) else round(float(value), 4)
 
-    # Calibrators stand where their list has them: this is what the catalogue would have made of it.
-    moved = {
-        one.name: round(float(one.moved_arcsec), 3)
-        for one in catalogue.itertuples()
-        if one.moved_arcsec > _SAID_ARCSEC
-    }
-    bright = table[(table.catalogue_jy * table.beam >= GOOD_SIGMA * rms_jy) & (table.beam >= 0.5)]
     return {
         "expected": len(table),
         "found": int(table.found.sum()),
@@ -154,8 +152,7 @@ def compare_catalogue(
         "offset_east_arcsec": number(good.east_arcsec.median()),
         "offset_north_arcsec": number(good.north_arcsec.median()),
         "offset_arcsec": number(np.hypot(good.east_arcsec, good.north_arcsec).median()),
-        "moved_by_list_arcsec": moved,
-    }, table
+    }
 
 
 @dataclass(frozen=True)
@@ -227,7 +224,16 @@ def assess(
         )
     )
     found += _against_catalogue(check, limits)
-    by_name = f" ({', '.join(used.lost)})" if used.lost else ""
+    found += _of_shares(used, limits)
+    found.append(_of_beam(beam, expected_beam, used, limits))
+    if cleaned != "as asked":
+        found.append(Finding("cleaned", "warn", f"cleaned: {cleaned}"))
+    levels = [one["level"] if isinstance(one, Mapping) else one.level for one in found]
+    return max((level for level in levels if level != UNKNOWN), key=LEVELS.index), found
+
+
+def _of_shares(used: Used, limits: ValidationConfig) -> list[Finding]:
+    """How much of the group's data the image is made of."""
     taking_part = len(used.antennas) + len(used.lost)
     shares = (
         (
@@ -242,7 +248,7 @@ def assess(
             len(used.antennas) / taking_part,
             limits.warn_antennas,
             limits.fail_antennas,
-            f"{len(used.antennas)} of {taking_part} antennas are in the image{by_name}",
+            f"{len(used.antennas)} of {taking_part} antennas are in the image{_by_name(used)}",
         ),
         (
             "band",
@@ -260,40 +266,40 @@ def assess(
             f"{used.number_of_integrations} integrations have data",
         ),
     )
-    for name, share, warn, fail, words in shares:
-        cause = "See the plot of the flags, and prepare.json for what they are from"
-        found.append(
-            judged(
-                name=name, value=share, warn=warn, fail=fail, percent=True, words=words, cause=cause
-            )
-        )
+    cause = "See the plot of the flags, and prepare.json for what they are from"
+    return [
+        judged(name=name, value=share, warn=warn, fail=fail, percent=True, words=words, cause=cause)
+        for name, share, warn, fail, words in shares
+    ]
+
+
+def _by_name(used: Used) -> str:
+    return f" ({', '.join(used.lost)})" if used.lost else ""
+
+
+def _of_beam(
+    beam: Beam, expected_beam: Beam | None, used: Used, limits: ValidationConfig
+) -> Finding:
+    """The restoring beam against that which all antennas would give."""
     if expected_beam is None:
-        found.append(unknown(name="beam", why="the beam to be expected is not known: not compared"))
-    else:
-        change = (
-            beam.major_arcsec
-            * beam.minor_arcsec
-            / (expected_beam.major_arcsec * expected_beam.minor_arcsec)
-        )
-        found.append(
-            judged(
-                name="beam",
-                value=max(change, 1 / change) - 1,
-                warn=limits.warn_beam,
-                fail=limits.fail_beam,
-                percent=True,
-                words=f'beam {beam.major_arcsec:.1f}" x {beam.minor_arcsec:.1f}" where all '
-                "antennas would give "
-                f'{expected_beam.major_arcsec:.1f}" x {expected_beam.minor_arcsec:.1f}": its area '
-                f"is {change:.2f} times that",
-                cause=f"Antennas or baselines are missing{by_name}, or noisy: a source in the far "
-                "sidelobes, say",
-            )
-        )
-    if cleaned != "as asked":
-        found.append(Finding("cleaned", "warn", f"cleaned: {cleaned}"))
-    levels = [one["level"] if isinstance(one, Mapping) else one.level for one in found]
-    return max((level for level in levels if level != UNKNOWN), key=LEVELS.index), found
+        return unknown(name="beam", why="the beam to be expected is not known: not compared")
+    change = (
+        beam.major_arcsec
+        * beam.minor_arcsec
+        / (expected_beam.major_arcsec * expected_beam.minor_arcsec)
+    )
+    return judged(
+        name="beam",
+        value=max(change, 1 / change) - 1,
+        warn=limits.warn_beam,
+        fail=limits.fail_beam,
+        percent=True,
+        words=f'beam {beam.major_arcsec:.1f}" x {beam.minor_arcsec:.1f}" where all antennas would '
+        f'give {expected_beam.major_arcsec:.1f}" x {expected_beam.minor_arcsec:.1f}": its area '
+        f"is {change:.2f} times that",
+        cause=f"Antennas or baselines are missing{_by_name(used)}, or noisy: a source in the far "
+        "sidelobes, say",
+    )
 
 
 def _against_catalogue(check: Mapping, limits: ValidationConfig) -> list[Finding]:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from contimg.calibration import registry
-from contimg.chain import STAGES, stages_where
+from contimg.chain import FIRST, LAST, STAGES, stages_where
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
 from contimg.paths import Paths, lasting_files, set_name
@@ -56,68 +56,97 @@ def index_group(group: str, config: Config, known: Mapping[str, str] | None = No
     """
     paths = Paths.of(config)
     results = results_of(paths, group)
-    imaged, converted, plots = results["image"], results["convert"], results["qa"]["artifacts"]
-    # With skip_fits the CASA images stand for the FITS files; the residual is a CASA image in
-    # either case.
-    types = _IMAGE_TYPES if "pbcor.fits" in imaged["images"] else _CASA_TYPES
-    types = types | {"residual": "residual"}
-    quick = "quick_" if imaged["mode"] == "quick" else ""
-    absent = [
-        path for path in [*imaged["images"].values(), *plots.values()] if not Path(path).exists()
-    ]
-    if absent:
+    imaged, plots = results["image"], results["qa"]["artifacts"]
+    files = [*imaged["images"].values(), *plots.values()]
+    if absent := [path for path in files if not Path(path).exists()]:
         raise ValidationError(
             f"group {group}: {absent} are not there; not indexed. Image it again."
         )
-    ms = MeasurementSet(
-        path=str(paths.ms(group)),
-        group_id=group,
-        start_mjd=imaged["start_mjd"],
-        end_mjd=imaged["end_mjd"],
-        mid_mjd=converted["mid_mjd"],
-        processed_at=db.now(),
-        status="ok" if paths.ms(group).exists() else "pruned",
-        reason=None,
-        stage="index",
-        stage_updated_at=db.now(),
-        cal_applied=results["caltables"]["set_name"],
-        imagename=imaged["images"].get("pbcor.fits") or imaged["images"]["image.pbcor"],
-    )
     size_of = verified_bytes if known is None else bytes_on_disk
     sizes = {path: size_of(Path(path)) for path in imaged["images"].values()}
-    sums = {path: checksum(Path(path)) for path in [*sizes, *plots.values()]}
+    sums = {path: checksum(Path(path)) for path in files}
     if known is not None and sums != known:
         raise ValidationError(
             f"group {group}: its files are not those that were indexed: contimg reprocess {group} "
             "--from image"
         )
+    ms = _measurement_set(paths, group, results)
     if ms.status == "ok":  # else it says too little about how much a group takes
-        ms.bytes = (
-            bytes_on_disk(paths.ms(group))
-            + sum(sizes.values())
-            + sum(Path(path).stat().st_size for path in plots.values())
-        )
+        of_plots = sum(Path(path).stat().st_size for path in plots.values())
+        ms.bytes = bytes_on_disk(paths.ms(group)) + sum(sizes.values()) + of_plots
+    images = _images(paths, group, results, sizes, sums, config)
+    artifacts = [
+        QaArtifact(group_id=group, name=name, path=path, created_at=db.now(), checksum=sums[path])
+        for name, path in plots.items()
+    ]
+    with db.writing(paths.products_db, Base) as session:
+        record_group(session, ms, images, artifacts)
+    seconds = {stage: values["seconds"] for stage, values in results.items() if stage != LAST}
+    return {
+        "images": len(images),
+        "artifacts": len(artifacts),
+        "stage_seconds": seconds,
+        "bytes": ms.bytes,
+        "checksums": sums,
+        "runs": _runs(paths, results),
+    }
+
+
+def _measurement_set(paths: Paths, group: str, results: Mapping[str, Mapping]) -> MeasurementSet:
+    """The row of a finished group's Measurement Set."""
+    imaged = results["image"]
+    return MeasurementSet(
+        path=str(paths.ms(group)),
+        group_id=group,
+        start_mjd=imaged["start_mjd"],
+        end_mjd=imaged["end_mjd"],
+        mid_mjd=results[FIRST]["mid_mjd"],
+        processed_at=db.now(),
+        status="ok" if paths.ms(group).exists() else "pruned",
+        reason=None,
+        stage=LAST,
+        stage_updated_at=db.now(),
+        cal_applied=results["caltables"]["set_name"],
+        imagename=imaged["images"].get("pbcor.fits") or imaged["images"]["image.pbcor"],
+    )
+
+
+def _images(
+    paths: Paths,
+    group: str,
+    results: Mapping[str, Mapping],
+    sizes: Mapping[str, int],
+    sums: Mapping[str, str],
+    config: Config,
+) -> list[Image]:
+    """The rows of a finished group's images."""
+    imaged, chosen, used = results["image"], results["caltables"], results["image"].get("used", {})
     common = _image_columns(imaged) | {
         "group_id": group,
-        "ms_path": ms.path,
+        "ms_path": str(paths.ms(group)),
         "created_at": db.now(),
-        "subbands": len(converted["subbands"]),
-        "cal_set": results["caltables"]["set_name"],
-        "flux_scale": results["caltables"]["flux_scale"],
+        "subbands": len(results[FIRST]["subbands"]),
+        "cal_set": chosen["set_name"],
+        "flux_scale": chosen["flux_scale"],
         "config": imaged["config"],
         "software": json.dumps(imaged["versions"]),
         "commit_id": imaged.get("commit"),
         "catalogues": json.dumps(imaged.get("catalogues")),
-        "cal_checksums": " ".join(results["caltables"].get("checksums", [])),
-        "antennas_lost": ", ".join(imaged.get("used", {}).get("antennas_lost", [])),
-        "data_share": imaged.get("used", {}).get("data_share"),
+        "cal_checksums": " ".join(chosen.get("checksums", [])),
+        "antennas_lost": ", ".join(used.get("antennas_lost", [])),
+        "data_share": used.get("data_share"),
         "deleted_at": None,
     }
     common["set_status"] = publishing.set_status(
         common["cal_set"], common["cal_checksums"], publishing.known_sets(paths)
     )
+    # With skip_fits the CASA images stand for the FITS files; the residual is a CASA image in
+    # either case.
+    types = _IMAGE_TYPES if "pbcor.fits" in imaged["images"] else _CASA_TYPES
+    quick = "quick_" if imaged["mode"] == "quick" else ""
     images = []
-    for path, kind in ((imaged["images"][suffix], kind) for suffix, kind in types.items()):
+    for suffix, kind in (types | {"residual": "residual"}).items():
+        path = imaged["images"][suffix]
         why = publishing.unpublishable(common | {"type": quick + kind}, config.validation)
         images.append(
             Image(
@@ -130,21 +159,7 @@ def index_group(group: str, config: Config, known: Mapping[str, str] | None = No
                 **common,
             )
         )
-    artifacts = [
-        QaArtifact(group_id=group, name=name, path=path, created_at=db.now(), checksum=sums[path])
-        for name, path in plots.items()
-    ]
-    with db.writing(paths.products_db, Base) as session:
-        record_group(session, ms, images, artifacts)
-    seconds = {stage: values["seconds"] for stage, values in results.items() if stage != "index"}
-    return {
-        "images": len(images),
-        "artifacts": len(artifacts),
-        "stage_seconds": seconds,
-        "bytes": ms.bytes,
-        "checksums": sums,
-        "runs": _runs(paths, results),
-    }
+    return images
 
 
 def _image_columns(imaged: Mapping) -> dict:
@@ -206,7 +221,7 @@ def note(config: Config, group: str, stage: str, reason: str | None = None) -> N
     """Tell the index how far a Measurement Set is, or why it failed; nothing before there is
     one."""
     paths = Paths.of(config)
-    converted = results_of(paths, group).get("convert", {})
+    converted = results_of(paths, group).get(FIRST, {})
     if not reason and (stage not in stages_where(uses_ms=True) or not paths.ms(group).exists()):
         return
     times = (
@@ -238,12 +253,10 @@ def remake(config: Config, say: Callable[[str], None]) -> None:
     in_queue = moves.known_groups(paths.ingest_db, files=False)
     done = {
         group: results_of(paths, group)
-        for group in _with_result(paths, "index")
+        for group in _with_result(paths, LAST)
         if group not in in_queue
     }
-    done = {
-        group: results for group, results in done.items() if {"convert", "index"} <= results.keys()
-    }
+    done = {group: results for group, results in done.items() if {FIRST, LAST} <= results.keys()}
     if done:
         with db.writing(paths.ingest_db, queue_tables.Base) as session:
             for group, results in done.items():
@@ -276,7 +289,7 @@ def reconcile(config: Config, say: Callable[[str], None]) -> None:
     }
     for group in sorted(done - indexed):
         try:
-            known = results_of(paths, group).get("index", {}).get("checksums")
+            known = results_of(paths, group).get(LAST, {}).get("checksums")
             if known:
                 index_group(group, config, known)
                 say(f"group {group} was done, but not in {paths.products_db.name}: indexed again")

@@ -170,7 +170,7 @@ def note_stage(
     times  start_mjd, end_mjd and mid_mjd
     """
     row = session.get(MeasurementSet, path)
-    if row is None and None in times.values():  # made by an earlier contimg
+    if row is None and None in times.values():  # a row says when it was observed
         return
     if row is None:
         row = MeasurementSet(path=path, group_id=group, processed_at=db.now(), **times)

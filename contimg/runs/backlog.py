@@ -16,7 +16,7 @@ from contimg.errors import ContimgError, LockError
 from contimg.paths import Paths
 from contimg.queue import arrivals, moves
 from contimg.queue import tables as queue_tables
-from contimg.queue.planning import make_plans
+from contimg.queue.planning import Plan, make_plans
 from contimg.runs import slurm
 from contimg.runs.recovery import refresh, settle_cluster
 from contimg.runs.session import NOT_NOW, REFUSED, snakemake_command
@@ -50,10 +50,6 @@ def work_off(
     paths, refused, said = Paths.of(config), 0, ""
     config, scope = _narrowed(config, wanted)
 
-    def last_move() -> int:
-        with db.reading(paths.ingest_db) as session:
-            return moves.last_move(session)
-
     command = [
         *snakemake_command(profile, configfiles, snakefile),
         "--config",
@@ -65,19 +61,7 @@ def work_off(
         what="another backlog is being worked off in this state folder",
     ):
         while True:
-            settle_cluster(config, say)
-            known = moves.known_groups(paths.ingest_db, span=config.ingest.span())
-            groups = arrivals.look(config, known, time.time())
-            refresh(config, known, groups)
-            plans = make_plans(config, time.time(), lane="cluster")
-            names = {g for g in plans if wanted.takes(g)}
-            plans = {
-                g: plans[g]
-                for g in sorted(names | {plans[g].depends_on for g in names} - {None})
-                if g in plans
-            }
-            with db.writing(paths.ingest_db, queue_tables.Base) as session:
-                moves.note_calibration(session, plans)
+            plans = _look(config, wanted, say)
             now = db.now()
             can_go = {g for g, p in plans.items() if p.action == "run"}
             ready = {g for g in can_go if (plans[g].not_before or "") <= now}
@@ -89,24 +73,17 @@ def work_off(
                     states[g].state if g in states else p.action for g, p in plans.items()
                 )
             if not batch:
-                if (
-                    words
-                    := f"{len(can_go)} groups wait for their next attempt, {len(elsewhere)} are in "
+                words = (
+                    f"{len(can_go)} groups wait for their next attempt, {len(elsewhere)} are in "
                     "other runs"
-                ) != said:
+                )
+                if words != said:
                     say(words)
                 said = words
                 time.sleep(_WAIT_S)
                 continue
             say(f"{len(batch)} of {len(can_go)} groups: {min(batch)} to {max(batch)}")
-            mark = last_move()
-            targets = [str(paths.result(group, LAST)) for group in batch]
-            ended = _run([*command, "--", *targets], slurm.Stall(paths, last_move, _STALLED_S), say)
-            with db.reading(paths.ingest_db) as session:
-                begun = moves.begun_since(session, mark, batch)
-            if ended == REFUSED and not begun:
-                words = (found_json(paths.refusal) or {}).get("error", "see above")
-                raise ContimgError(f"no run begins: {words}")
+            ended, begun = _one_run(command, paths, batch, say)
             refused = 0 if begun or ended == NOT_NOW else refused + 1
             if refused > _REFUSALS:
                 raise LockError(
@@ -118,10 +95,46 @@ def work_off(
                 # the run of a backlog that was killed
                 while ended == NOT_NOW and holder_of(paths.run_lock("cluster")):
                     time.sleep(_WAIT_S)
-            elif holder_of(
-                paths.watch_lock
-            ):  # with a local profile live groups go between two slices
+            # with a local profile live groups go between two slices
+            elif holder_of(paths.watch_lock):
                 time.sleep(2 * config.ingest.poll_s)
+
+
+def _look(config: Config, wanted: IngestConfig, say: Callable[[str], None]) -> dict[str, Plan]:
+    """What is to be done now with the groups that are wanted and those that these depend on."""
+    paths = Paths.of(config)
+    settle_cluster(config, say)
+    known = moves.known_groups(paths.ingest_db, span=config.ingest.span())
+    groups = arrivals.look(config, known, time.time())
+    refresh(config, known, groups)
+    plans = make_plans(config, time.time(), lane="cluster")
+    names = {g for g in plans if wanted.takes(g)}
+    names |= {plans[g].depends_on for g in names} & plans.keys()
+    plans = {g: plans[g] for g in sorted(names)}
+    with db.writing(paths.ingest_db, queue_tables.Base) as session:
+        moves.note_calibration(session, plans)
+    return plans
+
+
+def _one_run(
+    command: Sequence[str], paths: Paths, batch: Sequence[str], say: Callable[[str], None]
+) -> tuple[int, bool]:
+    """One run of Snakemake over a slice: its status, and whether it began any of the groups. A
+    refusal is raised in its own words."""
+
+    def last_move() -> int:
+        with db.reading(paths.ingest_db) as session:
+            return moves.last_move(session)
+
+    mark = last_move()
+    targets = [str(paths.result(group, LAST)) for group in batch]
+    ended = _run([*command, "--", *targets], slurm.Stall(paths, last_move, _STALLED_S), say)
+    with db.reading(paths.ingest_db) as session:
+        begun = bool(moves.begun_since(session, mark, batch))
+    if ended == REFUSED and not begun:
+        words = (found_json(paths.refusal) or {}).get("error", "see above")
+        raise ContimgError(f"no run begins: {words}")
+    return ended, begun
 
 
 def _narrowed(config: Config, wanted: IngestConfig) -> tuple[Config, dict[str, str]]:

@@ -26,6 +26,7 @@ _TILE_BYTES = 1 << 20
 _DATA_BYTES = 8
 _ROW_TILE = 16384
 _STOKES_XX, _STOKES_YY = 9, 12
+_ZERO = np.zeros(1, np.int32)
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,15 @@ def _subtable(table: ct.table, name: str, nrow: int, **columns) -> None:
 
 
 def _fill_subtables(table: ct.table, observation: Observation) -> None:
+    """One row each, but for the antennas and their feeds."""
+    _fill_antennas(table, observation)
+    _fill_field(table, observation)
+    _fill_spectrum(table, observation)
+    _fill_session(table, observation)
+
+
+def _fill_antennas(table: ct.table, observation: Observation) -> None:
     nant = len(observation.antenna_names)
-    nchan = len(observation.freq_hz)
-    start_s, end_s = (mjd * DAY_S for mjd in observation.time_range_mjd)
-    direction = np.radians(observation.phase_centre_deg)[None, None]
-    width = np.full((1, nchan), observation.channel_width_hz)
-    zeros = np.zeros(1, np.int32)
     _subtable(
         table,
         "ANTENNA",
@@ -247,7 +251,7 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
         ANTENNA_ID=np.arange(nant, dtype=np.int32),
         FEED_ID=np.zeros(nant, np.int32),
         SPECTRAL_WINDOW_ID=np.full(nant, -1, np.int32),
-        TIME=np.full(nant, (start_s + end_s) / 2),
+        TIME=np.full(nant, np.mean(observation.time_range_mjd) * DAY_S),
         INTERVAL=np.full(nant, 0.0),
         NUM_RECEPTORS=np.full(nant, 2, np.int32),
         BEAM_ID=np.full(nant, -1, np.int32),
@@ -257,20 +261,29 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
         POSITION=np.zeros((nant, 3)),
         RECEPTOR_ANGLE=np.zeros((nant, 2)),
     )
+
+
+def _fill_field(table: ct.table, observation: Observation) -> None:
+    direction = np.radians(observation.phase_centre_deg)[None, None]
     _subtable(
         table,
         "FIELD",
         1,
         NAME=[observation.field_name],
         CODE=[""],
-        TIME=np.array([start_s]),
-        NUM_POLY=zeros,
-        SOURCE_ID=zeros,
+        TIME=np.array([observation.time_range_mjd[0] * DAY_S]),
+        NUM_POLY=_ZERO,
+        SOURCE_ID=_ZERO,
         DELAY_DIR=direction,
         PHASE_DIR=direction,
         REFERENCE_DIR=direction,
         FLAG_ROW=np.zeros(1, bool),
     )
+
+
+def _fill_spectrum(table: ct.table, observation: Observation) -> None:
+    nchan = len(observation.freq_hz)
+    width = np.full((1, nchan), observation.channel_width_hz)
     _subtable(
         table,
         "SPECTRAL_WINDOW",
@@ -285,8 +298,8 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
         TOTAL_BANDWIDTH=np.array([nchan * observation.channel_width_hz]),
         MEAS_FREQ_REF=np.array([5], np.int32),
         NET_SIDEBAND=np.ones(1, np.int32),
-        IF_CONV_CHAIN=zeros,
-        FREQ_GROUP=zeros,
+        IF_CONV_CHAIN=_ZERO,
+        FREQ_GROUP=_ZERO,
         FREQ_GROUP_NAME=[""],
         FLAG_ROW=np.zeros(1, bool),
     )
@@ -303,10 +316,14 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
         table,
         "DATA_DESCRIPTION",
         1,
-        SPECTRAL_WINDOW_ID=zeros,
-        POLARIZATION_ID=zeros,
+        SPECTRAL_WINDOW_ID=_ZERO,
+        POLARIZATION_ID=_ZERO,
         FLAG_ROW=np.zeros(1, bool),
     )
+
+
+def _fill_session(table: ct.table, observation: Observation) -> None:
+    start_s, end_s = (mjd * DAY_S for mjd in observation.time_range_mjd)
     _subtable(
         table,
         "OBSERVATION",
@@ -327,7 +344,7 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
         REF=np.zeros(1, bool),
         CAL=np.zeros(1),
         LOAD=np.zeros(1),
-        SUB_SCAN=zeros,
+        SUB_SCAN=_ZERO,
         OBS_MODE=["OBSERVE_TARGET#ON_SOURCE"],
         FLAG_ROW=np.zeros(1, bool),
     )
@@ -337,8 +354,8 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
         1,
         TYPE=["CORRELATOR"],
         SUB_TYPE=["DSA-110"],
-        TYPE_ID=zeros,
-        MODE_ID=zeros,
+        TYPE_ID=_ZERO,
+        MODE_ID=_ZERO,
         FLAG_ROW=np.zeros(1, bool),
     )
 
