@@ -18,6 +18,10 @@ class ConfigError(ContimgError):
     """The configuration cannot be used."""
 
 
+class RequestError(ContimgError):
+    """What a user asks for is not there, or cannot be done to it."""
+
+
 class InputError(ContimgError):
     """The raw data of one group cannot be used; trying again with the same files cannot help."""
 

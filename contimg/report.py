@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from contimg.config import Config, as_utc
-from contimg.errors import AbsentError, InputError
+from contimg.errors import AbsentError, RequestError
 from contimg.paths import Paths
 from contimg.products.record import results_of
 from contimg.products.tables import Image
@@ -246,14 +246,16 @@ def story(config: Config, group: str) -> dict | None:
 
 
 def why(config: Config, group: str) -> dict:
-    """Everything known about one group, its plan included. Raises InputError if nothing is."""
+    """Everything known about one group, its plan included. Raises RequestError if nothing is."""
     known, absent = story(config, group), None
     try:
         plan = make_plans(config, time.time()).get(group)
     except AbsentError as error:  # what is known of it is told all the same
         plan, absent = None, str(error)
     if plan is None and known is None:
-        raise InputError(f"group {group}: no such group in {config.paths.incoming} or in the queue")
+        raise RequestError(
+            f"group {group}: no such group in {config.paths.incoming} or in the queue"
+        )
     unknown = {"group": group, "state": "not in the queue yet", "logs": []}
     known = unknown | {"plan": describe(plan) if plan else absent} | (known or {})
     if files := plan.group.all_files if plan and plan.action != "done" else ():

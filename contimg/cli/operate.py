@@ -18,7 +18,7 @@ from contimg import config as configuration
 from contimg import report
 from contimg.chain import LAST
 from contimg.cli.shared import AsJson, ConfigFiles, Groups, command, console_of, site
-from contimg.errors import ContimgError, InputError
+from contimg.errors import ContimgError, RequestError
 from contimg.paths import Paths
 from contimg.queue.planning import describe, made_otherwise, make_plans
 from contimg.runs.session import snakemake_command
@@ -60,10 +60,10 @@ def run(
     config = site(configfile)
     paths = Paths.of(config)
     if not fast and any(value is not None for value in (timebin, chanbin, uvrange, phase_only)):
-        raise InputError("--timebin, --chanbin, --uvrange and --phase-only are for --fast")
+        raise RequestError("--timebin, --chanbin, --uvrange and --phase-only are for --fast")
     plans = make_plans(config, time.time(), groups) if groups else {}
     if unknown := [group for group in groups or () if group not in plans]:
-        raise InputError(
+        raise RequestError(
             f"{', '.join(unknown)}: no such group in {config.paths.incoming} or in the queue; see "
             "contimg plan"
         )
@@ -395,7 +395,7 @@ def reprocess(
     config = site(configfile, begun=True)
     chosen = (start, end, dec, calibration_set, verdict)
     if not groups and chosen == (None,) * len(chosen):
-        raise InputError(
+        raise RequestError(
             "which? Name groups, or choose them with --start, --end, --dec, --set, --verdict"
         )
     found = report.finished(config, groups or (), *chosen)
@@ -487,7 +487,7 @@ def backlog(
     try:
         until = end or (datetime.fromisoformat(start) + timedelta(days=1)).isoformat()
     except ValueError:
-        raise InputError(
+        raise RequestError(
             f"{start}: not a UTC time like 2026-01-25 or 2026-01-25T22:26:05"
         ) from None
     config = site(configfile)

@@ -11,7 +11,7 @@ import typer
 
 from contimg import config as configuration
 from contimg.cli.shared import ConfigFiles, command, site
-from contimg.errors import ContimgError, InputError
+from contimg.errors import ContimgError, RequestError
 from contimg.paths import Paths
 from contimg.runs.session import snakemake_command
 
@@ -97,7 +97,7 @@ def simulate(
                 folder, options, read_sky(lists.sky, lists.calibrators), lists.stations
             )
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise RequestError(str(error)) from None
     size_mb = sum(f.stat().st_size for f in written) / 1e6
     print(f"{len(written)} files, {size_mb:.0f} MB, in {time.perf_counter() - begin:.0f} s")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import config as configuration
-from contimg.errors import ContimgError, InputError
+from contimg.errors import ContimgError, RequestError
 from contimg.paths import Paths
 from contimg.runs.session import require_databases_here
 
@@ -41,7 +41,7 @@ def site(configfile: list[Path] | None, begun: bool = False) -> configuration.Co
     if begun and not any(
         path.exists() for path in (paths.ingest_db, paths.registry_db, paths.products_db)
     ):
-        raise InputError(
+        raise RequestError(
             f"nothing is known here: {paths.databases.absolute()} has no databases, so no run or "
             "watcher has worked with this configuration yet"
         )

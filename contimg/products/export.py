@@ -6,7 +6,7 @@ from astropy.table import MaskedColumn, Table
 from sqlalchemy import text
 
 from contimg.config import Config
-from contimg.errors import InputError
+from contimg.errors import RequestError
 from contimg.paths import Paths
 from contimg.products import publishing
 from contimg.products.tables import Base
@@ -57,7 +57,7 @@ def export(config: Config, what: str, output: Path) -> int:
     """Write the index `what` to a VOTable or text file, by the name's ending; returns the number of
     rows.
 
-    Raises InputError for an index or a format that there is not.
+    Raises RequestError for an index or a format that there is not.
     """
     paths, form = Paths.of(config), _FORMATS.get(output.suffix)
     of_database = {
@@ -65,7 +65,7 @@ def export(config: Config, what: str, output: Path) -> int:
         "caltables": paths.registry_db,
     }
     if what not in of_database or form is None:
-        raise InputError(
+        raise RequestError(
             f"{what} to {output.name}: choose one of {', '.join(of_database)}, and one of "
             f"{', '.join(_FORMATS)}"
         )

@@ -11,7 +11,7 @@ from sqlalchemy import or_, select
 from contimg.calibration import registry
 from contimg.chain import LAST, STAGES
 from contimg.config import Config
-from contimg.errors import InputError
+from contimg.errors import RequestError
 from contimg.paths import CASA_IMAGES, FAST_SUFFIX, Paths
 from contimg.products.record import results_of
 from contimg.products.tables import Image, MeasurementSet, QaArtifact, columns_of
@@ -25,8 +25,8 @@ _OF_STAGE = ("seconds", "finished_at", "host", "run", "config", "catalogues", "c
 
 def provenance(config: Config, name: str) -> dict:
     """The chain of an image (its path, file name or group) back to the raw files: checksums,
-    tables, configuration, versions, commands and seconds. Raises InputError if nothing is known of
-    it."""
+    tables, configuration, versions, commands and seconds. Raises RequestError if nothing is known
+    of it."""
     paths = Paths.of(config)
     with db.reading(paths.products_db) as session:
         fits = or_(
@@ -39,7 +39,9 @@ def provenance(config: Config, name: str) -> dict:
     for row in rows:
         row["software"] = json.loads(row["software"] or "{}")
     if not rows:
-        raise InputError(f"{name}: no such image, and no group with images, in {paths.products_db}")
+        raise RequestError(
+            f"{name}: no such image, and no group with images, in {paths.products_db}"
+        )
     group = rows[0]["group_id"]
     results = results_of(paths, group)
     chosen = results.get("caltables", {})

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from contimg.chain import MAKING_MS, STAGES, stages_where
 from contimg.config import IngestConfig
-from contimg.errors import InputError, StateError
+from contimg.errors import RequestError, StateError
 from contimg.paths import Paths, spelling
 from contimg.queue.groups import FileGroup, RawFile, numbers
 from contimg.queue.tables import MOVES, RUNNING, WAITING, Group, History, Performance, SubbandFile
@@ -599,7 +599,7 @@ def reprocess(
 
     The results from there on are removed, the last one first: if this is killed, it can be asked
     again. Products stay until their stage replaces them. Raises StateError for a group that is
-    being worked on, InputError for a stage that it does not have or whose input is gone.
+    being worked on, RequestError for a stage that it does not have or whose input is gone.
     """
     stages = list(STAGES)
     if not paths.result(group_id, "solve").exists():
@@ -609,7 +609,7 @@ def reprocess(
             stages.sort(key=lambda stage: stage != "caltables")
     first = first or stages[0]
     if first not in stages:
-        raise InputError(
+        raise RequestError(
             f"group {group_id} has no stage {first}; it goes through {', '.join(stages)}"
         )
     requeue(session, group_id, min_subbands)
@@ -617,7 +617,7 @@ def reprocess(
     if not is_converted(paths, group_id) or first in MAKING_MS:
         absent = [path.name for path in files if not path.exists()]
         if absent:
-            raise InputError(
+            raise RequestError(
                 f"group {group_id}: {first} needs its raw files; {len(absent)} are gone "
                 f"({absent[0]}, ...)"
             )

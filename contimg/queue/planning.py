@@ -11,7 +11,7 @@ from typing import Any
 from contimg.calibration.registry import CalSet, active_sets, choose_set, refused_sets, validity
 from contimg.chain import FIRST, LAST, STAGES, following, stages_where
 from contimg.config import CalibrationConfig, Config
-from contimg.errors import InputError
+from contimg.errors import RequestError
 from contimg.paths import CHANGING_MARK, FAST_SUFFIX, LANES, Paths, set_name
 from contimg.queue import arrivals
 from contimg.queue.groups import FileGroup, RawFile, numbers
@@ -376,7 +376,7 @@ def targets(words: Iterable[str], plans: Mapping[str, Plan]) -> dict[str, list[s
     """What is asked for by names like day/2026-01-25, calibrator/3C48 (in the beam) or
     group/2026-01-25T22:26:05: the groups.
 
-    Raises InputError when there are none.
+    Raises RequestError when there are none.
     """
     of_kind = {
         "day": lambda plan, name: plan.group.id[:10] == name,
@@ -389,7 +389,7 @@ def targets(words: Iterable[str], plans: Mapping[str, Plan]) -> dict[str, list[s
         if kind in of_kind and name:
             found[word] = [group for group, plan in plans.items() if of_kind[kind](plan, name)]
             if not found[word]:
-                raise InputError(f"{word}: there is no such group here; see `contimg plan`")
+                raise RequestError(f"{word}: there is no such group here; see `contimg plan`")
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from contimg.chain import CHAIN, LAST, Stage
 from contimg.config import Config
-from contimg.errors import ContimgError, InputError
+from contimg.errors import ContimgError, RequestError
 from contimg.paths import Paths
 from contimg.processes import RUN_ID, RUN_PID
 from contimg.queue.planning import Plan, make_plans
@@ -22,13 +22,13 @@ def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
     """Run a stage (by its name, or its rule's) of a group that is to be worked on; returns where
     its result is.
 
-    The queue is not touched: the next run goes on from what this leaves. Raises InputError for a
+    The queue is not touched: the next run goes on from what this leaves. Raises RequestError for a
     stage that the group does not have, or that cannot be run now, LockError while a run is at work,
     ContimgError when the stage fails.
     """
     stage = next((one for one in CHAIN if name in (one.name, one.rule)), None)
     if stage is None:
-        raise InputError(f"{name}: no such stage; there are {', '.join(s.name for s in CHAIN)}")
+        raise RequestError(f"{name}: no such stage; there are {', '.join(s.name for s in CHAIN)}")
     require_site(config)
     paths = Paths.of(config)
     for variable in (RUN_ID, RUN_PID):  # it is part of no run
@@ -65,18 +65,18 @@ def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
 
 
 def _require_possible(paths: Paths, stage: Stage, group: str, plan: Plan | None) -> None:
-    """Raise InputError unless the group can be worked on, and what the stage needs is there."""
+    """Raise RequestError unless the group can be worked on, and what the stage needs is there."""
     if plan is None:
-        raise InputError(f"group {group}: no such group in {paths.incoming}, or in the queue")
+        raise RequestError(f"group {group}: no such group in {paths.incoming}, or in the queue")
     if paths.result(group, LAST).exists():
-        raise InputError(
+        raise RequestError(
             f"group {group} is completed: first contimg reprocess {group} --from {stage.name}"
         )
     if plan.action != "run":
-        raise InputError(f"group {group} cannot be worked on now: {plan.action}: {plan.reason}")
+        raise RequestError(f"group {group} cannot be worked on now: {plan.action}: {plan.reason}")
     if stage.calibrators and not plan.own_set:
-        raise InputError(f"group {group} has no stage {stage.name}: it gives no set of its own")
+        raise RequestError(f"group {group} has no stage {stage.name}: it gives no set of its own")
     of_calibrators = {one.name for one in CHAIN if one.calibrators}
     needed = [s for s in stage.after if plan.own_set or s not in of_calibrators]
     if absent := [s for s in needed if not paths.result(group, s).exists()]:
-        raise InputError(f"group {group}: {stage.name} comes after {' and '.join(absent)}")
+        raise RequestError(f"group {group}: {stage.name} comes after {' and '.join(absent)}")

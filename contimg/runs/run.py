@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from contimg.calibration.registry import Base as RegistryBase
 from contimg.chain import LAST, STAGES, stage_of, stages_where
-from contimg.errors import ContimgError, InputError, LockError, StateError, is_full
+from contimg.errors import ContimgError, LockError, RequestError, StateError, is_full
 from contimg.processes import RUN_ID
 from contimg.products import publishing, record, retention
 from contimg.products import tables as product_tables
@@ -149,8 +149,8 @@ class Run:
             self._held.enter_context(staging.reserved(self.config, self._staging, needed))
 
     def _require_unchanged(self, now: Mapping[str, Plan]) -> None:
-        """Raise LockError where the plan is not what it was when Snakemake made its DAG, InputError
-        where a set would be solved again beside groups that were calibrated with it."""
+        """Raise LockError where the plan is not what it was when Snakemake made its DAG,
+        RequestError where a set would be solved again beside groups that were calibrated with it."""
         if any(_gist(now.get(g)) != _gist(self.plans[g]) for g in self._groups):
             raise LockError(
                 "its groups changed while this run was planned (another one ended just now?): run "
@@ -164,7 +164,7 @@ class Run:
             and self.paths.result(group, "register").exists()
         ]
         if again:
-            raise InputError(
+            raise RequestError(
                 f"{', '.join(sorted(again))}: the set that others were calibrated with would be "
                 "solved again beside them; --forcerun is for apply and later stages. Use "
                 "contimg reprocess GROUP --from solve."

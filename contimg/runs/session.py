@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 from contimg.config import DEFAULT_CONFIG, Config, from_mapping
-from contimg.errors import ContimgError, InputError, LockError, NotNow, StateError, is_full
+from contimg.errors import ContimgError, LockError, NotNow, RequestError, StateError, is_full
 from contimg.paths import GROUP_PATTERN, LANES, Paths
 from contimg.processes import CLUSTER_NODE, RUN_ID, announce_run
 from contimg.queue.moves import is_converted
@@ -73,14 +73,14 @@ class Session:
         return [group for group in groups if self.plans[group].action in ("run", "done")]
 
     def plan_of(self, group: str) -> Plan:
-        """The plan of a group that is to be worked on; raises InputError for one that cannot be."""
+        """The plan of a group to be worked on; raises RequestError for one that cannot be."""
         if group not in self.plans:
-            raise InputError(
+            raise RequestError(
                 f"group {group} has no files in {self.paths.incoming}; see `contimg plan`"
             )
         plan = self.plans[group]
         if plan.calset is None:
-            raise InputError(f"group {group} cannot be imaged now: {plan.reason}")
+            raise RequestError(f"group {group} cannot be imaged now: {plan.reason}")
         return plan
 
     def is_redone(self, group: str, stage: str | None = None) -> bool:

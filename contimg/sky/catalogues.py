@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from contimg.errors import ConfigError, ContimgError, InputError
+from contimg.errors import ConfigError, ContimgError, RequestError
 from contimg.sky.geometry import TEE_ITRF_M, separation_deg
 from contimg.store.files import checksum, replacing
 from contimg.store.identity import INDEXED
@@ -437,7 +437,7 @@ def read_table(
                others
     flux_unit  Jy or mJy; default: what the file says, else Jy
 
-    Raises InputError, with the columns that there are, for what cannot be read.
+    Raises RequestError, with the columns that there are, for what cannot be read.
     """
     import astropy.units as u
     from astropy.table import Table
@@ -450,20 +450,20 @@ def read_table(
         ".fit": "fits",
     }.get(path.suffix.lower())
     if form is None:
-        raise InputError(f"{path}: expected a name that ends in .csv, .fits, .vot or .xml")
+        raise RequestError(f"{path}: expected a name that ends in .csv, .fits, .vot or .xml")
     if unknown := set(columns) - set(COLUMNS):
-        raise InputError(f"columns {sorted(unknown)}: the catalogue has {', '.join(COLUMNS)}")
+        raise RequestError(f"columns {sorted(unknown)}: the catalogue has {', '.join(COLUMNS)}")
     try:
         table = Table.read(path, format=form)
     except Exception as error:  # astropy passes on what its many readers raise
-        raise InputError(f"{path}: not readable as {form}: {error}") from None
+        raise RequestError(f"{path}: not readable as {form}: {error}") from None
     found = {}
     for name in COLUMNS:
         of_file = columns.get(name, name)
         if of_file not in table.colnames:
             if name == "alpha" and "alpha" not in columns:
                 continue
-            raise InputError(
+            raise RequestError(
                 f"{path}: no column {of_file} for {name}; it has {', '.join(table.colnames)}. Name "
                 f"it: --columns {name}=..."
             )
@@ -479,7 +479,7 @@ def read_table(
             try:
                 values = u.Quantity(values, unit).to_value(wanted)
             except u.UnitConversionError:
-                raise InputError(
+                raise RequestError(
                     f"{path}: column {of_file} is in {unit}, expected something like {wanted}"
                 ) from None
         found[name] = values
@@ -504,5 +504,5 @@ def write_catalogue(output: Path, frame: pd.DataFrame, what: str) -> Sky:
         with replacing(output) as partial:
             checked.to_csv(partial, index=False)
     else:
-        raise InputError(f"{output}: expected a name that ends in .csv or {' or '.join(INDEXED)}")
+        raise RequestError(f"{output}: expected a name that ends in .csv or {' or '.join(INDEXED)}")
     return Sky(output, "", len(checked), problems, None)

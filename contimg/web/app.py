@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 
 from contimg.calibration import registry
 from contimg.config import Config
-from contimg.errors import ContimgError, InputError, StateError
+from contimg.errors import ContimgError, RequestError, StateError
 from contimg.products import publishing
 from contimg.products import tables as product_tables
 from contimg.queue import tables as queue_tables
@@ -25,7 +25,9 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
     key = (api_key or os.environ.get(API_KEY, "")).strip() or None
     read = Reader(config, key)
     if key and not key.isascii():
-        raise InputError(f"{API_KEY} has other characters than ASCII, which a header cannot carry")
+        raise RequestError(
+            f"{API_KEY} has other characters than ASCII, which a header cannot carry"
+        )
     paths = read.paths
     for path, base in (
         (paths.ingest_db, queue_tables.Base),
@@ -47,7 +49,7 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
 
     @app.exception_handler(ContimgError)
     def _refused(request: Request, error: ContimgError) -> JSONResponse:
-        status = {StateError: 409, InputError: 422}.get(type(error), 503)
+        status = {StateError: 409, RequestError: 422}.get(type(error), 503)
         return JSONResponse({"detail": str(error)}, status)
 
     add_pages(app, read, can_reprocess=key is not None)

@@ -14,7 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from contimg.config import IngestConfig
-from contimg.errors import InputError, StateError
+from contimg.errors import RequestError, StateError
 from contimg.paths import Paths
 from contimg.queue import moves
 from contimg.queue import tables as queue_tables
@@ -373,7 +373,9 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
 
     for stage in target:
         write_json(paths.result(GROUP, stage), {})
-    with pytest.raises(InputError, match="has no stage solve; it goes through caltables, convert"):
+    with pytest.raises(
+        RequestError, match="has no stage solve; it goes through caltables, convert"
+    ):
         moves.reprocess(session, paths, GROUP, "solve", 16)
     paths.ms(GROUP).mkdir(parents=True)
     assert moves.reprocess(session, paths, GROUP, "image", 16) == "image"
@@ -387,7 +389,10 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
         moves.reprocess(session, paths, GROUP, None, 16)
     moves.move(session, GROUP, "completed")
     (tmp_path / f"{GROUP}_sb03.hdf5").unlink()
-    with pytest.raises(InputError, match="needs its raw files; 1 are gone"), session.begin_nested():
+    with (
+        pytest.raises(RequestError, match="needs its raw files; 1 are gone"),
+        session.begin_nested(),
+    ):
         moves.reprocess(session, paths, GROUP, "convert", 16)
     assert state(session)[0] == "completed"
 

@@ -9,7 +9,7 @@ import pytest
 
 from contimg.calibration import registry
 from contimg.config import Config, IngestConfig, PathsConfig
-from contimg.errors import InputError, LockError, StateError
+from contimg.errors import LockError, RequestError, StateError
 from contimg.paths import LANES, Paths
 from contimg.queue import arrivals, moves
 from contimg.queue import tables as queue_tables
@@ -317,7 +317,7 @@ def test_start_end_and_groups_choose(config, observe):
     assert chosen(start=LATER_CALIBRATOR) == [LATER_CALIBRATOR]
     assert chosen(end=LATER_CALIBRATOR) == [CALIBRATOR_START]
     assert chosen(groups=(LATER_CALIBRATOR,)) == [LATER_CALIBRATOR]
-    with pytest.raises(InputError, match="calibrator/3C48: there is no such group"):
+    with pytest.raises(RequestError, match="calibrator/3C48: there is no such group"):
         targets(["-n", "calibrator/3C48"], plans(config))
     both = [CALIBRATOR_START, LATER_CALIBRATOR]
     asked = {
@@ -507,7 +507,7 @@ def test_a_group_that_is_done_again_is_not_done_until_it_is(config, observe):
         for stage in ("register", "image", "qa", "index"):
             write_json(run.paths.result(CALIBRATOR_START, stage), {"stage": stage})
     assert state(config, CALIBRATOR_START)[0] == "completed"
-    with pytest.raises(InputError, match="contimg reprocess GROUP --from solve"):
+    with pytest.raises(RequestError, match="contimg reprocess GROUP --from solve"):
         new_run(config, [CALIBRATOR_START], again={CALIBRATOR_START: ["solve", "register"]}).begin()
     run = new_run(config, [CALIBRATOR_START], again={CALIBRATOR_START: ["index", "image", "qa"]})
     run.begin()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from contimg.config import Config, IngestConfig, PathsConfig
-from contimg.errors import InputError, StateError
+from contimg.errors import RequestError, StateError
 from contimg.paths import Paths
 from contimg.queue.groups import FileGroup, RawFile
 from contimg.queue.planning import Plan, as_json
@@ -46,9 +46,9 @@ def test_calibrator_groups_come_first_then_the_newest_or_the_oldest(config):
 def test_what_cannot_be_worked_on_is_refused_in_words(config):
     waiting = plan(config, GROUPS[0], action="waiting", reason="no set", calset=None)
     session = session_of(config, {GROUPS[0]: waiting})
-    with pytest.raises(InputError, match="cannot be imaged now: no set"):
+    with pytest.raises(RequestError, match="cannot be imaged now: no set"):
         session.plan_of(GROUPS[0])
-    with pytest.raises(InputError, match="has no files in"):
+    with pytest.raises(RequestError, match="has no files in"):
         session.plan_of(GROUPS[1])
     assert session.left_out() == [f"not in this run: {GROUPS[0]} waiting: no set"]
     assert session.summary().startswith("Nothing to be done; 1 waiting.")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from contimg.cli.shared import app
 from contimg.config import CataloguesConfig, Config, load
-from contimg.errors import ConfigError, InputError
+from contimg.errors import ConfigError, RequestError
 from contimg.sky import catalogues
 from contimg.sky.calibrators import read_corrected
 from contimg.sky.catalogues import read_sky, read_table, write_catalogue, write_index
@@ -225,7 +225,7 @@ def test_a_catalogue_comes_from_a_file_that_one_has(tmp_path, ending, output):
     assert found.flux_jy.values == pytest.approx(expected.flux_jy.values)
     assert found.ra_deg.values == pytest.approx(expected.ra_deg.values)
     assert not list(tmp_path.glob(".*"))
-    with pytest.raises(InputError, match=r"no column name for name; it has NVSS"):
+    with pytest.raises(RequestError, match=r"no column name for name; it has NVSS"):
         read_table(path, {})
 
 
