@@ -150,7 +150,7 @@ class Run:
 
     def _require_unchanged(self, now: Mapping[str, Plan]) -> None:
         """Raise LockError where the plan is not what it was when Snakemake made its DAG,
-        RequestError where a set would be solved again beside groups that were calibrated with it."""
+        RequestError where a set would be solved again beside groups calibrated with it."""
         if any(_gist(now.get(g)) != _gist(self.plans[g]) for g in self._groups):
             raise LockError(
                 "its groups changed while this run was planned (another one ended just now?): run "
