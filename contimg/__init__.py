@@ -4,8 +4,9 @@ Snakemake."""
 import os
 from pathlib import Path
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")).absolute()
+CACHE /= "contimg"
 # numba keeps what it compiled in the user's cache, not in a clone that others may use; it looks
 # here when it is imported. Where that cannot be written to, it finds a place by itself.
-_cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")).absolute()
-if os.access(next(one for one in (_cache, *_cache.parents) if one.exists()), os.W_OK):
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(_cache / "contimg" / "numba"))
+if os.access(next(one for one in (CACHE, *CACHE.parents) if one.exists()), os.W_OK):
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(CACHE / "numba"))

@@ -421,7 +421,7 @@ class ImagingConfig(_Section):
         "full", description="quick: a small coarse image to look at, marked so"
     )
     backend: Literal["wgridder", "tclean", "wsclean"] = Field(
-        "wgridder", description="wgridder (ducc0 + radler), tclean (CASA), or wsclean (a program)"
+        "wgridder", description="wgridder (ducc0), tclean (CASA), or wsclean (a program)"
     )
     imsize: int = Field(
         4800,
@@ -442,7 +442,7 @@ class ImagingConfig(_Section):
     average_channels: int | None = Field(
         None,
         ge=1,
-        description="average so many; null: as many as cost 0.3 % at the beam's 30 % point",
+        description="average so many; null: as many as cost 0.3 % at the half-power point",
     )
     subtract_above_jy: FluxJy | None = Field(
         0.5,
@@ -473,9 +473,14 @@ class ImagingConfig(_Section):
         0.2, gt=0, lt=1, description="the primary-beam corrected image is blank below"
     )
     skip_fits: bool = Field(False, description="write the CASA images only")
+    slanted_fits: bool = Field(
+        False, description="write the image on the snapshot's slanted grid, too (wgridder)"
+    )
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
+        if self.slanted_fits and self.backend != "wgridder":
+            raise ValueError("imaging.slanted_fits is of the backend wgridder")
         side_deg = self.imsize * self.cell_arcsec / 3600
         if not _SMALLEST_DEG <= side_deg <= _LARGEST_DEG:
             raise ValueError(

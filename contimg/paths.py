@@ -21,6 +21,7 @@ FAST_SUFFIX = ".fast"
 QUICK_MARK = ".quick"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
+SLANTED_FITS = "slanted.fits"  # imaging.slanted_fits
 REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
 OTHER_PLOTS = ("thumbnail", "residual", "beam", "spectra", "bandpass", "gains")
 GROUP_PLOTS = REPORTED_PLOTS + OTHER_PLOTS
@@ -60,7 +61,7 @@ class Paths:
         return self.products / "caltables" / f"{set_name}.{CALTABLE_SUFFIXES[kind]}"
 
     def image(self, group: str, suffix: str, quick: bool = False) -> Path:
-        """Image product, by the suffixes of CASA_IMAGES and FITS_IMAGES."""
+        """Image product, by the suffixes of CASA_IMAGES, FITS_IMAGES, SLANTED_FITS."""
         return self.products / "images" / f"{group}{QUICK_MARK if quick else ''}.{suffix}"
 
     def result(self, group: str, stage: str) -> Path:

@@ -9,6 +9,9 @@ FITS_PRODUCTS = (
     if CONFIG.imaging.skip_fits
     else [str(PATHS.image("{group}", s, QUICK)) for s in names.FITS_IMAGES]
 )
+SLANTED_PRODUCT = (
+    [str(PATHS.image("{group}", names.SLANTED_FITS, QUICK))] if CONFIG.imaging.slanted_fits else []
+)
 
 
 rule image:
@@ -21,6 +24,7 @@ rule image:
     output:
         casa=CASA_PRODUCTS,
         fits=FITS_PRODUCTS,
+        slanted=SLANTED_PRODUCT,
         result=result("{group}", "image"),
     log:
         logs("image"),

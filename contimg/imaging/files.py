@@ -2,7 +2,8 @@
 with the catalogue."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from casacore import images
 
 from contimg.config import ImagingConfig
 from contimg.imaging.interface import Beam, Deconvolved
+from contimg.imaging.plane import Plane
+from contimg.imaging.restoring import model_of
 from contimg.imaging.stokes import StokesI
-from contimg.paths import CASA_IMAGES, FITS_IMAGES
+from contimg.paths import CASA_IMAGES, FITS_IMAGES, SLANTED_FITS
 from contimg.sky.beam import airy_beam, drift_beam, read_beam
 from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
 from contimg.store.files import publish, remove
@@ -73,7 +76,7 @@ def primary_beam(stokes: StokesI, options: ImagingConfig) -> tuple[Grid, np.ndar
         "bandwidth_hz": len(observation.freq_hz) * observation.channel_width_hz,
         "exposure_s": float((time_weights > 0).sum() * rows.integration_s),
     }
-    return grid, response.astype(np.float32), summary
+    return grid, response, summary
 
 
 def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mapping) -> fits.Header:
@@ -145,36 +148,52 @@ def write_products(
     summary: Mapping,
     options,
     keywords: Mapping,
+    slanted: tuple[np.ndarray, Plane] | None = None,
 ) -> dict[str, Path]:
     """Write every product into `work`, then move each to its final name (`prefix_of(suffix)`);
-    returns them by suffix."""
+    returns them by suffix. `slanted`: the image on a plane's grid, too."""
     blank = np.where(pb >= options.beam_limit, pb, np.nan)
     arrays = {
         "image": (image, "Jy/beam"),
         "image.pbcor": (image / blank, "Jy/beam"),
         "pb": (pb, ""),
         "residual": (result.residual, "Jy/beam"),
-        "model": (result.model, "Jy/pixel"),
+        "model": (model_of(result.components, grid.npix), "Jy/pixel"),
         "psf": (result.psf, "Jy/beam"),
     }
     fits_of = {"image": "image.fits", "image.pbcor": "pbcor.fits", "pb": "pb.fits"}
-    written: dict[str, Path] = {}
-    for suffix in CASA_IMAGES:
+
+    def write(suffix: str) -> Path:
         array, unit = arrays[suffix]
         as_fits = work / fits_of.get(suffix, f"{suffix}.scratch.fits")
         hdu = fits.PrimaryHDU(
-            array.T[None, None].astype(np.float32),
+            np.ascontiguousarray(array.T, dtype=np.float32)[None, None],
             header(grid, result.beam, summary, unit, keywords),
         )
-        hdu.writeto(as_fits, checksum=True, overwrite=True)
+        hdu.writeto(as_fits, checksum=suffix in fits_of, overwrite=True)
         images.image(str(as_fits)).saveas(str(work / suffix), overwrite=True)
-        written[suffix] = work / suffix
-        if suffix in fits_of and not options.skip_fits:
-            written[fits_of[suffix]] = as_fits
-        else:
-            as_fits.unlink()
+        return as_fits
+
+    written: dict[str, Path] = {}
+    with ThreadPoolExecutor(2) as pool:  # checksums and copies of one beside the writes of another
+        for suffix, as_fits in zip(CASA_IMAGES, pool.map(write, CASA_IMAGES), strict=True):
+            written[suffix] = work / suffix
+            if suffix in fits_of and not options.skip_fits:
+                written[fits_of[suffix]] = as_fits
+            else:
+                as_fits.unlink()
+    if slanted is not None:
+        written[SLANTED_FITS] = work / SLANTED_FITS
+        values, plane = slanted
+        wide = replace(grid, npix=len(values))
+        of_plane = {"PV2_1": -plane.a, "PV2_2": -plane.b}
+        hdu = fits.PrimaryHDU(
+            np.ascontiguousarray(values.T)[None, None],
+            header(wide, result.beam, summary, "Jy/beam", dict(keywords) | of_plane),
+        )
+        hdu.writeto(written[SLANTED_FITS], checksum=True)
     final = {}
-    for suffix in (*CASA_IMAGES, *FITS_IMAGES):
+    for suffix in (*CASA_IMAGES, *FITS_IMAGES, SLANTED_FITS):
         target = prefix_of(suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(target)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from contimg.config import ImagingConfig
+from contimg.imaging.plane import Plane
 
 _ENOUGH_PIXELS = 1_000_003  # for the noise; no divisor of an image's width
 
@@ -53,13 +54,16 @@ class Diverged(Exception):
 
 @dataclass
 class Deconvolved:
-    """What an imager gives: (npix, npix) arrays in Jy/beam (residual, psf) and Jy/pixel (model)."""
+    """What an imager gives: (npix, npix) arrays in Jy/beam, and the components of its model (n, 3):
+    x, y in pixels (between them, too) and Jy. `slanted`: the residual as it was made, and its
+    plane, where that is another grid."""
 
     residual: np.ndarray
-    model: np.ndarray
+    components: np.ndarray
     psf: np.ndarray
     beam: Beam
     notes: dict = field(default_factory=dict)
+    slanted: tuple[np.ndarray, Plane] | None = None
 
 
 def robust_rms(values: np.ndarray) -> float:
@@ -75,6 +79,6 @@ def robust_rms(values: np.ndarray) -> float:
 
 
 def backend(name: str):
-    """The module of an imager: `prepare(stokes, options, workdir)` gives its inputs,
+    """The module of an imager: `prepare(averaged, stokes, workdir)` gives its inputs,
     `deconvolve(request)` a Deconvolved."""
     return import_module(f"contimg.imaging.backends.{name}")

@@ -1,13 +1,13 @@
 """The restoring beam, and what it makes of a model: the same for every imager."""
 
 import numpy as np
-from scipy import fft, ndimage, optimize
+from numba import njit
+from scipy import ndimage, optimize
 
 from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
 from contimg.imaging.interface import Beam
 from contimg.imaging.weighting import image_weights
-from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 from contimg.visibilities.measurement_set import Rows, outside
 
 _BEAM_TIMES, _BEAM_CHANNELS, _BEAM_PIXELS = 8, 96, 256  # 1 % of the beam
@@ -17,6 +17,7 @@ _MAIN_LOBE = 0.35  # the beam is fitted to the psf above this level
 def fit_restoring_beam(psf: np.ndarray, cell_arcsec: float) -> Beam:
     """Elliptical Gaussian of unit height fitted to the main lobe of the psf, least squares over its
     pixels."""
+    psf = psf[tuple(slice(n // 2 - n // 8, n // 2 + n // 8) for n in psf.shape)]  # fast
     centre = np.array(psf.shape) // 2
     labels, _ = ndimage.label(psf > _MAIN_LOBE)
     lobe = np.argwhere(labels == labels[tuple(centre)])
@@ -50,19 +51,18 @@ def expected_beam(rows: Rows, freq_hz: np.ndarray, options: ImagingConfig) -> Be
 
     cross = (rows.ant_1 != rows.ant_2) & ~outside(options.uvrange, rows.uvw_m, freq_hz)
     times = np.unique(np.linspace(0, len(rows.uvw_m) - 1, _BEAM_TIMES).round().astype(int))
-    wavenumbers = np.linspace(freq_hz[0], freq_hz[-1], _BEAM_CHANNELS) / SPEED_OF_LIGHT_M_S
-    uvw = np.concatenate(
-        [(rows.uvw_m[t][cross[t]][:, None] * wavenumbers[:, None]).reshape(-1, 3) for t in times]
-    )
-    weights = image_weights(uvw_lambda=uvw, natural=np.ones(len(uvw), np.float32), options=options)
+    few_hz = np.linspace(freq_hz[0], freq_hz[-1], _BEAM_CHANNELS)
+    uvw_m = np.concatenate([rows.uvw_m[t][cross[t]] for t in times])
+    ones = np.ones((len(uvw_m), len(few_hz)), np.float32)
+    weights = image_weights(uvw_m=uvw_m, freq_hz=few_hz, natural=ones, options=options)
     if not weights.any():
         return None
     cell_rad, pixels = np.radians(options.cell_arcsec / 3600), min(options.imsize, _BEAM_PIXELS)
     psf = ducc0.wgridder.vis2dirty(
-        uvw=uvw,
-        freq=np.array([SPEED_OF_LIGHT_M_S]),
-        vis=np.ones((len(uvw), 1), np.complex64),
-        wgt=weights[:, None],
+        uvw=uvw_m,
+        freq=few_hz,
+        vis=ones.astype(np.complex64),
+        wgt=weights,
         npix_x=pixels,
         npix_y=pixels,
         pixsize_x=cell_rad,
@@ -81,37 +81,67 @@ def expected_beam(rows: Rows, freq_hz: np.ndarray, options: ImagingConfig) -> Be
 
 def highest_sidelobe(psf: np.ndarray, beam: Beam, cell_arcsec: float) -> float:
     """Largest absolute value of the psf beyond twice the restoring beam."""
-    x, y = (np.abs(np.arange(n) - n // 2) * cell_arcsec for n in psf.shape)
-    outside = np.hypot(x[:, None], y[None]) > 2 * beam.major_arcsec
-    return float(np.abs(psf[outside]).max()) if outside.any() else 0.0
+    reach = 2 * beam.major_arcsec
+    inner = tuple(
+        slice(max(0, n // 2 - half), n // 2 + half + 1)
+        for n, half in zip(psf.shape, 2 * [int(reach / cell_arcsec)], strict=True)
+    )
+    far = psf.copy()
+    x, y = ((np.arange(n)[s] - n // 2) * cell_arcsec for n, s in zip(psf.shape, inner, strict=True))
+    far[inner][np.hypot(x[:, None], y[None]) <= reach] = 0
+    return float(max(far.max(), -far.min()))
 
 
 def restore(
-    *, model: np.ndarray, residual: np.ndarray, beam: Beam, cell_arcsec: float, threads: int
+    *, residual: np.ndarray, components: np.ndarray, beam: Beam, cell_arcsec: float
 ) -> np.ndarray:
-    """Model (Jy/pixel) convolved with the restoring beam, plus the residual: Jy/beam."""
-    nx, ny = model.shape
+    """The residual with components (n, 3) of x, y (pixels, between them too) and Jy, each as the
+    restoring beam shows it: Jy/beam."""
+    image = residual.astype(np.float32, copy=True)
+    _add_beams(image, components, _quadratic(beam, cell_arcsec), _reach(beam, cell_arcsec))
+    return image
+
+
+def _quadratic(beam: Beam, cell_arcsec: float) -> np.ndarray:
+    """Coefficients of dx^2, dx dy, dy^2 (pixels) in the beam's exponent."""
     pa = np.radians(beam.pa_deg)
-    kx, ky = fft.fftfreq(nx, cell_arcsec)[:, None], fft.rfftfreq(ny, cell_arcsec)[None]
-    kx = -kx  # x grows to the west, the Gaussian is in east and north
-    along, across = kx * np.sin(pa) + ky * np.cos(pa), kx * np.cos(pa) - ky * np.sin(pa)
-    exponent = (np.pi**2 / (4 * np.log(2))) * (
-        (along * beam.major_arcsec) ** 2 + (across * beam.minor_arcsec) ** 2
-    )
-    area = np.pi * beam.major_arcsec * beam.minor_arcsec / (4 * np.log(2)) / cell_arcsec**2
-    transform = fft.rfft2(model, workers=threads) * (area * np.exp(-exponent)).astype(np.float32)
-    return residual + fft.irfft2(transform, s=model.shape, workers=threads).astype(np.float32)
+    along = np.array([-np.sin(pa), np.cos(pa)]) / beam.major_arcsec
+    across = np.array([-np.cos(pa), -np.sin(pa)]) / beam.minor_arcsec
+    form = np.outer(along, along) + np.outer(across, across)
+    return 4 * np.log(2) * cell_arcsec**2 * np.array([form[0, 0], 2 * form[0, 1], form[1, 1]])
 
 
-def add_points(
-    image: np.ndarray, points: list[tuple[float, float, float]], beam: Beam, cell_arcsec: float
-) -> None:
-    """Add point sources (x, y in pixels, Jy), as the restoring beam shows them, in place."""
-    reach = int(np.ceil(2.5 * beam.major_arcsec / cell_arcsec))
-    for x, y, flux_jy in points:
-        i, j = (
-            np.arange(max(0, round(v) - reach), min(n, round(v) + reach + 1))
-            for v, n in zip((x, y), image.shape, strict=True)
-        )
-        response = beam.gaussian(-(i[:, None] - x) * cell_arcsec, (j[None] - y) * cell_arcsec)
-        image[i[0] : i[-1] + 1, j[0] : j[-1] + 1] += (flux_jy * response).astype(np.float32)
+def _reach(beam: Beam, cell_arcsec: float) -> int:
+    """Pixels beyond which a component is nothing."""
+    return int(np.ceil(2.5 * beam.major_arcsec / cell_arcsec))
+
+
+@njit(cache=True)
+def _add_beams(image, components, quadratic, reach):
+    nx, ny = image.shape
+    for k in range(len(components)):
+        x, y, flux_jy = components[k]
+        if not (-reach < x < nx + reach and -reach < y < ny + reach):
+            continue
+        i0, j0 = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
+        for i in range(max(0, i0 - reach), min(nx, i0 + reach + 1)):
+            for j in range(max(0, j0 - reach), min(ny, j0 + reach + 1)):
+                dx, dy = i - x, j - y
+                image[i, j] += flux_jy * np.exp(
+                    -(quadratic[0] * dx * dx + quadratic[1] * dx * dy + quadratic[2] * dy * dy)
+                )
+
+
+def components_of(model: np.ndarray) -> np.ndarray:
+    """The pixels of a model (Jy/pixel) that are not 0, as components (n, 3): x, y, Jy."""
+    x, y = np.nonzero(model)
+    return np.stack([x, y, model[x, y]], axis=1).astype(np.float64)
+
+
+def model_of(components: np.ndarray, npix: int) -> np.ndarray:
+    """Components in their nearest pixels, Jy/pixel; those outside the image are left out."""
+    model = np.zeros((npix, npix), np.float32)
+    x, y = np.floor(components[:, :2].T + 0.5).astype(int)
+    inside = (x >= 0) & (x < npix) & (y >= 0) & (y < npix)
+    np.add.at(model, (x[inside], y[inside]), components[inside, 2].astype(np.float32))
+    return model

@@ -12,6 +12,7 @@ from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 DISH_DIAMETER_M = 4.65
 _COARSE_PIXELS = 257
 _PROFILE_POINTS = 4096
+_PROFILE_FREQUENCIES = 64
 _MOST_OFFSET = 0.2  # direction cosine: 11 deg from the axis
 # Power response at offsets from the axis (direction cosines to the east and north), averaged over a
 # band.
@@ -36,8 +37,22 @@ def beam_track(vectors: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray) -
 def airy_beam(freq_hz: np.ndarray, freq_weights: np.ndarray) -> Response:
     """The Airy disk, averaged over channels."""
     grid = np.linspace(0, _MOST_OFFSET, _PROFILE_POINTS)
-    profile = airy_power(grid[:, None], freq_hz) @ (freq_weights / freq_weights.sum())
+    few_hz, shares = _few_frequencies(freq_hz, freq_weights, _PROFILE_FREQUENCIES)
+    profile = airy_power(grid[:, None], few_hz) @ shares
     return lambda east, north: np.interp(np.hypot(east, north), grid, profile, right=0.0)
+
+
+def _few_frequencies(
+    freq_hz: np.ndarray, weights: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean frequencies of parts of a band, and their shares of the weight."""
+    parts = [
+        p
+        for p in np.array_split(np.arange(len(freq_hz)), min(most, len(freq_hz)))
+        if weights[p].any()
+    ]
+    few_hz = np.array([np.average(freq_hz[p], weights=weights[p]) for p in parts])
+    return few_hz, np.array([weights[p].sum() for p in parts]) / weights.sum()
 
 
 def read_beam(path: Path) -> Callable[[np.ndarray, np.ndarray], Response]:
@@ -74,13 +89,8 @@ def read_beam(path: Path) -> Callable[[np.ndarray, np.ndarray], Response]:
     power = power / centre
 
     def averaged(freq_hz, freq_weights):
-        parts = [
-            p
-            for p in np.array_split(np.arange(len(freq_hz)), min(8, len(freq_hz)))
-            if freq_weights[p].any()
-        ]
-        scales = [np.average(freq_hz[p], weights=freq_weights[p]) / at_hz for p in parts]
-        shares = [freq_weights[p].sum() / freq_weights.sum() for p in parts]
+        few_hz, shares = _few_frequencies(freq_hz, freq_weights, 8)
+        scales = few_hz / at_hz
 
         def response(east, north):
             x, y = (
@@ -104,7 +114,7 @@ def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_b
     """Primary-beam power averaged over a drift scan, on an image grid.
 
     l, m          direction cosines from the phase centre along the two image axes, shapes (nx,) and
-                  (ny,)
+                  (ny,), growing or falling
     track_lm      beam centre at each integration in the same frame, shape (ntime, 2)
     freq_hz       channel frequencies, shape (nchan,)
     time_weights  sum of the data's weights at each integration, shape (ntime,)
@@ -127,6 +137,7 @@ def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_b
         sine, flat = np.sqrt(np.clip(1 - cosine**2, 0, 1)), np.hypot(grid_l - l0, grid_m - m0)
         shrink = sine / np.where(flat > 0, flat, 1)
         average += weight * response((grid_l - l0) * shrink, (grid_m - m0) * shrink)
-    order_l, order_m = np.argsort(l), np.argsort(m)
-    fine = RectBivariateSpline(coarse_l, coarse_m, average)(l[order_l], m[order_m])
-    return fine[np.argsort(order_l)][:, np.argsort(order_m)]
+    spline = RectBivariateSpline(coarse_l, coarse_m, average)
+    forward, upward = (1 if x[-1] > x[0] else -1 for x in (l, m))
+    fine = spline(l[::forward], m[::upward]).astype(np.float32)
+    return fine[::forward, ::upward]

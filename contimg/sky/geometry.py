@@ -17,15 +17,10 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import ICRS, EarthLocation, HADec, SkyCoord, angular_separation
 from astropy.time import Time
-from astropy.utils import iers
 
 from contimg.errors import ContimgError
+from contimg.sky import earth_orientation
 
-# astropy-iers-data carries the tables, with predictions of a year, which are good to some 0.03 s of
-# UT1; a node at night has no network. Without the second line astropy refuses observations of today
-# as soon as the package is a month old.
-iers.conf.auto_download = False
-iers.conf.auto_max_age = None
 SPEED_OF_LIGHT_M_S = 299792458.0
 TEE_LATITUDE_RAD = 0.6498455107238486
 TEE_LONGITUDE_RAD = -2.064427799136453
@@ -54,7 +49,7 @@ def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.n
 def _times(mjd: float | np.ndarray) -> Time:
     """Refuses times that the Earth's orientation is not known for: astropy would do without UT1, 15
     arcsec off."""
-    last_mjd = iers.earth_orientation_table.get()["MJD"][-1].to_value(u.d)
+    last_mjd = earth_orientation.last_mjd()
     if np.max(mjd, initial=0) > last_mjd:
         raise ContimgError(
             f"no UT1 after MJD {last_mjd:.0f}, observed at {np.max(mjd):.0f}: pip install -U "

@@ -13,10 +13,11 @@ from contimg.config import Config, ImagingConfig
 from contimg.errors import ImagingError, ValidationError
 from contimg.findings import Finding, of_level
 from contimg.imaging import files
-from contimg.imaging.averaging import expectations
+from contimg.imaging.averaging import average
 from contimg.imaging.bright import Subtracted, bright_sources, subtract
 from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, backend, robust_rms
-from contimg.imaging.restoring import add_points, expected_beam, restore
+from contimg.imaging.plane import Plane, between_grids
+from contimg.imaging.restoring import expected_beam, restore
 from contimg.imaging.stokes import StokesI, read_stokes_i
 from contimg.imaging.validation import assess, compare_catalogue, used_of
 from contimg.paths import Paths
@@ -74,21 +75,20 @@ def image_group(
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
     gated = _found_before(group, converted, applied or {})
+    averaged = average(stokes, options)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:
-        # wgridder says it itself
-        expected = {} if options.backend == "wgridder" else expectations(stokes, options)
-        inputs = backend(options.backend).prepare(stokes, options, Path(work))
-        del stokes  # a gigabyte
+        inputs = backend(options.backend).prepare(averaged, stokes, Path(work))
+        expected = averaged.notes()
+        del stokes, averaged  # a gigabyte
         result, cleaned = _clean(ImageRequest(inputs, options, Path(work), threads, logfile))
         result.notes = expected | result.notes
+        _put_back(result, taken, grid)
         image = restore(
-            model=result.model,
             residual=result.residual,
+            components=result.components,
             beam=result.beam,
             cell_arcsec=options.cell_arcsec,
-            threads=threads,
         )
-        _put_back(image, result, taken, grid, options)
         numbers = _numbers(ms, image, result, pb)
         radius_deg = grid.npix * grid.cell_deg * np.sqrt(0.5)
         in_image = catalogue.within(*grid.centre_deg, radius_deg, numbers["rms_jy"])
@@ -131,6 +131,7 @@ def image_group(
             summary=summary,
             options=options,
             keywords=keywords,
+            slanted=_slanted(result, options),
         )
     log.info("%s %s; catalogue: %s", judged, verdict.reasons, check)
     return {
@@ -344,24 +345,29 @@ def _clean(request: ImageRequest) -> tuple[Deconvolved, str]:
     return imager.deconvolve(replace(request, options=dirty)), "dirty image"
 
 
-def _put_back(
-    image: np.ndarray, result: Deconvolved, taken: Sequence[Subtracted], grid, options
-) -> None:
-    """Subtracted sources inside the image at their mean apparent flux."""
-    places = [
-        (*grid.wcs().wcs_world2pix(one.source.ra_deg, one.source.dec_deg, 0), one) for one in taken
-    ]
-    inside = [
-        (float(x), float(y), one)
-        for x, y, one in places
-        if np.isfinite([x, y]).all() and min(x, y) >= 0 and max(x, y) <= grid.npix - 1
-    ]
-    for x, y, one in inside:
-        result.model[round(x), round(y)] += one.mean_apparent_jy
-        one.summary["put_back"] = True
-    add_points(
-        image,
-        [(x, y, one.mean_apparent_jy) for x, y, one in inside],
-        result.beam,
-        options.cell_arcsec,
+def _slanted(result: Deconvolved, options: ImagingConfig) -> tuple[np.ndarray, Plane] | None:
+    """The image on its plane's grid, where it was asked for."""
+    if result.slanted is None:
+        return None
+    residual, plane = result.slanted
+    components = between_grids(
+        result.components,
+        to=plane.slanted,
+        from_npix=options.imsize,
+        to_npix=len(residual),
+        cell_rad=np.radians(options.cell_arcsec / 3600),
     )
+    image = restore(
+        residual=residual, components=components, beam=result.beam, cell_arcsec=options.cell_arcsec
+    )
+    return image, plane
+
+
+def _put_back(result: Deconvolved, taken: Sequence[Subtracted], grid: files.Grid) -> None:
+    """Subtracted sources inside the image, at their mean apparent flux, are components of it."""
+    for one in taken:
+        x, y = grid.wcs().wcs_world2pix(one.source.ra_deg, one.source.dec_deg, 0)
+        if np.isfinite([x, y]).all() and min(x, y) >= 0 and max(x, y) <= grid.npix - 1:
+            point = [float(x), float(y), one.mean_apparent_jy]
+            result.components = np.vstack([result.components, point])
+            one.summary["put_back"] = True

@@ -28,7 +28,7 @@ _NOT_SCIENCE: Any = {
     "catalogues": True,
     "gates": True,
     "conversion": {"workers", "staging", "tmpfs_keep_free_gb", "telescope_name"},
-    "imaging": {"skip_fits", "max_minutes", "beam_file"},
+    "imaging": {"skip_fits", "slanted_fits", "max_minutes", "beam_file"},
 }
 
 

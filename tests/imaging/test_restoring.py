@@ -4,7 +4,7 @@ import pytest
 from contimg.errors import ImagingError
 from contimg.imaging.files import Grid
 from contimg.imaging.interface import Beam, robust_rms
-from contimg.imaging.restoring import fit_restoring_beam, restore
+from contimg.imaging.restoring import components_of, fit_restoring_beam, model_of, restore
 from contimg.imaging.stokes import _stokes_i
 from contimg.imaging.validation import fit_source
 
@@ -28,22 +28,25 @@ def test_the_restoring_beam_of_a_gaussian_is_that_gaussian(beam):
 
 
 def test_restoring_keeps_peak_and_place_on_and_between_pixels():
-    beam = Beam(30, 15, 40)
-    model = np.zeros((200, 200), np.float32)
-    model[120, 90] = 2.0
-    image = restore(
-        model=model, residual=np.zeros_like(model), beam=beam, cell_arcsec=CELL, threads=1
-    )
-    assert image[120, 90] == pytest.approx(2, rel=1e-5)
+    beam, blank = Beam(30, 15, 40), np.zeros((200, 200), np.float32)
     east, north = offsets(200)
-    expected = 2 * beam.gaussian(east + 20 * CELL, north + 10 * CELL)
-    assert np.abs(image - expected).max() < 1e-4
-    between = np.zeros_like(model)
-    between[100:102, 100] = 0.5
-    expected = (1 + beam.gaussian(CELL, 0)) / 2
-    assert restore(
-        model=between, residual=np.zeros_like(model), beam=beam, cell_arcsec=CELL, threads=1
-    ).max() == pytest.approx(expected, rel=1e-3)
+    for x, y in ((120.0, 90.0), (120.3, 89.6), (-2.0, 100.0), (500.0, 0.0)):
+        image = restore(
+            residual=blank, components=np.array([[x, y, 2.0]]), beam=beam, cell_arcsec=CELL
+        )
+        expected = 2 * beam.gaussian(east + (x - 100) * CELL, north - (y - 100) * CELL)
+        assert np.abs(image - expected).max() < 1e-6
+    assert not blank.any()
+
+
+def test_a_model_and_its_components():
+    model = np.zeros((64, 64), np.float32)
+    model[3, 5], model[10, 0] = 1.5, -0.2
+    components = components_of(model)
+    assert components.tolist() == [[3, 5, 1.5], [10, 0, pytest.approx(-0.2)]]
+    assert np.array_equal(model_of(components, 64), model)
+    between = np.array([[3.4, 5.4, 1.0], [2.6, 4.6, 0.5], [70.0, 1.0, 9.0]])
+    assert model_of(between, 64)[3, 5] == model_of(between, 64).sum() == 1.5
 
 
 def test_cells_too_coarse_for_the_psf_are_refused():

@@ -140,3 +140,29 @@ def test_observations_of_today_have_an_earth_and_those_beyond_its_predictions_ar
         ContimgError, match=r"no UT1 after MJD .*: pip install -U astropy-iers-data"
     ):
         meridian_icrs_deg(today + 4000, 0.3)
+
+
+def test_the_copied_earth_orientation_is_astropys(tmp_path, monkeypatch):
+    """UT1 and polar motion from the copy, which is made, used, and made anew when it is damaged."""
+    from astropy.time import Time
+    from astropy.utils import iers
+
+    from contimg.sky import earth_orientation
+
+    times = Time(np.linspace(58000, earth_orientation.last_mjd() - 1, 500), format="mjd")
+    iers.earth_orientation_table.set(None)
+    own = iers.earth_orientation_table.get()
+    expected = own.ut1_utc(times), *own.pm_xy(times), *own.dcip_xy(times)
+    monkeypatch.setattr(earth_orientation, "CACHE", tmp_path / "new")
+    copy = earth_orientation._copy_of_tables()
+    for damage in (None, b"", b"\x93NUMPY junk"):
+        if damage is not None:
+            copy.write_bytes(damage)
+        for _ in range(2):
+            iers.earth_orientation_table.set(None)
+            table = earth_orientation._read(copy)
+            found = table.ut1_utc(times), *table.pm_xy(times), *table.dcip_xy(times)
+            for one, other in zip(found, expected, strict=True):
+                assert np.array_equal(one.value, other.value, equal_nan=True)
+            assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+    iers.earth_orientation_table.set(table)

@@ -147,3 +147,33 @@ def test_what_is_said_of_an_image_is_json(imaged):
     assert "pbcor.fits" not in files
     assert result["beam_minor_arcsec"] > 60
     assert effective_options(first := configuration.ImagingConfig()) is first
+
+
+def test_the_slanted_image_is_the_same_sky(imaged, figure):
+    """The image on the snapshot's own grid, as FITS describes it: every source is at its place."""
+    result, files = imaged(slanted_fits=True)
+    header = fits.getheader(files["slanted.fits"])
+    assert result["transforms"] == "2-D"
+    assert [header["PV2_1"], header["PV2_2"]] == pytest.approx([-x for x in result["plane"]])
+    data, wcs = fits.getdata(files["slanted.fits"]).squeeze(), WCS(header).celestial
+    plain = fits.getdata(files["image.fits"]).squeeze()
+    plain_wcs = WCS(fits.getheader(files["image.fits"])).celestial
+    shifts, ratios = [], []
+    for one in result["sources"]:
+        if one["found"] and one["snr"] > 50:
+            where, there = (
+                [float(v) for v in w.wcs_world2pix(one["ra_deg"], one["dec_deg"], 0)]
+                for w in (plain_wcs, wcs)
+            )
+            middle = len(plain) // 2, len(data) // 2
+            shifts.append(there[1] - middle[1] - where[1] + middle[0])
+            peaks = [
+                image[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3].max()
+                for image, (x, y) in ((plain, where), (data, there))
+            ]
+            ratios.append(peaks[1] / peaks[0])
+    figure(f"slanted: {len(ratios)} sources, peaks {np.mean(ratios):.4f} +- {np.std(ratios):.4f}")
+    assert len(ratios) > 5
+    assert max(map(abs, shifts)) > 0.3  # pixels: it is another grid
+    assert np.mean(ratios) == pytest.approx(1, abs=0.003)
+    assert np.std(ratios) < 0.01

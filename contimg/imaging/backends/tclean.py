@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from casacore import images
 
-from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
-from contimg.imaging.averaging import write_measurement_set
+from contimg.imaging.averaging import Averaged, write_measurement_set
 from contimg.imaging.interface import Deconvolved, Diverged, ImageRequest
-from contimg.imaging.restoring import fit_restoring_beam
+from contimg.imaging.restoring import components_of, fit_restoring_beam
 from contimg.imaging.stokes import StokesI
 from contimg.visibilities import casa
 
@@ -21,9 +20,9 @@ _DIVERGED = (5, 6)  # CASA's stop codes
 _SCALES_OF_BEAM = (0, 1, 3)
 
 
-def prepare(stokes: StokesI, options: ImagingConfig, workdir: Path) -> Path:
-    """Averaged visibilities, as a scratch Measurement Set."""
-    return write_measurement_set(stokes, options, workdir / "averaged.ms")
+def prepare(averaged: Averaged, stokes: StokesI, workdir: Path) -> Path:
+    """A scratch Measurement Set."""
+    return write_measurement_set(averaged, stokes, workdir / "averaged.ms")
 
 
 def deconvolve(request: ImageRequest) -> Deconvolved:
@@ -77,7 +76,8 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
         "major_cycles": int(summary.get("nmajordone", 0)),
         "iterations": int(summary.get("iterdone", 0)),
     }
-    return Deconvolved(**arrays, beam=beam, notes=notes)
+    components = components_of(arrays.pop("model"))
+    return Deconvolved(**arrays, components=components, beam=beam, notes=notes)
 
 
 def _read(name: str) -> np.ndarray:

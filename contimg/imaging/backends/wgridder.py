@@ -1,179 +1,237 @@
-"""Imaging in process: ducc0's wgridder for the Fourier transforms with w-term, radler for the
-deconvolution."""
+"""Imaging in process: ducc0's gridder for the Fourier transforms, on the slanted plane of the
+snapshot; minor cycles of `contimg.imaging.cleaning`."""
 
 import logging
 import time
-from dataclasses import fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ducc0
 import numpy as np
-import radler
+from numba import njit, prange
 
 from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
-from contimg.imaging.averaging import Averaged, average, edge_deg, plan_averaging
-from contimg.imaging.interface import Deconvolved, Diverged, ImageRequest, robust_rms
-from contimg.imaging.restoring import fit_restoring_beam, highest_sidelobe
+from contimg.imaging.averaging import Averaged, edge_deg
+from contimg.imaging.cleaning import PointCleaner, RadlerCleaner, major_gain, peak_of, thresholds
+from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, robust_rms
+from contimg.imaging.plane import between_grids, choose_way, regrid
+from contimg.imaging.restoring import components_of, fit_restoring_beam, highest_sidelobe
 from contimg.imaging.stokes import StokesI
-from contimg.imaging.weighting import expected_noise, image_weights
-from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 
 log = logging.getLogger(__name__)
 _EPSILON = 1e-3  # of ducc: 1e-4 of the dirty image's rms
-# Deep minor cycles where sidelobes are low: with one of 0.23 (96 antennas) a major gain of 0.95
-# gives what 0.8 does, with one of 0.36 (32 antennas) it doubles the scatter of fluxes.
-_MAJOR_GAINS, _MAJOR_GAIN_AT_NONE, _PER_SIDELOBE = (0.6, 0.95), 1.3, 1.5
 _NEAR_THRESHOLD = 2.0
+_LAST = 1.6  # of the mask's level
 # of the mean weight: all of them together are no more than this
 _NEGLIGIBLE, _WORTH_LEAVING_OUT = (1e-3, 0.8)
 
 
-def prepare(stokes: StokesI, options: ImagingConfig, _: Path) -> Averaged:
-    """Averaged visibilities, in memory."""
-    averaged = average(stokes, plan_averaging(stokes, options, uniform=False), edge_deg(options))
-    log.info("%d visibilities averaged to %d", stokes.vis.size, len(averaged.vis))
+def prepare(averaged: Averaged, stokes: StokesI, workdir: Path) -> Averaged:
+    """Visibilities in memory, as they are."""
     return averaged
+
+
+@dataclass(frozen=True)
+class _Transforms:
+    """Between visibilities (nrow, nchan) and images of npix pixels on a plane; uvw in metres, with
+    what the plane leaves of w."""
+
+    uvw_m: np.ndarray
+    freq_hz: np.ndarray
+    weights: np.ndarray
+    npix: int
+    cell_rad: float
+    threads: int
+    with_w: bool  # always, not only to take a model out exactly
+    scratch: np.ndarray  # (nrow, nchan), complex64
+
+    def image(self, vis: np.ndarray) -> np.ndarray:
+        """Dirty image, Jy/beam."""
+        dirty = ducc0.wgridder.vis2dirty(
+            vis=vis,
+            wgt=self.weights,
+            npix_x=self.npix,
+            npix_y=self.npix,
+            **self._common(self.with_w),
+        )
+        dirty /= np.float32(self.weights.sum(dtype=np.float64))
+        return dirty
+
+    def residual(self, vis: np.ndarray, model: np.ndarray, exact: bool) -> np.ndarray:
+        """Dirty image of the visibilities without a model (Jy/pixel). Exact: the model is taken out
+        with w; a 2-D image of what is left loses its small share of next to nothing."""
+        left = ducc0.wgridder.dirty2vis(
+            dirty=model, wgt=None, vis=self.scratch, **self._common(self.with_w or exact)
+        )
+        _subtract_from(vis, left)
+        return self.image(left)
+
+    def _common(self, with_w: bool) -> dict:
+        # ducc's phase is exp(-2 pi i (u x + v y - w (n - 1))); with x to the west and v turned it
+        # is ours: exp(+2 pi i (u l + v m + w (n - 1))).
+        return {
+            "epsilon": _EPSILON,
+            "do_wgridding": with_w,
+            "nthreads": self.threads,
+            "divide_by_n": False,
+            "flip_v": True,
+            "uvw": self.uvw_m,
+            "freq": self.freq_hz,
+            "pixsize_x": self.cell_rad,
+            "pixsize_y": self.cell_rad,
+        }
 
 
 def deconvolve(request: ImageRequest) -> Deconvolved:
     """Image and clean the request's visibilities; nothing is written back."""
-    options = request.options
-    threads = request.threads
-    averaged = request.inputs
-    begin = time.monotonic()
-    npix, cell_rad = options.imsize, np.radians(options.cell_arcsec / 3600)
-    weights = image_weights(
-        uvw_lambda=averaged.uvw_lambda, natural=averaged.weights, options=options
-    )
-    keep = weights > _NEGLIGIBLE * weights.mean()
-    if keep.mean() < _WORTH_LEAVING_OUT:  # with a taper, most of them go
-        averaged = Averaged(*(getattr(averaged, one.name)[keep] for one in fields(averaged)))
-        weights = weights[keep]
-    uvw, vis, weights = averaged.uvw_lambda, averaged.vis[:, None], weights[:, None]
-    sum_weights = float(weights.sum(dtype=np.float64))
-    if not sum_weights > 0:
+    options, begin = request.options, time.monotonic()
+    averaged = _that_count(request.inputs)
+    if not averaged.weights.any():
         raise ImagingError(f"every baseline is too long for pixels of {options.cell_arcsec} arcsec")
-    notes = {
-        "averaging_loss": float(np.average(averaged.loss, weights=weights[:, 0])),
-        "visibilities": len(vis),
-        "thermal_jy": expected_noise(weights=weights[:, 0], natural=averaged.weights),
-    }
-    # ducc's phase is exp(-2 pi i (u x + v y - w (n - 1))); with x to the west and v turned it is
-    # ours: exp(+2 pi i (u l + v m + w (n - 1))). Wavelengths: frequency and speed of light cancel.
-    common = {
-        "epsilon": _EPSILON,
-        "do_wgridding": True,
-        "nthreads": threads,
-        "divide_by_n": False,
-        "flip_v": True,
-        "uvw": uvw,
-        "freq": np.array([SPEED_OF_LIGHT_M_S]),
-        "pixsize_x": cell_rad,
-        "pixsize_y": cell_rad,
-    }
-
-    def grid(visibilities):
-        dirty = ducc0.wgridder.vis2dirty(
-            vis=visibilities, wgt=weights, npix_x=npix, npix_y=npix, **common
-        )
-        dirty /= np.float32(sum_weights)
-        return dirty
-
-    psf = grid(np.ones_like(vis))
+    npix, cell_rad = options.imsize, np.radians(options.cell_arcsec / 3600)
+    way = choose_way(
+        uvw_m=averaged.uvw_m,
+        weights=averaged.weights.sum(axis=1, dtype=np.float64),
+        freq_hz=float(averaged.freq_hz.mean()),
+        edge_deg=edge_deg(options),
+        npix=npix,
+        cell_rad=cell_rad,
+    )
+    transforms = _Transforms(
+        way.plane.without(averaged.uvw_m),
+        averaged.freq_hz,
+        averaged.weights,
+        npix + 2 * way.margin,
+        cell_rad,
+        request.threads,
+        way.with_w,
+        np.ones_like(averaged.vis),
+    )
+    psf = transforms.image(transforms.scratch)
     beam = fit_restoring_beam(psf, options.cell_arcsec)
-    sidelobe = highest_sidelobe(psf, beam, options.cell_arcsec)
-    major_gain = float(np.clip(_MAJOR_GAIN_AT_NONE - _PER_SIDELOBE * sidelobe, *_MAJOR_GAINS))
-    residual = grid(vis)
-    dirty_rms, dirty_peak = robust_rms(residual), float(np.abs(residual).max())
+    residual = transforms.image(averaged.vis)
     log.info(
-        "beam %.1f x %.1f arcsec, highest sidelobe %.3f; dirty image: peak %.4g, rms %.4g Jy/beam, "
-        "%.0f s",
+        "%s: %s; beam %.1f x %.1f arcsec; %.1f s",
+        way.name,
+        way.notes,
         beam.major_arcsec,
         beam.minor_arcsec,
-        sidelobe,
-        dirty_peak,
-        dirty_rms,
         time.monotonic() - begin,
     )
-    model = np.zeros_like(residual)
-    cycles, iterations, lowest = 0, 0, dirty_peak
-    if options.niter:
-        # radler keeps views: they must live on
-        psf_t, residual_t, model_t = (_t(psf), _t(residual), _t(model))
-        cleaner = radler.Radler(
-            _settings(options, major_gain, cell_rad, threads),
-            psf_t,
-            residual_t,
-            model_t,
-            np.radians(beam.major_arcsec / 3600),
-        )
-        more, lowest_rms = True, dirty_rms
-        while (
-            more
-            and cycles < options.max_major_cycles
-            and time.monotonic() - begin < 60 * options.max_minutes
-        ):
-            more = cleaner.perform(cycles)
-            iterations = int(cleaner.iteration_number)
-            cycles += 1
-            model = np.ascontiguousarray(model_t.T)
-            cleaned = time.monotonic() - begin
-            residual = grid(vis - ducc0.wgridder.dirty2vis(dirty=model, wgt=None, **common))
-            residual_t[:] = residual.T
-            peak, rms = float(np.abs(residual).max()), robust_rms(residual)
+    cleaned = _Clean(transforms, averaged.vis, psf, beam, residual, options)
+    cleaned.run(begin)
+    plain = regrid(image=cleaned.residual, plane=way.plane, npix=npix, cell_rad=cell_rad)
+    inner = slice(way.margin, way.margin + npix)
+    return Deconvolved(
+        plain,
+        between_grids(
+            components_of(cleaned.model),
+            to=way.plane.plain,
+            from_npix=transforms.npix,
+            to_npix=npix,
+            cell_rad=cell_rad,
+        ),
+        np.ascontiguousarray(psf[inner, inner]),
+        beam,
+        cleaned.notes | {"transforms": way.name} | way.notes,
+        (cleaned.residual, way.plane) if options.slanted_fits else None,
+    )
+
+
+@njit(parallel=True, cache=True)
+def _subtract_from(vis, model):
+    """vis - model, into model."""
+    for r in prange(len(vis)):
+        for c in range(vis.shape[1]):
+            model[r, c] = vis[r, c] - model[r, c]
+
+
+def _that_count(averaged: Averaged) -> Averaged:
+    """Without the rows that have next to no weight: with a taper, most of them."""
+    by_row = averaged.weights.sum(axis=1)
+    keep = by_row > _NEGLIGIBLE * by_row.mean()
+    if not 0 < keep.mean() < _WORTH_LEAVING_OUT:
+        return averaged
+    names = ("uvw_m", "vis", "natural", "weights")
+    return replace(averaged, **{name: getattr(averaged, name)[keep] for name in names})
+
+
+class _Clean:
+    """Major cycles: minor cycles on a residual, and the residual anew from the visibilities, until
+    nothing is left above the thresholds. The last one has w."""
+
+    def __init__(
+        self,
+        transforms: _Transforms,
+        vis: np.ndarray,
+        psf: np.ndarray,
+        beam: Beam,
+        residual: np.ndarray,
+        options: ImagingConfig,
+    ):
+        self.transforms, self.vis, self.options = transforms, vis, options
+        self.residual, self.model, self.cycles = residual, np.zeros_like(residual), 0
+        self.rms_jy, self.peak_jy = robust_rms(residual), float(peak_of(residual))
+        self.lowest = self.peak_jy, self.rms_jy
+        self.notes = {"dirty_rms_jy": self.rms_jy}
+        gain = major_gain(highest_sidelobe(psf, beam, options.cell_arcsec))
+        if options.multiscale:
+            beam_rad = np.radians(beam.major_arcsec / 3600)
+            self.cleaner = RadlerCleaner(
+                psf, self.model, gain, options, beam_rad, transforms.threads
+            )
+        else:
+            self.cleaner = PointCleaner(psf, self.model, gain, options)
+
+    def run(self, begin: float) -> None:
+        """Clean; raises Diverged."""
+        options = self.options
+        limit = begin + 60 * options.max_minutes
+        last = False
+        while options.niter and self.cycles < options.max_major_cycles:
+            was, peak_jy = self.cleaner.iterations, self.peak_jy
+            at_threshold = self.cleaner.perform(self.residual, self.rms_jy)
+            done, self.cycles = time.monotonic() - begin, self.cycles + 1
+            # What came down to the threshold from hardly more than the mask's level is clean.
+            last = at_threshold and peak_jy <= _LAST * thresholds(self.rms_jy, options)[0]
+            last |= self.cleaner.iterations in (was, options.niter) or time.monotonic() > limit
+            self._look(last)
             log.info(
-                "major cycle %d: %d iterations, residual peak %.4g, rms %.4g Jy/beam; %.0f s, "
-                "%.0f s",
-                cycles,
-                iterations,
-                peak,
-                rms,
-                cleaned,
+                "major cycle %d%s: %d iterations, residual peak %.4g, rms %.4g Jy/beam; %.1f s, "
+                "%.1f s",
+                self.cycles,
+                ", exact" if last else "",
+                self.cleaner.iterations,
+                self.peak_jy,
+                self.rms_jy,
+                done,
                 time.monotonic() - begin,
             )
-            lowest, lowest_rms = min(lowest, peak), min(lowest_rms, rms)
-            if (
-                not np.isfinite(peak)
-                or peak > max(2 * lowest, 10 * lowest_rms)
-                or rms > 2 * lowest_rms
-            ):
-                raise Diverged(
-                    f"residual peak {peak:.4g} Jy/beam after {cycles} major cycles, dirty "
-                    f"{dirty_peak:.4g}"
-                )
-            # What another cycle would find: sources beyond the mask's level, or more than the
-            # threshold where there are some.
-            where = model != 0
-            left = float(np.abs(residual[where]).max()) if where.any() else 0.0
-            if peak <= options.mask_sigma * rms and left <= _NEAR_THRESHOLD * (
-                options.threshold or options.threshold_sigma * rms
-            ):
+            if last or self._is_clean():
                 break
-    notes |= {"major_cycles": cycles, "iterations": iterations, "dirty_rms_jy": dirty_rms}
-    return Deconvolved(residual, model, psf, beam, notes)
+        if not last:
+            self._look(True)
+        self.notes |= {"major_cycles": self.cycles, "iterations": self.cleaner.iterations}
 
+    def _look(self, exact: bool) -> None:
+        """The residual anew; raises Diverged where it is worse than it was."""
+        self.residual = self.transforms.residual(self.vis, self.model, exact)
+        self.peak_jy, self.rms_jy = (float(peak_of(self.residual)), robust_rms(self.residual))
+        peak, rms = self.lowest = tuple(map(min, self.lowest, (self.peak_jy, self.rms_jy)))
+        if (
+            not np.isfinite(self.peak_jy)
+            or self.peak_jy > max(2 * peak, 10 * rms)
+            or self.rms_jy > 2 * rms
+        ):
+            raise Diverged(
+                f"residual peak {self.peak_jy:.4g} Jy/beam after {self.cycles} major cycles, "
+                f"{peak:.4g} before"
+            )
 
-def _t(array: np.ndarray) -> np.ndarray:
-    """A (y, x) copy in C order, as radler wants it."""
-    return np.ascontiguousarray(array.T)
-
-
-def _settings(
-    options: ImagingConfig, major_gain: float, cell_rad: float, threads: int
-) -> radler.Settings:
-    settings = radler.Settings()
-    settings.trimmed_image_width = settings.trimmed_image_height = options.imsize
-    settings.pixel_scale.x = settings.pixel_scale.y = cell_rad
-    settings.minor_iteration_count = options.niter
-    settings.minor_loop_gain, settings.major_loop_gain = options.gain, major_gain
-    settings.major_iteration_count = options.max_major_cycles
-    settings.thread_count = threads
-    settings.auto_mask_sigma = options.mask_sigma
-    if options.multiscale:
-        settings.algorithm_type = radler.AlgorithmType.multiscale
-    if options.threshold is None:
-        settings.auto_threshold_sigma = options.threshold_sigma
-    else:
-        settings.absolute_threshold = options.threshold
-    return settings
+    def _is_clean(self) -> bool:
+        """Whether another cycle would find nothing: no source beyond the mask's level, nor more
+        than the threshold where there are some."""
+        mask_level, stop = thresholds(self.rms_jy, self.options)
+        inside = np.abs(self.residual[self.model != 0])
+        return self.peak_jy <= mask_level and inside.max(initial=0) <= _NEAR_THRESHOLD * stop

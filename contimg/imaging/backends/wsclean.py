@@ -7,22 +7,21 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
-from contimg.imaging.averaging import write_measurement_set
+from contimg.imaging.averaging import Averaged, write_measurement_set
 from contimg.imaging.interface import Deconvolved, Diverged, ImageRequest
-from contimg.imaging.restoring import fit_restoring_beam
+from contimg.imaging.restoring import components_of, fit_restoring_beam
 from contimg.imaging.stokes import StokesI
 
 
-def prepare(stokes: StokesI, options: ImagingConfig, workdir: Path) -> Path:
-    """Averaged visibilities, as a scratch Measurement Set."""
+def prepare(averaged: Averaged, stokes: StokesI, workdir: Path) -> Path:
+    """A scratch Measurement Set."""
     if shutil.which("wsclean") is None:
         raise ImagingError(
             "imaging.backend is wsclean, and there is no program of that name. Install it, or use "
             "wgridder."
         )
-    return write_measurement_set(stokes, options, workdir / "averaged.ms")
+    return write_measurement_set(averaged, stokes, workdir / "averaged.ms")
 
 
 def deconvolve(request: ImageRequest) -> Deconvolved:
@@ -87,7 +86,7 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
     if not np.isfinite(peak) or peak > 1.5 * dirty_peak:
         raise Diverged(f"residual peak {peak:.4g} Jy/beam, dirty {dirty_peak:.4g}")
     beam = fit_restoring_beam(arrays["psf"], options.cell_arcsec)
-    return Deconvolved(residual, model, arrays["psf"], beam)
+    return Deconvolved(residual, components_of(model), arrays["psf"], beam)
 
 
 def _read(path: Path) -> np.ndarray:
