@@ -64,6 +64,10 @@ class Paths:
         """Image product, by the suffixes of CASA_IMAGES, FITS_IMAGES, SLANTED_FITS."""
         return self.products / "images" / f"{group}{QUICK_MARK if quick else ''}.{suffix}"
 
+    def quicklook(self, group: str, ending: str) -> Path:
+        """Image (fits) and picture (png) of `contimg quicklook`."""
+        return self.products / "quicklooks" / f"{group}.{ending}"
+
     def result(self, group: str, stage: str) -> Path:
         """JSON result of a finished stage."""
         return self.products / "results" / f"{group}.{stage}.json"

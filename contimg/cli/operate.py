@@ -71,7 +71,7 @@ def run(
         if paths.result(group, LAST).exists():
             print(
                 f"{group} is done already; contimg reprocess {group} --from image (or caltables) "
-                "does it again"
+                f"does it again, contimg quicklook {group} has a quick look at it as it is"
             )
     options = {
         "imaging": {"mode": "quick" if quick else None, "skip_fits": skip_fits or None},
@@ -104,6 +104,27 @@ def run(
     if not dry_run:
         _show_status(report.status(config))
     raise typer.Exit(outcome)
+
+
+@command
+def quicklook(
+    group: Annotated[str, typer.Argument(help="Group id.")],
+    configfile: ConfigFiles = None,
+    threads: Annotated[int, typer.Option(help="Threads.")] = os.cpu_count() or 1,
+):
+    """A quick image of a group in whatever state it is, beside what it has; changes nothing of
+    it."""
+    from contimg.runs import quicklook as looking  # imaging and plots: a second to import
+
+    imaged, image, picture = looking.quicklook(site(configfile), group, threads)
+    check = imaged["catalogue"]
+    noise = imaged["rms_jy"] / imaged["thermal_jy"]
+    print(
+        f"{group}: noise {1e3 * imaged['rms_jy']:.2f} mJy/beam ({noise:.1f} times thermal), "
+        f"{check['found']} of {check['expected']} catalogue sources, flux ratio "
+        f"{check['flux_ratio'] or '-'}"
+    )
+    print(f"a quick look, not for science: {picture}\n{image}")
 
 
 @command

@@ -28,7 +28,7 @@ def save_plot(draw: Callable[[], Figure], path: Path, dpi: int = DPI) -> str | N
     try:
         figure = draw()
         with replacing(path) as partial:
-            figure.savefig(partial, dpi=dpi, format="png")
+            figure.savefig(partial, dpi=dpi, format="png", pil_kwargs={"compress_level": 2})
     except OSError:  # no room, say: not the plot's fault
         raise
     except Exception as error:  # matplotlib raises what it likes
@@ -49,7 +49,7 @@ def save_plot(draw: Callable[[], Figure], path: Path, dpi: int = DPI) -> str | N
             fontsize=9,
         )
         with replacing(path) as partial:
-            figure.savefig(partial, dpi=dpi, format="png")
+            figure.savefig(partial, dpi=dpi, format="png", pil_kwargs={"compress_level": 2})
     finally:
         plt.close("all")
     return why
@@ -62,16 +62,12 @@ def coarse_image(path: Path, pixels: int = COARSE_PIXELS) -> np.ndarray:
 
     data = images.image(str(path))
     values = data.getdata().squeeze()
-    values = np.where(data.getmask().squeeze(), np.nan, values)
+    values[data.getmask().squeeze()] = np.nan
     factor = max(1, values.shape[0] // pixels)
     side = values.shape[0] // factor
-    blocks = values[: side * factor, : side * factor].reshape(side, factor, side, factor)
-    with np.errstate(all="ignore"):
-        return np.where(
-            np.isnan(blocks).all(axis=(1, 3)),
-            np.nan,
-            np.nanmax(np.nan_to_num(blocks, nan=-np.inf), axis=(1, 3)),
-        )
+    values = values[: side * factor, : side * factor].reshape(side, factor, -1)
+    # fmax: NaN only where all are
+    return np.fmax.reduce(np.fmax.reduce(values, axis=1).reshape(side, side, factor), axis=2)
 
 
 def show(axes, picture: np.ndarray, imaged: Mapping, **style):

@@ -10,7 +10,7 @@ from contimg.plots.style import ORANGE, only_words
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 from contimg.visibilities import measurement_set as mset
 
-_UV_INTEGRATIONS = 4  # a sixth of the data, from all over the observation
+_UV_INTEGRATIONS = 2  # of 24: as many visibilities as pixels
 _UV_BLOCKS = 16  # channels are averaged to so many
 
 

@@ -26,9 +26,7 @@ def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
     stage that the group does not have, or that cannot be run now, LockError while a run is at work,
     ContimgError when the stage fails.
     """
-    stage = next((one for one in CHAIN if name in (one.name, one.rule)), None)
-    if stage is None:
-        raise RequestError(f"{name}: no such stage; there are {', '.join(s.name for s in CHAIN)}")
+    stage = stage_named(name)
     require_site(config)
     paths = Paths.of(config)
     for variable in (RUN_ID, RUN_PID):  # it is part of no run
@@ -39,29 +37,50 @@ def run_stage(config: Config, name: str, group: str, threads: int) -> Path:
         _require_possible(paths, stage, group, plan)
         staging = paths.staging_roots()["disk"]
         make(staging)
-        job = Job(
-            stage.name,
-            group,
-            config,
-            paths,
-            paths.log(group, stage.rule or stage.name),
-            threads,
-            plan.group.files,
-            (plan.mid_mjd, plan.app_dec_deg),
-            staging,
-        )
-        work = import_module(f"contimg.stages.{stage.rule or stage.name}").run
-        child = multiprocessing.get_context("fork").Process(target=run_job, args=(job, work))
-        child.start()
-        child.join()
-        if child.exitcode == 0 and stage.name == "concat":
+        job = job_of(config, stage, plan, threads, staging)
+        failed = run_alone(job)
+        if not failed and stage.name == "concat":
             remove_group(staging, group)
             # By this file Snakemake knows when a folder was made, whatever changes in it later.
             (job.ms / ".snakemake_timestamp").touch()
         remove_if_empty(staging)
-    if child.exitcode:
+    if failed:
         raise ContimgError(f"{stage.name} of {group} failed; see {job.logfile}")
     return paths.result(group, stage.name)
+
+
+def stage_named(name: str) -> Stage:
+    """A stage by its name, or its rule's."""
+    stage = next((one for one in CHAIN if name in (one.name, one.rule)), None)
+    if stage is None:
+        raise RequestError(f"{name}: no such stage; there are {', '.join(s.name for s in CHAIN)}")
+    return stage
+
+
+def job_of(config: Config, stage: Stage, plan: Plan, threads: int, staging: Path) -> Job:
+    """A stage of a planned group, as Snakemake would start it."""
+    paths, group = Paths.of(config), plan.group.id
+    return Job(
+        stage.name,
+        group,
+        config,
+        paths,
+        paths.log(group, stage.rule or stage.name),
+        threads,
+        plan.group.files,
+        (plan.mid_mjd, plan.app_dec_deg),
+        staging,
+    )
+
+
+def run_alone(job: Job) -> int:
+    """Do a job in a child process; returns its exit code."""
+    stage = stage_named(job.stage)
+    work = import_module(f"contimg.stages.{stage.rule or stage.name}").run
+    child = multiprocessing.get_context("fork").Process(target=run_job, args=(job, work))
+    child.start()
+    child.join()
+    return child.exitcode
 
 
 def _require_possible(paths: Paths, stage: Stage, group: str, plan: Plan | None) -> None:

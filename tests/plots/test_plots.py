@@ -277,3 +277,22 @@ def test_all_plots_are_tested_here():
         "gains",
         "flags",
     }
+
+
+def test_a_coarse_image_keeps_peaks_and_what_is_blank(tmp_path):
+    from casacore import images
+
+    values = np.random.default_rng(1).normal(size=(1, 1, 230, 230)).astype(np.float32)
+    values[0, 0, 100:140] = np.nan
+    values[0, 0, 17, 33] = 50
+    mask = ~np.isfinite(values)  # True is blank, as numpy has it
+    shape = {"shape": values.shape, "values": np.nan_to_num(values)}
+    image = images.image(str(tmp_path / "x.image"), **shape)
+    image.putmask(mask)
+    del image
+    coarse = style.coarse_image(tmp_path / "x.image", pixels=23)
+    assert coarse.shape == (23, 23)
+    assert np.isnan(coarse[10:14]).all()
+    assert np.isfinite(coarse[:10]).all()
+    assert coarse[1, 3] == 50
+    assert coarse[20, 5] == values[0, 0, 200:210, 50:60].max()

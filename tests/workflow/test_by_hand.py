@@ -1,10 +1,13 @@
-"""Stages by hand: `contimg stage NAME GROUP`."""
+"""Stages by hand: `contimg stage NAME GROUP`; a quick look: `contimg quicklook GROUP`."""
+
+import shutil
 
 import pytest
+from astropy.io import fits
 
 from contimg.chain import STAGES
 from contimg.simulate import Simulation, simulate_group
-from contimg.store.files import read_json
+from contimg.store.files import lock, read_json
 from tests.conftest import CALIBRATOR_START, STATIONS
 from tests.workflow.conftest import make_site
 
@@ -51,3 +54,55 @@ def test_a_stage_that_fails_by_hand_says_so(site):
     assert failed.returncode == 1
     assert "concat of" in failed.stderr
     assert not site.paths.result(GROUP, "concat").exists()
+
+
+def everything_of(site):
+    """Every file of the site but logs of SQLite, locks and quick looks, with what is in it."""
+    return {
+        path: path.read_bytes()
+        for folder in (site.paths.products, site.paths.state)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not {"locks", "quicklooks"}.intersection(path.parts)
+        and not path.name.endswith(("-wal", "-shm"))
+    }
+
+
+def test_a_quick_look_at_a_group_in_any_state(site, tmp_path):
+    """Raw, finished, pruned, being worked on, and with nothing left: nothing of it is touched."""
+
+    def look():
+        return site.contimg("quicklook", GROUP)
+
+    done = look()
+    assert done.returncode == 0, done.stderr
+    assert f"{GROUP}: solve ..." in done.stdout  # a calibrator without a set
+    assert "catalogue sources" in done.stdout
+    pictures = [site.paths.quicklook(GROUP, ending) for ending in ("png", "fits")]
+    assert all(str(path) in done.stdout and path.stat().st_size > 1000 for path in pictures)
+    assert [path.name for path in site.paths.products.iterdir()] == ["quicklooks"]
+    header = fits.getheader(pictures[1])
+    assert (header["QUALITY"], header["IMGMODE"]) == ("NON_SCIENCE", "quick")
+    assert site.snakemake().returncode == 0
+    (site.paths.products / ".quicklook.4194305.x").mkdir()  # of one that was killed
+    before = everything_of(site)
+    for path in pictures:
+        path.unlink()
+    done = look()
+    assert done.returncode == 0, done.stderr
+    assert "convert" not in done.stdout  # as it lies there
+    assert all(path.exists() for path in pictures)
+    assert not list(site.paths.products.glob(".quicklook.*"))
+    assert everything_of(site) == before
+    with lock(site.paths.group_lock(GROUP), wait=False, what="test"):
+        assert f"{GROUP}: apply ..." in look().stdout  # a stage of it is at work
+    assert everything_of(site) == before
+    shutil.rmtree(site.paths.ms(GROUP))
+    assert f"{GROUP}: apply ..." in look().stdout
+    assert "solve" not in look().stdout  # its set is there
+    for path in (tmp_path / "incoming").glob("*.hdf5"):
+        path.unlink()
+    gone = look()
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert "its raw files are gone, and its Measurement Set is not there" in gone.stderr
+    assert "no such group" in site.contimg("quicklook", "2026-03-02T20:03:11").stderr
