@@ -21,6 +21,7 @@ import httpx
 import yaml
 
 from contimg.calibration import registry
+from contimg.clock import now
 from contimg.config import load
 from contimg.paths import GROUP_PLOTS, Paths
 from contimg.products import tables as product_tables
@@ -57,23 +58,23 @@ def group_id(number: int) -> str:
 
 def rows_of(number: int, paths: Paths) -> tuple[product_tables.MeasurementSet, list, list]:
     """What `index` would write of a group."""
-    group, mid, now = group_id(number), db.mjd(group_id(number)), db.now()
+    group, mid, at = group_id(number), db.mjd(group_id(number)), now()
     ms = product_tables.MeasurementSet(
         path=str(paths.ms(group)),
         group_id=group,
         start_mjd=mid - 0.0018,
         end_mjd=mid + 0.0018,
         mid_mjd=mid,
-        processed_at=now,
+        processed_at=at,
         status="ok",
         stage="index",
-        stage_updated_at=db.now(),
+        stage_updated_at=now(),
         bytes=4_300_000_000,
     )
     common = {
         "group_id": group,
         "ms_path": ms.path,
-        "created_at": db.now(),
+        "created_at": now(),
         "beam_major_arcsec": 30.0,
         "beam_minor_arcsec": 14.0,
         "beam_pa_deg": 90.0,
@@ -107,7 +108,7 @@ def rows_of(number: int, paths: Paths) -> tuple[product_tables.MeasurementSet, l
     ]
     plots = [
         product_tables.QaArtifact(
-            group_id=group, name=name, path=str(paths.qa(group, name)), created_at=db.now()
+            group_id=group, name=name, path=str(paths.qa(group, name)), created_at=now()
         )
         for name in GROUP_PLOTS
     ]
@@ -120,19 +121,19 @@ def fill(paths: Paths) -> None:
         names = [group_id(n) for n in range(GROUPS)]
         columns = {
             "state": "collecting",
-            "last_update": db.now(),
+            "last_update": now(),
             "expected_subbands": 16,
             "chunk_minutes": 5.0,
             "retry_count": 0,
         }
         session.bulk_insert_mappings(
-            queue_tables.Group, [{"group_id": n, "received_at": db.now(), **columns} for n in names]
+            queue_tables.Group, [{"group_id": n, "received_at": now(), **columns} for n in names]
         )
         queue = queue_tables.Group.__table__
         for state in ("pending", "in_progress", "processing_fresh", "completed"):
             session.execute(
                 queue.update()
-                .values(state=state, last_update=db.now())
+                .values(state=state, last_update=now())
                 .where(queue.c.group_id < names[-5])
             )
         session.execute(
@@ -162,7 +163,7 @@ def fill(paths: Paths) -> None:
                     order_index=k,
                     cal_field="3C286",
                     refant="24",
-                    created_at=db.now(),
+                    created_at=now(),
                     valid_start_mjd=mid - 1,
                     valid_end_mjd=mid + 1,
                     mid_mjd=mid,

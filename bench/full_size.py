@@ -65,7 +65,7 @@ def measured(function, *args, context=FORK) -> tuple[float, float]:
                         for p in [watched, *watched.children(recursive=True)]
                     ),
                 )
-            time.sleep(0.1)
+            time.sleep(0.5)  # counting pages holds the process up
 
     watcher = threading.Thread(target=watch)
     watcher.start()

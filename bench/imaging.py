@@ -2,7 +2,7 @@
 calibrated by another group; each backend's seconds, memory, fluxes and positions. Prints Markdown;
 keeps nothing.
 
-    python bench/imaging.py [speed] [accuracy]
+    python bench/imaging.py [speed] [accuracy] [cost] [differences]
 """
 
 import multiprocessing
@@ -12,8 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from astropy.io import fits
 
 from bench.full_size import convert_and_concat, measured
 from contimg.config import CataloguesConfig, Config, FlaggingConfig, PathsConfig
@@ -27,11 +29,15 @@ from contimg.visibilities import flag_versions
 from contimg.visibilities.uvh5 import inspect, parse_name
 from tests.accuracy import measure
 
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
 CALIBRATOR = "2026-03-02T20:03:10"
 NEXT = "2026-03-02T20:08:19"
 TARGET = "2026-03-02T20:18:37"
 DEC_DEG = 16.15
 FAST_BACKENDS = ("wgridder", *(["wsclean"] if shutil.which("wsclean") else []))
+PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
 SPAWN = multiprocessing.get_context("spawn")
 BACKENDS = (*FAST_BACKENDS, "tclean")
 
@@ -153,7 +159,7 @@ def speed(folder: Path) -> None:
         for name in BACKENDS
     ]
     cases += [
-        ("wgridder, the same, averaged by baseline", common),
+        ("wgridder, the same, averaged as it is by default", common),
         ("wgridder, default (4800 x 3 arcsec)", {}),
         ("wgridder, quick look", {"mode": "quick"}),
     ]
@@ -214,8 +220,94 @@ def accuracy(folder: Path) -> None:
                 print(f"| {' | '.join(map(str, words))} |", flush=True)
 
 
+def _timed(folder: Path, ms: Path, dec_deg: float, config: Config, options: dict) -> None:
+    """An image, its seconds, and how many of these are ducc0's own."""
+    import ducc0
+
+    spent = [0.0]
+
+    def timed(function):
+        def inside(**arguments):
+            begin = time.perf_counter()
+            result = function(**arguments)
+            spent[0] += time.perf_counter() - begin
+            return result
+
+        return inside
+
+    for name in ("vis2dirty", "dirty2vis"):
+        setattr(ducc0.wgridder, name, timed(getattr(ducc0.wgridder, name)))
+    begin = time.perf_counter()
+    result = image(folder, ms, dec_deg, config, **options)
+    seconds = {"seconds": time.perf_counter() - begin, "ducc_s": spent[0]}
+    write_json(folder / "timed.json", result | seconds)
+
+
+def cost(folder: Path) -> None:
+    """Seconds against pixels and against visibilities, beside ducc0's own: a table and a plot."""
+    ms, dec_deg, config = make(folder)
+    image(folder, ms, dec_deg, config, mode="quick")  # compiled, and the data in the page cache
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    print("| pixels | million visibilities | seconds | of these ducc0 |\n|---|---|---|---|")
+    cases = (
+        ("pixels on a side", [{"imsize": n} for n in (1200, 2400, 4800, 9600)]),
+        ("million visibilities", [{"average_channels": n} for n in (96, 24, 8, 4, 2, 1)]),
+    )
+    for axes, (label, all_options) in zip(panels, cases, strict=True):
+        points = []
+        for options in all_options:
+            cell = 3.0 if options.get("imsize", 0) <= 4800 else 1.5
+            options |= {"cell_arcsec": cell}
+            measured(_timed, folder, ms, dec_deg, config, options, context=SPAWN)
+            result = read_json(folder / "timed.json")
+            million = result["visibilities"] / 1e6
+            x = million if "average_channels" in options else result["imsize"]
+            points.append((x, result["seconds"], result["ducc_s"]))
+            print(
+                f"| {result['imsize']} | {million:.1f} | {points[-1][1]:.1f} | "
+                f"{points[-1][2]:.1f} |",
+                flush=True,
+            )
+        x, seconds, of_ducc = np.array(points).T
+        axes.plot(x, seconds, "o-", label="Measurement Set to products")
+        axes.plot(x, of_ducc, "s--", label="of these, ducc0's transforms")
+        axes.set(xlabel=label, xscale="log", ylim=(0, None))
+        axes.set_xticks(x, [f"{v:.3g}" for v in x])
+        axes.minorticks_off()
+    panels[0].set(ylabel="Seconds, two cores")
+    panels[0].legend(frameon=False)
+    figure.savefig(PICTURES / "imaging-cost.png", dpi=110)
+
+
+def differences(folder: Path) -> None:
+    """What the three imagers' images of the same data differ by, as a picture."""
+    ms, dec_deg, config = make(folder)
+    images = {}
+    for backend in BACKENDS:
+        result = image(folder, ms, dec_deg, config, imsize=2048, niter=3000, backend=backend)
+        images[backend] = fits.getdata(result["images"]["image.fits"]).squeeze() * 1e3
+    ours = images.pop("wgridder")
+    figure, panels = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
+    shown = {"wgridder": ours} | {f"{name} - wgridder": v - ours for name, v in images.items()}
+    for axes, (name, values) in zip(panels, shown.items(), strict=True):
+        half = len(values) * 3 / 3600 / 2
+        picture = axes.imshow(
+            values,
+            origin="lower",
+            vmin=-1.5,
+            vmax=1.5,
+            cmap="RdBu_r",
+            extent=(half, -half, -half, half),
+        )
+        rms = 1.4826 * np.median(np.abs(values - np.median(values)))
+        axes.set(title=f"{name}: rms {rms:.3f} mJy/beam", xlabel="deg to the east")
+    panels[0].set(ylabel="deg to the north")
+    figure.colorbar(picture, ax=panels, label="mJy/beam", shrink=0.8)
+    figure.savefig(PICTURES / "imagers.png", dpi=110)
+
+
 if __name__ == "__main__":
     asked = sys.argv[1:] or ["speed", "accuracy"]
     with tempfile.TemporaryDirectory() as work:
         for name in asked:
-            {"speed": speed, "accuracy": accuracy}[name](Path(work))
+            {one.__name__: one for one in (speed, accuracy, cost, differences)}[name](Path(work))

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import func, select
 
+from contimg.clock import now
 from contimg.config import Config, as_utc
 from contimg.errors import AbsentError, RequestError
 from contimg.paths import Paths
@@ -113,7 +114,7 @@ def _pace(session, now_s: float) -> dict:
     """Whether it keeps up: the oldest group that could be done and is not, arrivals and images of
     the last hour."""
     waits = Group.processing_stage.is_(None) | (Group.processing_stage != WAITING)
-    due = (Group.state == "pending") & waits & (func.coalesce(Group.not_before, "") <= db.now())
+    due = (Group.state == "pending") & waits & (func.coalesce(Group.not_before, "") <= now())
     # complete, or asked for again
     asked = History.state_from.in_(("collecting", "completed", "failed"))
     since = func.max(History.at)

@@ -15,6 +15,7 @@ import numpy as np
 from sqlalchemy import CheckConstraint, UniqueConstraint, delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from contimg.clock import now
 from contimg.config import CalibrationConfig, GatesConfig
 from contimg.errors import CalibrationError, ContimgError, NoCalibrationError
 from contimg.findings import Finding, of_level, unknown
@@ -209,7 +210,7 @@ def register(
                 order_index=i,
                 cal_field=calset.cal_field,
                 refant=refant,
-                created_at=db.now(),
+                created_at=now(),
                 valid_start_mjd=calset.valid_start_mjd,
                 valid_end_mjd=calset.valid_end_mjd,
                 mid_mjd=calset.mid_mjd,

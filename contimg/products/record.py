@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from contimg.calibration import registry
 from contimg.chain import FIRST, LAST, STAGES, stages_where
+from contimg.clock import now
 from contimg.config import Config
 from contimg.errors import ContimgError, ValidationError
 from contimg.paths import Paths, lasting_files, set_name
@@ -76,7 +77,7 @@ def index_group(group: str, config: Config, known: Mapping[str, str] | None = No
         ms.bytes = bytes_on_disk(paths.ms(group)) + sum(sizes.values()) + of_plots
     images = _images(paths, group, results, sizes, sums, config)
     artifacts = [
-        QaArtifact(group_id=group, name=name, path=path, created_at=db.now(), checksum=sums[path])
+        QaArtifact(group_id=group, name=name, path=path, created_at=now(), checksum=sums[path])
         for name, path in plots.items()
     ]
     with db.writing(paths.products_db, Base) as session:
@@ -101,11 +102,11 @@ def _measurement_set(paths: Paths, group: str, results: Mapping[str, Mapping]) -
         start_mjd=imaged["start_mjd"],
         end_mjd=imaged["end_mjd"],
         mid_mjd=results[FIRST]["mid_mjd"],
-        processed_at=db.now(),
+        processed_at=now(),
         status="ok" if paths.ms(group).exists() else "pruned",
         reason=None,
         stage=LAST,
-        stage_updated_at=db.now(),
+        stage_updated_at=now(),
         cal_applied=results["caltables"]["set_name"],
         imagename=imaged["images"].get("pbcor.fits") or imaged["images"]["image.pbcor"],
     )
@@ -124,7 +125,7 @@ def _images(
     common = _image_columns(imaged) | {
         "group_id": group,
         "ms_path": str(paths.ms(group)),
-        "created_at": db.now(),
+        "created_at": now(),
         "subbands": len(results[FIRST]["subbands"]),
         "cal_set": chosen["set_name"],
         "flux_scale": chosen["flux_scale"],

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from contimg.calibration import registry
 from contimg.chain import LAST
+from contimg.clock import now
 from contimg.config import Config
 from contimg.errors import ContimgError, LockError, ValidationError
 from contimg.paths import CASA_IMAGES, FAST_SUFFIX, FITS_IMAGES, SLANTED_FITS, Paths
@@ -135,7 +136,7 @@ def _prune_images(paths: Paths, group: str) -> None:
     ]
     with _completed(paths, group), _leaving(files), db.writing(paths.products_db, Base) as session:
         for image in session.scalars(select(Image).where(Image.group_id == group)):
-            image.deleted_at, image.unpublishable = db.now(), "it was deleted by retention"
+            image.deleted_at, image.unpublishable = now(), "it was deleted by retention"
 
 
 @contextmanager

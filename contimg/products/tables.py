@@ -6,7 +6,7 @@ from typing import ClassVar
 from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from contimg.store import db
+from contimg.clock import now
 
 # IVOA ObsCore 1.1, the mandatory columns and some more. Wavelengths in m, sizes in deg and arcsec,
 # times MJD and s.
@@ -173,9 +173,9 @@ def note_stage(
     if row is None and None in times.values():  # a row says when it was observed
         return
     if row is None:
-        row = MeasurementSet(path=path, group_id=group, processed_at=db.now(), **times)
+        row = MeasurementSet(path=path, group_id=group, processed_at=now(), **times)
         session.add(row)
     row.stage = stage
-    row.stage_updated_at = db.now()
+    row.stage_updated_at = now()
     row.reason = reason
     row.status = "failed" if reason else "ok"

@@ -14,6 +14,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.orm import Session
 
 from contimg.chain import MAKING_MS, STAGES, stages_where
+from contimg.clock import now
 from contimg.config import IngestConfig
 from contimg.errors import RequestError, StateError
 from contimg.paths import Paths, spelling
@@ -171,7 +172,7 @@ def move(session: Session, group_id: str, state: str, **fields) -> None:
     changed: Any = session.execute(
         update(Group)
         .where(Group.group_id == group_id, Group.state.in_(before))
-        .values(state=state, last_update=db.now(), **fields)
+        .values(state=state, last_update=now(), **fields)
     )
     if changed.rowcount == 1:
         return
@@ -204,8 +205,8 @@ def record(
         {
             "group_id": g.id,
             "state": "collecting",
-            "received_at": db.now(),
-            "last_update": db.now(),
+            "received_at": now(),
+            "last_update": now(),
             "retry_count": 0,
             "expected_subbands": options.expected_subbands,
             "chunk_minutes": options.chunk_minutes,
@@ -327,12 +328,7 @@ def _settle(
 
 def claim(session: Session, group_id: str, run_id: str) -> None:
     """Take a pending group for a run, from its begin on: no other run does anything to it then."""
-    mine = {
-        "owner": run_id,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "heartbeat": db.now(),
-    }
+    mine = {"owner": run_id, "host": socket.gethostname(), "pid": os.getpid(), "heartbeat": now()}
     move(session, group_id, "in_progress", **mine)
 
 
@@ -359,12 +355,12 @@ def begun_since(session: Session, mark: int, groups: Collection[str]) -> set[str
 
 def beat(session: Session, run_id: str) -> None:
     """A sign of life of a run, on all that it holds."""
-    session.execute(update(Group).where(Group.owner == run_id).values(heartbeat=db.now()))
+    session.execute(update(Group).where(Group.owner == run_id).values(heartbeat=now()))
 
 
 def stage_started(session: Session, group_id: str, stage: str) -> None:
     """A running group began a stage."""
-    values = {"running_stage": stage, "running_since": db.now(), "heartbeat": db.now()}
+    values = {"running_stage": stage, "running_since": now(), "heartbeat": now()}
     session.execute(update(Group).where(Group.group_id == group_id).values(**values))
 
 
@@ -373,7 +369,7 @@ def stage_finished(session: Session, group_id: str, stage: str, result: Path) ->
     current = session.scalar(select(Group.state).where(Group.group_id == group_id))
     fields = {
         "checkpoint_path": str(result),
-        "heartbeat": db.now(),
+        "heartbeat": now(),
         "running_stage": None,
         "running_since": None,
     }
@@ -516,7 +512,7 @@ def record_performance(session: Session, group_id: str, results: Mapping[str, Ma
         "total_time": convert["seconds"],
         "writer_type": convert["writer"],
         "stages": json.dumps({stage: result["seconds"] for stage, result in results.items()}),
-        "recorded_at": db.now(),
+        "recorded_at": now(),
     }
     session.execute(
         insert(Performance)
@@ -636,7 +632,7 @@ def restore(
             group_id=group_id,
             state="collecting",
             received_at=converted["finished_at"],
-            last_update=db.now(),
+            last_update=now(),
             retry_count=0,
             expected_subbands=options.expected_subbands,
             chunk_minutes=options.chunk_minutes,

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from contimg.chain import LAST
+from contimg.clock import now
 from contimg.config import Config, IngestConfig
 from contimg.errors import ContimgError, LockError
 from contimg.paths import Paths
@@ -62,9 +63,9 @@ def work_off(
     ):
         while True:
             plans = _look(config, wanted, say)
-            now = db.now()
+            present = now()
             can_go = {g for g, p in plans.items() if p.action == "run"}
-            ready = {g for g in can_go if (plans[g].not_before or "") <= now}
+            ready = {g for g in can_go if (plans[g].not_before or "") <= present}
             batch = choose_slice(plans, ready, config.ingest.order == "newest", slice_groups)
             elsewhere = sorted(g for g, p in plans.items() if p.action == "running")
             if not can_go and not elsewhere:

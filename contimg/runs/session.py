@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from contimg.clock import now
 from contimg.config import DEFAULT_CONFIG, Config, from_mapping
 from contimg.errors import ContimgError, LockError, NotNow, RequestError, StateError, is_full
 from contimg.paths import GROUP_PATTERN, LANES, Paths
 from contimg.processes import CLUSTER_NODE, RUN_ID, announce_run
 from contimg.queue.moves import is_converted
 from contimg.queue.planning import Plan, from_json, make_plans, raw_bytes, targets
-from contimg.store import db
 from contimg.store.files import found_json, write_json
 from contimg.store.identity import SOFTWARE
 from contimg.store.staging import choose_root
@@ -277,7 +277,7 @@ def refused(config: Config, error: Exception) -> int:
     if isinstance(error, LockError | NotNow) or is_full(error):
         return NOT_NOW
     with suppress(OSError):
-        write_json(Paths.of(config).refusal, {"at": db.now(), "error": str(error)})
+        write_json(Paths.of(config).refusal, {"at": now(), "error": str(error)})
     return REFUSED
 
 

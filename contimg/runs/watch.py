@@ -25,6 +25,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
 from contimg.chain import LAST
+from contimg.clock import now
 from contimg.config import Config
 from contimg.errors import ContimgError
 from contimg.paths import Paths
@@ -230,12 +231,12 @@ class Watcher:
         now_known = moves.known_groups(self.paths.ingest_db, files=False)
         _say_news(known, now_known)
         if self._child is None and not self._stops and time.time() >= self._not_before_s:
-            now = db.now()
+            present = now()
             self._start_run(
                 {
                     g
                     for g, s in now_known.items()
-                    if s.state == "pending" and (s.not_before or "") <= now
+                    if s.state == "pending" and (s.not_before or "") <= present
                 }
             )
         return more
@@ -365,7 +366,7 @@ class Watcher:
             self.paths.watcher,
             {
                 "pid": os.getpid(),
-                "at": db.now(),
+                "at": now(),
                 "run": self._stamp if self._child else None,
                 "groups": self._batch if self._child else [],
                 "problem": problem,

@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from contimg.chain import MAKING_MS, stage_of, stages_where
+from contimg.clock import now
 from contimg.config import Config, from_mapping
 from contimg.errors import (
     ContimgError,
@@ -34,7 +35,6 @@ from contimg.errors import (
 )
 from contimg.paths import CHANGING_MARK, Paths, staged
 from contimg.processes import RUN_ID, RUN_PID, die_with_parent, ended_before, kill_group
-from contimg.store import db
 from contimg.store.files import found_json, lock, read_json, set_mark, write_json
 
 _VERSIONS = ("snakemake", "casatools", "python-casacore", "ducc0", "radler", "numpy", "astropy")
@@ -135,7 +135,7 @@ def _work_and_record(job: Job, work: Callable[[Job], dict]) -> None:
         "stage": job.stage,
         "group": job.group,
         "seconds": seconds,
-        "finished_at": db.now(),
+        "finished_at": now(),
         "run": run_id,
         "host": platform.node(),
         **_used(),
@@ -159,7 +159,7 @@ def _note(job: Job, error: str, permanent: bool = False, waits_for: str | None =
         "waits_for": waits_for,
         "log": str(job.logfile),
         "run": os.environ.get(RUN_ID),
-        "at": db.now(),
+        "at": now(),
     }
 
 

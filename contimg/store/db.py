@@ -30,11 +30,6 @@ def utc(time_s: float) -> str:
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds")
 
 
-def now() -> str:
-    """The present, as it is written into the databases."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def mjd(time: str) -> float:
     """MJD of a UTC time in ISO format; raises ValueError."""
     moment = datetime.fromisoformat(time)

@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from contimg.calibration.registry import describe_sets
+from contimg.clock import now
 from contimg.products.record import results_of
 from contimg.products.tables import Image
 from contimg.store import db
@@ -79,8 +80,8 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             "thumbnails": latest(_THUMBNAILS),
             "noise": noise,
             "flux": flux,
-            "timeline": timeline(status["calibration"], db.mjd(db.now())),
-            "now": db.now()[:19],
+            "timeline": timeline(status["calibration"], db.mjd(now())),
+            "now": now()[:19],
             "newest": newest,
             "failed": [g for g in status["groups"] if g["state"] == "failed"],
         }
@@ -102,7 +103,7 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
     def calibration(request: Request):
         about = {
             "sets": describe_sets(read.paths.registry_db)[::-1],
-            "timeline": timeline(read.validity(), db.mjd(db.now())),
+            "timeline": timeline(read.validity(), db.mjd(now())),
         }
         return templates.TemplateResponse(request, "calibration.html", about)
 

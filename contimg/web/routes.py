@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from sqlalchemy import func, select, text
 
 from contimg.calibration import registry
+from contimg.clock import now
 from contimg.findings import LEVELS
 from contimg.paths import GROUP_PATTERN
 from contimg.products import tables as product_tables
@@ -102,7 +103,7 @@ def metrics(read: Read) -> Response:
     groups = Gauge("contimg_groups", "Groups in the queue", ["state"], registry=collected)
     for state in (*STATES, "waiting"):
         groups.labels(state).set(found["counts"].get(state, 0))
-    now_mjd = db.mjd(db.now())
+    now_mjd = db.mjd(now())
     ends = [
         s["valid_end_mjd"] for s in found["calibration"] if s["status"] == "active" and s["science"]
     ]

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
+from contimg.clock import now
 from contimg.config import IngestConfig
 from contimg.errors import RequestError, StateError
 from contimg.paths import Paths
@@ -57,7 +58,7 @@ def add(session, state, group=GROUP):
         queue_tables.Group(
             group_id=group,
             state="collecting",
-            received_at=db.now(),
+            received_at=now(),
             last_update="",
             expected_subbands=16,
             chunk_minutes=5,

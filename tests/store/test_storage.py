@@ -11,6 +11,7 @@ from astropy.io import fits
 
 from contimg import paths
 from contimg.calibration import registry
+from contimg.clock import now
 from contimg.config import Config, ConversionConfig, IngestConfig, PathsConfig, RetentionConfig
 from contimg.errors import ConfigError, LockError, StorageError
 from contimg.paths import Paths
@@ -242,10 +243,10 @@ def archive(tmp_path):
                     start_mjd=0,
                     end_mjd=0,
                     mid_mjd=0,
-                    processed_at=db.now(),
+                    processed_at=now(),
                     status="ok",
                     stage="index",
-                    stage_updated_at=db.now(),
+                    stage_updated_at=now(),
                 )
             )
             session.flush()
@@ -255,7 +256,7 @@ def archive(tmp_path):
                     path=str(image),
                     group_id=group,
                     ms_path=str(where.ms(group)),
-                    created_at=db.now(),
+                    created_at=now(),
                     checksum=checksum(image),
                     bytes=verified_bytes(image),
                 )

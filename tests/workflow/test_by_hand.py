@@ -94,6 +94,7 @@ def test_a_quick_look_at_a_group_in_any_state(site, tmp_path):
     assert all(path.exists() for path in pictures)
     assert not list(site.paths.products.glob(".quicklook.*"))
     assert everything_of(site) == before
+    assert site.contimg("verify").returncode == 0
     with lock(site.paths.group_lock(GROUP), wait=False, what="test"):
         assert f"{GROUP}: apply ..." in look().stdout  # a stage of it is at work
     assert everything_of(site) == before
