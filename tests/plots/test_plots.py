@@ -286,10 +286,8 @@ def test_a_coarse_image_keeps_peaks_and_what_is_blank(tmp_path):
     values[0, 0, 100:140] = np.nan
     values[0, 0, 17, 33] = 50
     mask = ~np.isfinite(values)  # True is blank, as numpy has it
-    shape = {"shape": values.shape, "values": np.nan_to_num(values)}
-    image = images.image(str(tmp_path / "x.image"), **shape)
-    image.putmask(mask)
-    del image
+    masked = np.ma.masked_array(np.nan_to_num(values), mask)
+    images.image("", values=masked).saveas(str(tmp_path / "x.image"))
     coarse = style.coarse_image(tmp_path / "x.image", pixels=23)
     assert coarse.shape == (23, 23)
     assert np.isnan(coarse[10:14]).all()

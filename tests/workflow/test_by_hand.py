@@ -1,6 +1,8 @@
 """Stages by hand: `contimg stage NAME GROUP`; a quick look: `contimg quicklook GROUP`."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 
 import pytest
 from astropy.io import fits
@@ -57,15 +59,19 @@ def test_a_stage_that_fails_by_hand_says_so(site):
 
 
 def everything_of(site):
-    """Every file of the site but logs of SQLite, locks and quick looks, with what is in it."""
-    return {
-        path: path.read_bytes()
-        for folder in (site.paths.products, site.paths.state)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not {"locks", "quicklooks"}.intersection(path.parts)
-        and not path.name.endswith(("-wal", "-shm"))
-    }
+    """Every file of the site but locks and quick looks, with what is in it; rows of databases."""
+    found = {}
+    for path in [*site.paths.products.rglob("*"), *site.paths.state.rglob("*")]:
+        if path.suffix == ".sqlite3":
+            with closing(sqlite3.connect(path)) as database:
+                found[path] = list(database.iterdump())
+        elif (
+            path.is_file()
+            and not {"locks", "quicklooks"}.intersection(path.parts)
+            and not path.name.endswith(("-wal", "-shm"))
+        ):
+            found[path] = path.read_bytes()
+    return found
 
 
 def test_a_quick_look_at_a_group_in_any_state(site, tmp_path):
