@@ -272,7 +272,7 @@ def cost(folder: Path) -> None:
         axes.plot(x, seconds, "o-", label="Measurement Set to products")
         axes.plot(x, of_ducc, "s--", label="of these, ducc0's transforms")
         axes.set(xlabel=label, xscale="log", ylim=(0, None))
-        axes.set_xticks(x, [f"{v:.3g}" for v in x])
+        axes.set_xticks(x, [f"{v:.0f}" if v > 10 else f"{v:.2g}" for v in x])
         axes.minorticks_off()
     panels[0].set(ylabel="Seconds, two cores")
     panels[0].legend(frameon=False)
@@ -303,7 +303,7 @@ def differences(folder: Path) -> None:
         axes.set(title=f"{name}: rms {rms:.3f} mJy/beam", xlabel="deg to the east")
     panels[0].set(ylabel="deg to the north")
     figure.colorbar(picture, ax=panels, label="mJy/beam", shrink=0.8)
-    figure.savefig(PICTURES / "imagers.png", dpi=110)
+    figure.savefig(PICTURES / "imagers.png", dpi=75)
 
 
 if __name__ == "__main__":
