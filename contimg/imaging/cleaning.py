@@ -62,9 +62,8 @@ class PointCleaner:
         tiles = (x // _TILE).astype(np.int64) * _tiles(residual.shape[1]) + y // _TILE
         order = np.argsort(tiles, kind="stable")
         x, y = x[order], y[order]
-        starts = np.searchsorted(
-            tiles[order], np.arange(np.prod(list(map(_tiles, residual.shape))) + 1)
-        )
+        number = _tiles(residual.shape[0]) * _tiles(residual.shape[1])
+        starts = np.searchsorted(tiles[order], np.arange(number + 1))
         values, flux = residual[x, y], self.model[x, y]
         done, grown = _hogbom(
             values,
@@ -73,7 +72,7 @@ class PointCleaner:
             y,
             self.psf,
             self._far,
-            starts.reshape(-1),
+            starts,
             _tiles(residual.shape[1]),
             np.float32(options.gain),
             np.float32(level),

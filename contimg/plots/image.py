@@ -50,17 +50,26 @@ def draw_image(picture: np.ndarray, imaged: Mapping, title: str):
             mec="#56B4E9" if source["found"] else "#999999",
         )
     half_deg = imaged["imsize"] * imaged["cell_arcsec"] / 7200
-    exaggeration = 20
+    # a tenth of the picture, whatever the beam is
+    largest = 0.2 * half_deg * 3600 / imaged["beam_major_arcsec"]
+    exaggeration = max((one for one in (1, 2, 5, 10, 20) if one <= largest), default=1)
     beam = Ellipse(
         (half_deg * 0.88, -half_deg * 0.88),
         imaged["beam_minor_arcsec"] / 3600 * exaggeration,
         imaged["beam_major_arcsec"] / 3600 * exaggeration,
         angle=-imaged["beam_pa_deg"],
-        fc="none",
+        fc="white",
         ec="black",
     )
     axes.add_patch(beam)
-    axes.text(half_deg * 0.88, -half_deg * 0.97, f"beam x {exaggeration}", ha="center", fontsize=8)
+    axes.text(
+        half_deg * 0.88,
+        -half_deg * 0.97,
+        f"beam x {exaggeration}" if exaggeration > 1 else "beam",
+        ha="center",
+        fontsize=8,
+        bbox={"fc": "white", "ec": "none", "pad": 1},
+    )
     return figure
 
 
