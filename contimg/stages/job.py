@@ -119,7 +119,8 @@ def run_job(job: Job, work: Callable[[Job], dict]) -> None:
         _leave_word(job, message, isinstance(error, InputError), _waits_for(error))
         # casacore's own errors, of a table that a power cut left: not to be read again and again.
         is_damage = isinstance(error, RuntimeError | ProductError) and not is_full(error)
-        if is_damage and job.stage in _READING_MS and job.ms.is_dir():
+        of_group = job.ms.is_dir() and not job.ms.is_symlink()  # a link: a quick look
+        if is_damage and job.stage in _READING_MS and of_group:
             set_mark(job.ms / CHANGING_MARK)
         sys.exit(1)
 
