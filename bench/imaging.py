@@ -136,10 +136,27 @@ def image(folder: Path, ms: Path, dec_deg: float, config: Config, **options) -> 
     return image_group(ms, ms.stem, config, converted, chosen, 2, folder / "stage.log")
 
 
-def _work(folder: Path, ms: Path, dec_deg: float, config: Config, options: dict) -> None:
+def _timed(folder: Path, ms: Path, dec_deg: float, config: Config, options: dict) -> None:
+    """An image, its seconds, and how many of these are ducc0's own."""
+    import ducc0
+
+    spent = [0.0]
+
+    def timed(function):
+        def inside(**arguments):
+            begin = time.perf_counter()
+            result = function(**arguments)
+            spent[0] += time.perf_counter() - begin
+            return result
+
+        return inside
+
+    for name in ("vis2dirty", "dirty2vis"):
+        setattr(ducc0.wgridder, name, timed(getattr(ducc0.wgridder, name)))
     begin = time.perf_counter()
     result = image(folder, ms, dec_deg, config, **options)
-    write_json(folder / "timed.json", result | {"seconds": time.perf_counter() - begin})
+    seconds = {"seconds": time.perf_counter() - begin, "ducc_s": spent[0]}
+    write_json(folder / "timed.json", result | seconds)
 
 
 def speed(folder: Path) -> None:
@@ -165,7 +182,7 @@ def speed(folder: Path) -> None:
     ]
     image(folder, ms, dec_deg, config, mode="quick")  # compiled, and the data in the page cache
     for name, options in cases:
-        _, peak_gb = measured(_work, folder, ms, dec_deg, config, options, context=SPAWN)
+        _, peak_gb = measured(_timed, folder, ms, dec_deg, config, options, context=SPAWN)
         result = read_json(folder / "timed.json")
         seconds, check = result["seconds"], result["catalogue"]
         noise_mjy, found = result["rms_jy"] * 1e3, f"{check['found']} of {check['expected']}"
@@ -218,29 +235,6 @@ def accuracy(folder: Path) -> None:
                     f"{result['rms_jy'] / result['thermal_jy']:.2f}",
                 ]
                 print(f"| {' | '.join(map(str, words))} |", flush=True)
-
-
-def _timed(folder: Path, ms: Path, dec_deg: float, config: Config, options: dict) -> None:
-    """An image, its seconds, and how many of these are ducc0's own."""
-    import ducc0
-
-    spent = [0.0]
-
-    def timed(function):
-        def inside(**arguments):
-            begin = time.perf_counter()
-            result = function(**arguments)
-            spent[0] += time.perf_counter() - begin
-            return result
-
-        return inside
-
-    for name in ("vis2dirty", "dirty2vis"):
-        setattr(ducc0.wgridder, name, timed(getattr(ducc0.wgridder, name)))
-    begin = time.perf_counter()
-    result = image(folder, ms, dec_deg, config, **options)
-    seconds = {"seconds": time.perf_counter() - begin, "ducc_s": spent[0]}
-    write_json(folder / "timed.json", result | seconds)
 
 
 def cost(folder: Path) -> None:
