@@ -137,6 +137,12 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
     return result
 
 
+def _write_fits(path: Path, array: np.ndarray, head: fits.Header, checksum: bool) -> None:
+    """An (x, y) array as a (1, 1, y, x) image."""
+    values = np.ascontiguousarray(array.T, dtype=np.float32)[None, None]
+    fits.PrimaryHDU(values, head).writeto(path, checksum=checksum, overwrite=True)
+
+
 def write_products(
     *,
     prefix_of,
@@ -166,11 +172,8 @@ def write_products(
     def write(suffix: str) -> Path:
         array, unit = arrays[suffix]
         as_fits = work / fits_of.get(suffix, f"{suffix}.scratch.fits")
-        hdu = fits.PrimaryHDU(
-            np.ascontiguousarray(array.T, dtype=np.float32)[None, None],
-            header(grid, result.beam, summary, unit, keywords),
-        )
-        hdu.writeto(as_fits, checksum=suffix in fits_of, overwrite=True)
+        head = header(grid, result.beam, summary, unit, keywords)
+        _write_fits(as_fits, array, head, checksum=suffix in fits_of)
         images.image(str(as_fits)).saveas(str(work / suffix), overwrite=True)
         return as_fits
 
@@ -187,11 +190,8 @@ def write_products(
         values, plane = slanted
         wide = replace(grid, npix=len(values))
         of_plane = {"PV2_1": -plane.a, "PV2_2": -plane.b}
-        hdu = fits.PrimaryHDU(
-            np.ascontiguousarray(values.T)[None, None],
-            header(wide, result.beam, summary, "Jy/beam", dict(keywords) | of_plane),
-        )
-        hdu.writeto(written[SLANTED_FITS], checksum=True)
+        head = header(wide, result.beam, summary, "Jy/beam", dict(keywords) | of_plane)
+        _write_fits(written[SLANTED_FITS], values, head, checksum=True)
     final = {}
     for suffix in (*CASA_IMAGES, *FITS_IMAGES, SLANTED_FITS):
         target = prefix_of(suffix)

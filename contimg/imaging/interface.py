@@ -29,12 +29,17 @@ class Beam:
 
     def gaussian(self, dx_arcsec: np.ndarray, dy_arcsec: np.ndarray) -> np.ndarray:
         """Response at offsets to the east and to the north, 1 at the centre."""
+        a, b, c = self.quadratic()
+        return np.exp(-(a * dx_arcsec**2 + b * dx_arcsec * dy_arcsec + c * dy_arcsec**2))
+
+    def quadratic(self) -> np.ndarray:
+        """Coefficients of east^2, east north and north^2 (arcsec) in the exponent, which is
+        negative."""
         pa = np.radians(self.pa_deg)
-        along = dx_arcsec * np.sin(pa) + dy_arcsec * np.cos(pa)
-        across = dx_arcsec * np.cos(pa) - dy_arcsec * np.sin(pa)
-        return np.exp(
-            -4 * np.log(2) * ((along / self.major_arcsec) ** 2 + (across / self.minor_arcsec) ** 2)
-        )
+        along = np.array([np.sin(pa), np.cos(pa)]) / self.major_arcsec
+        across = np.array([np.cos(pa), -np.sin(pa)]) / self.minor_arcsec
+        form = np.outer(along, along) + np.outer(across, across)
+        return 4 * np.log(2) * np.array([form[0, 0], 2 * form[0, 1], form[1, 1]])
 
 
 @dataclass(frozen=True)

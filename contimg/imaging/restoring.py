@@ -98,17 +98,10 @@ def restore(
     """The residual with components (n, 3) of x, y (pixels, between them too) and Jy, each as the
     restoring beam shows it: Jy/beam."""
     image = residual.astype(np.float32, copy=True)
-    _add_beams(image, components, _quadratic(beam, cell_arcsec), _reach(beam, cell_arcsec))
+    # x grows to the west: the mixed term turns
+    quadratic = beam.quadratic() * cell_arcsec**2 * np.array([1, -1, 1])
+    _add_beams(image, components, quadratic, _reach(beam, cell_arcsec))
     return image
-
-
-def _quadratic(beam: Beam, cell_arcsec: float) -> np.ndarray:
-    """Coefficients of dx^2, dx dy, dy^2 (pixels) in the beam's exponent."""
-    pa = np.radians(beam.pa_deg)
-    along = np.array([-np.sin(pa), np.cos(pa)]) / beam.major_arcsec
-    across = np.array([-np.cos(pa), -np.sin(pa)]) / beam.minor_arcsec
-    form = np.outer(along, along) + np.outer(across, across)
-    return 4 * np.log(2) * cell_arcsec**2 * np.array([form[0, 0], 2 * form[0, 1], form[1, 1]])
 
 
 def _reach(beam: Beam, cell_arcsec: float) -> int:

@@ -78,12 +78,12 @@ def compare_catalogue(
     fluxes are taken to the image's frequency with their spectral indices.
     """
     catalogue = catalogue[catalogue.flux_jy.values > 0]
-    rows = []
+    wcs, rows = grid.wcs(), []
     for source, response in _in_image(catalogue, grid, pb, options.beam_limit):
         expected_jy = source.flux_jy * (freq_hz / 1.4e9) ** source.alpha
         if expected_jy * response < DETECTION_SIGMA * rms_jy:
             continue
-        fitted = fit_source(image, grid.wcs(), beam, source.ra_deg, source.dec_deg)
+        fitted = fit_source(image, wcs, beam, source.ra_deg, source.dec_deg)
         if fitted is None:
             continue
         peak, east, north = fitted

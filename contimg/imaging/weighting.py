@@ -33,19 +33,24 @@ def image_weights(
     return weights
 
 
+@njit(inline="always")
+def _cell(u, v, per_m, half):
+    """Cell of half the uv plane, v >= 0; the other half is its mirror image."""
+    if v < 0:
+        u, v = -u, -v
+    return int(np.floor(u * per_m + 0.5)) + half, int(np.floor(v * per_m + 0.5))
+
+
 @njit(cache=True)
 def _density(uv_m, per_m, weights, cells):
-    """Sum of the weights in each cell of half the uv plane; the other half is its mirror image."""
+    """Sum of the weights in each cell."""
     half = cells // 2
     density = np.zeros((cells, half + 2), np.float32)
     for r in range(len(uv_m)):
         u, v = uv_m[r]
-        if v < 0:
-            u, v = -u, -v
         for c in range(len(per_m)):
             if weights[r, c] > 0:
-                i = int(np.floor(u * per_m[c] + 0.5)) + half
-                j = int(np.floor(v * per_m[c] + 0.5))
+                i, j = _cell(u, v, per_m[c], half)
                 if 0 <= i < cells and j < half + 2:
                     density[i, j] += weights[r, c]
     return density
@@ -57,12 +62,9 @@ def _weigh(uv_m, per_m, weights, density, scale, uniform, taper_m2):
     half = cells // 2
     for r in prange(len(uv_m)):
         u, v = uv_m[r]
-        if v < 0:
-            u, v = -u, -v
         for c in range(len(per_m)):
             if weights[r, c] > 0:
-                i = int(np.floor(u * per_m[c] + 0.5)) + half
-                j = int(np.floor(v * per_m[c] + 0.5))
+                i, j = _cell(u, v, per_m[c], half)
                 if not (0 <= i < cells and j < height):
                     weights[r, c] = 0
                 elif uniform:

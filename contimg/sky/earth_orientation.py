@@ -6,10 +6,8 @@ is read in milliseconds.
 
 import functools
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import astropy
 import astropy.units as u
@@ -18,6 +16,7 @@ from astropy.table import QTable
 from astropy.utils import iers
 
 from contimg import CACHE
+from contimg.store.files import replacing
 
 # astropy-iers-data carries the tables, with predictions of a year, which are good to some 0.03 s of
 # UT1; a node at night has no network. Without the second line astropy refuses observations of today
@@ -61,11 +60,9 @@ def _read(copy: Path) -> iers.IERS:
     except (OSError, ValueError, EOFError):
         table = iers.earth_orientation_table.get()
         columns = np.array([table[name].to_value(unit) for name, unit in _COLUMNS.items()])
-        with suppress(OSError):  # a cache that cannot be written costs 0.7 s
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=copy.parent, suffix=".partial", delete=False) as file:
-                np.save(file, columns)
-            os.replace(file.name, copy)
+        # a cache that cannot be written costs 0.7 s
+        with suppress(OSError), replacing(copy, many=True) as partial, partial.open("wb") as file:
+            np.save(file, columns)
     return iers.IERS(
         QTable(
             {

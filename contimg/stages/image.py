@@ -365,8 +365,9 @@ def _slanted(result: Deconvolved, options: ImagingConfig) -> tuple[np.ndarray, P
 
 def _put_back(result: Deconvolved, taken: Sequence[Subtracted], grid: files.Grid) -> None:
     """Subtracted sources inside the image, at their mean apparent flux, are components of it."""
+    wcs = grid.wcs()
     for one in taken:
-        x, y = grid.wcs().wcs_world2pix(one.source.ra_deg, one.source.dec_deg, 0)
+        x, y = wcs.wcs_world2pix(one.source.ra_deg, one.source.dec_deg, 0)
         if np.isfinite([x, y]).all() and min(x, y) >= 0 and max(x, y) <= grid.npix - 1:
             point = [float(x), float(y), one.mean_apparent_jy]
             result.components = np.vstack([result.components, point])

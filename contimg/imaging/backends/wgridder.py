@@ -213,7 +213,7 @@ class _Clean:
             )
             if last or self._is_clean():
                 break
-        if not last:
+        if not (last or self.transforms.with_w):
             self._look(True)
         self.notes |= {"major_cycles": self.cycles, "iterations": self.cleaner.iterations}
 
