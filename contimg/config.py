@@ -325,6 +325,40 @@ class CalibrationConfig(_Section):
     chanbin: int = Field(4, ge=1, description="fast: average data over so many channels")
     fast_uvrange: UvRange = Field(">1klambda", description="fast: baselines to solve with")
     phase_only: bool = Field(True, description="fast: gains have phases only, after the bandpass")
+    refine: Literal["ap", "phase", "off"] = Field(
+        "ap",
+        description="a group's own gains against the sky that it saw: amplitudes and phases (ap), "
+        "phases, or none",
+    )
+    flux_scale: Literal["catalogue", "set"] = Field(
+        "catalogue",
+        description="what sets the fluxes: all catalogue sources in the field, or the calibrator "
+        "of the set",
+    )
+    flag_faulty: bool = Field(
+        True,
+        description="flag antennas whose data do not fit: exchanged cables or polarisations, no "
+        "sky, far too noisy; false: they are only named",
+    )
+    noisy_factor: float = Field(
+        3.0, gt=1, description="an antenna is noisy with so many times the median receiver's noise"
+    )
+    subtract_far: bool = Field(
+        True,
+        description="take Cas A, Cyg A, Tau A, Vir A and the Sun out of the data where they are "
+        "seen in the far sidelobes",
+    )
+    refine_max_noise: float = Field(
+        1.05, gt=1, description="gains that raise the noise by more are not used"
+    )
+    refine_max_flagged: float = Field(
+        0.1, gt=0, lt=1, description="nor those that would flag more of the data"
+    )
+    refine_max_step_deg: float = Field(
+        45.0,
+        gt=0,
+        description="nor phases that jump by more between integrations, or between X and Y",
+    )
     max_model_misfit: float = Field(
         0.3,
         gt=0,
@@ -445,7 +479,7 @@ class ImagingConfig(_Section):
         description="average so many; null: as many as cost 0.3 % at the half-power point",
     )
     subtract_above_jy: FluxJy | None = Field(
-        0.5,
+        0.02,
         description="catalogue sources that are apparently brighter leave the visibilities with "
         "their beam track; null: none",
     )

@@ -60,6 +60,10 @@ class Paths:
         """Calibration table of one kind (K, B or G) of a set: `set_name(group, fast)`."""
         return self.products / "caltables" / f"{set_name}.{CALTABLE_SUFFIXES[kind]}"
 
+    def field_gains(self, group: str) -> Path:
+        """A group's own gains, for no other (`calibration.refine`)."""
+        return self.products / "caltables" / f"{group}.field.gcal"
+
     def image(self, group: str, suffix: str, quick: bool = False) -> Path:
         """Image product, by the suffixes of CASA_IMAGES, FITS_IMAGES, SLANTED_FITS."""
         return self.products / "images" / f"{group}{QUICK_MARK if quick else ''}.{suffix}"

@@ -10,6 +10,7 @@ rule apply:
         again=again("apply"),
     output:
         result=result("{group}", "apply"),
+        refined=result("{group}", "refine"),
     log:
         logs("apply"),
     priority: 60

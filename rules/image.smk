@@ -19,6 +19,7 @@ rule image:
         ms=ms_path("{group}"),
         converted=result("{group}", "convert"),
         applied=result("{group}", "apply"),
+        refined=result("{group}", "refine"),
         chosen=chosen_set,
         again=again("image"),
     output:

@@ -14,16 +14,16 @@ from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 
 
-def apply(
+def calibrated(
     ms: Path, tables: Mapping[str, Path], logfile: Path | None
-) -> tuple[np.ndarray, np.ndarray, mset.Rows]:
-    """CORRECTED_DATA from DATA and the tables, on the flags that `prepare` left; may be repeated.
+) -> tuple[np.ndarray, np.ndarray, mset.Rows, np.ndarray | None]:
+    """What CORRECTED_DATA shall be, of DATA and the tables, on the flags that `prepare` left.
 
     Gains in intervals are linear in amplitude and phase inside the group that they were solved on;
     another group gets their mean. One pass over the data where the tables are a bandpass on the
     data's own channels and gains; delays, and bandpasses of other channels, are CASA's
-    (`apply_casa`). Returns CORRECTED_DATA, its flags, both (ntime, nbaseline, nchan, npol), and the
-    rows.
+    (`apply_casa`, into the Measurement Set). Returns data and flags, both (ntime, nbaseline, nchan,
+    npol), the rows, and 1 / gain (nant, nchan, npol) in the middle of the group, where it is known.
     """
     mset.require_whole(ms)
     tables = {kind: Path(path) for kind, path in tables.items()}
@@ -43,17 +43,17 @@ def apply(
                     "them. Choose another set."
                 )
         apply_casa(ms, tables, logfile)
-        return *(
+        data, flags = (
             mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")
-        ), rows
+        )
+        return data, flags, rows, None
     data = mset.read_grid(ms, "DATA", rows.shape[0])
     flags = flag_versions.read(ms, rows.shape[0])
     inverse, flagged = solutions
     correct_all(
         data=data, flags=flags, ant_1=rows.ant_1, ant_2=rows.ant_2, inverse=inverse, flagged=flagged
     )
-    mset.write_columns(ms, CORRECTED_DATA=data, FLAG=flags)
-    return data, flags, rows
+    return data, flags, rows, np.where(flagged, np.nan, inverse)[len(inverse) // 2]
 
 
 def per_antenna(
@@ -169,3 +169,19 @@ def correct(data, flags, ant_1, ant_2, inverse, flagged):
                         flags[t, b, c, p] = True
                     else:
                         data[t, b, c, p] *= factor
+
+
+@njit(parallel=True, cache=True)
+def correct_in_time(data, weights, ant_1, ant_2, gain):
+    """Take gains (ntime, nant, npol) out of data (ntime, nbaseline, nchan, npol) in place; weights
+    grow by their power."""
+    ntime, nbaseline, nchan, npol = data.shape
+    for b in prange(nbaseline):
+        for t in range(ntime):
+            for p in range(npol):
+                product = gain[t, ant_1[b], p] * np.conj(gain[t, ant_2[b], p])
+                factor = np.complex64(1 / product)
+                size = np.float32(product.real**2 + product.imag**2)
+                for c in range(nchan):
+                    data[t, b, c, p] *= factor
+                    weights[t, b, c, p] *= size

@@ -1,7 +1,7 @@
 """The sky of a field in visibilities: the model of what an observation sees, and how much of it
 calibrated data have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from contimg.errors import ValidationError
 from contimg.sky import catalogues
 from contimg.sky.calibrators import mean_beam
 from contimg.sky.geometry import meridian_vector, track
-from contimg.sky.prediction import predict
+from contimg.sky.prediction import Smearing, predict, predictor
 from contimg.sky.skymodel import Source, calibrator_model
 from contimg.visibilities import measurement_set as mset
 
@@ -28,27 +28,50 @@ class Seen:
     app_dec_deg: float
     sources: Sequence[Source]
 
-    def model(
-        self, time_mjd: np.ndarray | None = None, freq_hz: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Visibilities (ntime, nbaseline, nchan) at the observation's integrations and channels, or
-        at others."""
-        mjd = self.rows.time_mjd if time_mjd is None else time_mjd
-        freq_hz = self.observation.freq_hz if freq_hz is None else freq_hz
-        axes = track(*self.observation.phase_centre_deg, mjd).axes
-        pointing = meridian_vector(np.radians(self.app_dec_deg))
-        one, two = self.rows.ant_1, self.rows.ant_2
-        positions_m = self.observation.positions_m
-        return predict(
-            sources=self.sources,
-            mjd=mjd,
-            phase_axes=axes,
-            pointing=pointing,
-            positions_m=positions_m,
-            ant_1=one,
-            ant_2=two,
-            freq_hz=freq_hz,
-        )
+    def model(self, **of_what) -> np.ndarray:
+        """Visibilities (ntime, nbaseline, nchan), smeared; arguments as of `predictor`."""
+        return predict(**self._as_seen(**of_what))
+
+    def predictor(self, **of_what) -> Callable[..., np.ndarray]:
+        """`prediction.predictor`, for the observation's integrations and channels, smeared.
+
+        time_mjd, freq_hz  others than these
+        averaged_hz        what channels were averaged over
+        scale              of the sources' fluxes, (nsource,) or (ntime, nsource)
+        """
+        return predictor(**self._as_seen(**of_what))
+
+    def _as_seen(self, time_mjd=None, freq_hz=None, averaged_hz=0.0, scale=1.0) -> dict:
+        observation, rows = self.observation, self.rows
+        mjd = rows.time_mjd if time_mjd is None else time_mjd
+        return {
+            "sources": self.sources,
+            "mjd": mjd,
+            "phase_axes": track(*observation.phase_centre_deg, mjd).axes,
+            "pointing": meridian_vector(np.radians(self.app_dec_deg)),
+            "positions_m": observation.positions_m,
+            "ant_1": rows.ant_1,
+            "ant_2": rows.ant_2,
+            "freq_hz": observation.freq_hz if freq_hz is None else freq_hz,
+            "smearing": Smearing(rows.integration_s, observation.channel_width_hz, averaged_hz),
+            "scale": scale,
+        }
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Data of a group in Jy with weights in Jy^-2, (ntime, nbaseline, nchan, npol)."""
+
+    data: np.ndarray
+    flags: np.ndarray
+    weights: np.ndarray
+    observation: mset.Observation
+    rows: mset.Rows
+    app_dec_deg: float
+    sefd_jy: np.ndarray  # of the antennas, (nant, npol), NaN where unknown
+    # of the autocorrelations, (nant, nchan, npol); and with the other polarisation's gains
+    spectra: np.ndarray | None = None
+    other_spectra: np.ndarray | None = None
 
 
 @njit(parallel=True, cache=True)

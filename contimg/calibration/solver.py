@@ -218,7 +218,7 @@ def solve(
     """
     cross = ant_1 != ant_2
     by_time, weight_by_time = _sums_by_time(data, model, flags, weights, cross, *phase_channels)
-    phases = _solve_grid(
+    phases = solve_grid(
         by_time.transpose(1, 0, 2),
         weight_by_time.transpose(1, 0, 2),
         ant_1,
@@ -231,7 +231,7 @@ def solve(
     # (ntime, nbaseline, npol); 0 where a phase is not known
     turn = (np.conj(phases[ant_1]) * phases[ant_2]).transpose(1, 0, 2)
     turned, plain = _sums_by_channel(data, model, flags, weights, cross, turn)
-    bandpass = _referred(_solve_grid(*turned[:2], ant_1, ant_2, nant, reference, False), reference)
+    bandpass = _referred(solve_grid(*turned[:2], ant_1, ant_2, nant, reference, False), reference)
     bandpass, flagged, error = _judge(bandpass, *turned, ant_1, ant_2, min_snr)
     _fill_gaps(bandpass, flagged, error, fill)
     use = ~(flagged[ant_1] | flagged[ant_2])
@@ -251,7 +251,7 @@ def solve(
         for k, by in enumerate((product, 1, np.abs(product) ** 2, 1))
     )
     gain = _referred(
-        _solve_grid(corrected, kept, ant_1, ant_2, nant, reference, phase_only), reference
+        solve_grid(corrected, kept, ant_1, ant_2, nant, reference, phase_only), reference
     )
     gain, gain_flagged, gain_error = _judge(
         gain, corrected, kept, power, number, ant_1, ant_2, min_snr
@@ -300,7 +300,7 @@ def _fill_gaps(gain, flags, error, widest: int) -> None:
                 error[a, gap, p] = max(error[a, left, p], error[a, right, p])
 
 
-def _solve_grid(a, w, ant_1, ant_2, nant, reference, phase_only) -> np.ndarray:
+def solve_grid(a, w, ant_1, ant_2, nant, reference, phase_only) -> np.ndarray:
     """Gains (nant, nunit, npol) of sums (nbaseline, nunit, npol)."""
     nbaseline, nunit, npol = a.shape
     flat = [np.ascontiguousarray(x).reshape(nbaseline, nunit * npol) for x in (a, w)]

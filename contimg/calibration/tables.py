@@ -119,6 +119,12 @@ def write_solutions(
         return {kind: quality_of(path, kind, repeated) for kind, path in partial.items()}
 
 
+def write_gains(ms: Path, mjd: np.ndarray, path: Path, gain: Gains, refant: int) -> None:
+    """A `G Jones` table of gains (nant, ninterval, npol), with the middle of each interval."""
+    with publishing({"G": path}) as partial:
+        _write(partial["G"], "G", _as_rows(gain), np.asarray(mjd), ms, refant)
+
+
 def _as_rows(gain: Gains) -> Gains:
     """Gains of (nant, ninterval, npol) as one row for an interval and antenna: (ninterval * nant,
     1, npol)."""

@@ -52,14 +52,15 @@ def _scaled(ms: Path, rows: mset.Rows, row_weight: np.ndarray) -> tuple[np.ndarr
 
 def weigh(
     *, ms: Path, data: np.ndarray, flags: np.ndarray, rows: mset.Rows, nant: int
-) -> tuple[dict, np.ndarray]:
-    """Check calibrated data and write WEIGHT and WEIGHT_SPECTRUM in Jy^-2, from the scatter of the
-    data themselves.
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Check calibrated data and find their weights in Jy^-2, from the scatter of the data
+    themselves.
 
     data, flags  CORRECTED_DATA and its flags, (ntime, nbaseline, nchan, npol)
 
-    Short integrations keep their smaller share. Returns what was found, and the antennas' noises
-    (`antenna_noise`); raises ValidationError when nothing is usable.
+    Short integrations keep their smaller share. Returns what was found, the antennas' noises
+    (`antenna_noise`), and the weights, like the data; raises ValidationError when nothing is
+    usable.
     """
     cross = rows.ant_1 != rows.ant_2
     flagged, amplitude, odd = _survey(data, flags, cross)
@@ -85,13 +86,16 @@ def weigh(
     # Rows that are flagged as a whole get a typical weight: FLAG keeps them out, and 0 would mean
     # no data for good.
     row_weight = np.where(np.isfinite(row_weight), row_weight, np.nanmedian(row_weight[cross]))
-    weights, mean = _scaled(ms, rows, row_weight)
-    mset.write_columns(ms, WEIGHT_SPECTRUM=weights, WEIGHT=mean)
-    return {
-        "mean_amplitude_jy": float(amplitude),
-        "median_noise_jy": float(np.median(noise[cross][noise[cross] > 0])),
-        "flagged": float(flagged),
-    }, by_antenna
+    weights, _ = _scaled(ms, rows, row_weight)
+    return (
+        {
+            "mean_amplitude_jy": float(amplitude),
+            "median_noise_jy": float(np.median(noise[cross][noise[cross] > 0])),
+            "flagged": float(flagged),
+        },
+        by_antenna,
+        weights,
+    )
 
 
 @njit(parallel=True, cache=True)

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numba import njit, prange
 
+from contimg.calibration.field import Seen
 from contimg.config import ImagingConfig
 from contimg.imaging.stokes import StokesI
-from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
-from contimg.sky.prediction import predict_integration
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector
 from contimg.sky.skymodel import Source, apparent_fluxes
 
 log = logging.getLogger(__name__)
-_FIT_CHANNELS = 96  # enough for a source that is to be subtracted
-_MOST_BRIGHT = 12
+_FIT_CHANNELS = 16  # enough for sources that are to be subtracted
+_MOST_BRIGHT = 30
 _MOST_SHIFT_ARCSEC, _MOST_SLOPE, _LEAST_AMPLITUDE = 5.0, 3.0, 0.05
 _CLEARLY_BETTER = 25.0  # of chi squared, for each amplitude
 
@@ -23,7 +22,7 @@ _CLEARLY_BETTER = 25.0  # of chi squared, for each amplitude
 @dataclass(frozen=True)
 class Subtracted:
     """A source that was taken out of the visibilities: as it was fitted, and its mean apparent flux
-    at `freq_hz`."""
+    at `freq_hz`, as an image has it."""
 
     source: Source
     mean_apparent_jy: float
@@ -54,30 +53,41 @@ def bright_sources(
 
 
 def subtract(
-    sources: Sequence[Source], rest: Sequence[Source], stokes: StokesI
+    sources: Sequence[Source],
+    rest: Sequence[Source],
+    stokes: StokesI,
+    image_weights: np.ndarray | None = None,
 ) -> tuple[list[Subtracted], list[str]]:
     """Fit bright sources to the visibilities (flux, spectral slope, position; per integration if
     that is clearly better) and subtract them, in place, with their beam at each integration and
     channel. Also returns the names of those not found.
 
-    rest  the catalogue's other sources, which the fit takes as they are listed: a sparse array
-          cannot tell all from all
+    rest           the catalogue's other sources, which the fit takes as they are listed: a sparse
+                   array cannot tell all from all
+    image_weights  (ntime, nchan) by which an image averages the sources; default: the data's
     """
     if not sources:
         return [], []
     freq_hz, mjd = stokes.observation.freq_hz, stokes.rows.time_mjd
-    number = len(sources)
-    every = slice(None, None, max(1, len(freq_hz) * max(4, number) // (4 * _FIT_CHANNELS)))
-    few_hz, log_freq = freq_hz[every], np.log(freq_hz / freq_hz.mean())
-    predicted = _predictor(sources, stokes, few_hz)
-    others = _predictor(rest, stokes, few_hz) if rest else lambda t: np.float32(0)
+    log_freq, every = np.log(freq_hz / freq_hz.mean()), max(1, len(freq_hz) // _FIT_CHANNELS)
+    number, few = len(sources), slice(every // 2, None, every)
+    averaged_hz = stokes.averaged_hz
+    predicted = _seen(stokes, sources).predictor(freq_hz=freq_hz[few], averaged_hz=averaged_hz)
+    others = (
+        _seen(stokes, rest).predictor(freq_hz=freq_hz[few], averaged_hz=averaged_hz)
+        if rest
+        else lambda t: np.float32(0)
+    )
     normal, right = np.zeros((len(mjd), 4 * number, 4 * number)), np.zeros((len(mjd), 4 * number))
     for t in range(len(mjd)):
-        models = np.stack([predicted(t, [k]) for k in range(number)])
-        uv = stokes.rows.uvw_m[t, :, :2] / SPEED_OF_LIGHT_M_S
-        vis, weights = stokes.vis[t, :, every] - others(t), stokes.weights[t, :, every]
-        sums = _normal_equations(models, vis, weights, uv, few_hz, log_freq[every])
-        normal[t], right[t] = (x.sum(axis=0) for x in sums)
+        turns = stokes.rows.uvw_m[t, :, :2, None] / SPEED_OF_LIGHT_M_S * freq_hz[few]
+        root = np.sqrt(stokes.weights[t, :, few])
+        normal[t], right[t] = _normal_equations(
+            models=[predicted(t, [k]) * root for k in range(number)],
+            vis=(stokes.vis[t, :, few] - others(t)) * root,
+            turns=turns,
+            log_freq=log_freq[few],
+        )
     fit = _solve_bounded(normal.sum(axis=0), right.sum(axis=0)).reshape(number, 4)
     found = fit[:, 0] > 0
     absent = [one.name for one, there in zip(sources, found, strict=True) if not there]
@@ -102,18 +112,18 @@ def subtract(
     fitted = [
         _as_fitted(source, stokes, values) for source, values in zip(sources, fit, strict=True)
     ]
-    predicted = _predictor(fitted, stokes, freq_hz, scale)
+    predicted = _seen(stokes, fitted).predictor(scale=scale, averaged_hz=averaged_hz)
     for t in range(len(mjd)):
         stokes.vis[t] -= predicted(t)
-    weights = stokes.time_weights[:, None] * stokes.freq_weights
     _, apparent = apparent_fluxes(
         sources=fitted, mjd=mjd, pointing=_pointing(stokes), freq_hz=freq_hz
     )
-    means = np.einsum("tsc,ts,tc->s", apparent, scale, weights) / weights.sum()
     taken = []
-    tracks_jy = (apparent.mean(axis=2) * scale).T
-    for source, was, values, mean_jy, track_jy in zip(
-        fitted, sources, fit, means, tracks_jy, strict=True
+    apparent *= scale[..., None]
+    if image_weights is None:
+        image_weights = stokes.weights.sum(axis=1, dtype=float)
+    for source, was, values, track_jy in zip(
+        fitted, sources, fit, apparent.transpose(1, 0, 2), strict=True
     ):
         summary = {
             "name": source.name,
@@ -121,14 +131,14 @@ def subtract(
             "dec_deg": source.dec_deg,
             "fitted_over_catalogue": float(values[0]),
             "catalogue_jy": float(was.flux_jy(freq_hz.mean())),
-            "mean_apparent_jy": float(mean_jy),
-            "least_apparent_jy": float(track_jy.min()),
-            "most_apparent_jy": float(track_jy.max()),
+            "mean_apparent_jy": float(np.average(track_jy, weights=image_weights)),
+            "least_apparent_jy": float(track_jy.mean(axis=1).min()),
+            "most_apparent_jy": float(track_jy.mean(axis=1).max()),
             "by_integration": bool(varying),
             "put_back": False,
         }
         log.info("subtracted %s", summary)
-        taken.append(Subtracted(source, float(mean_jy), summary))
+        taken.append(Subtracted(source, summary["mean_apparent_jy"], summary))
     return taken, absent
 
 
@@ -160,67 +170,34 @@ def _solve_bounded(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
         free &= ~odd
 
 
+def _seen(stokes: StokesI, sources: Sequence[Source]) -> Seen:
+    return Seen(stokes.observation, stokes.rows, stokes.app_dec_deg, sources)
+
+
 def _pointing(stokes: StokesI) -> np.ndarray:
     return meridian_vector(np.radians(stokes.app_dec_deg))
 
 
-def _predictor(sources, stokes: StokesI, freq_hz: np.ndarray, scale: np.ndarray | float = 1.0):
-    """A function that gives the visibilities (nbaseline, nchan) of an integration, of all sources
-    or of some."""
-    rows, observation = stokes.rows, stokes.observation
-    vectors, fluxes = apparent_fluxes(
-        sources=sources, mjd=rows.time_mjd, pointing=_pointing(stokes), freq_hz=freq_hz
-    )
-    fluxes *= np.atleast_2d(scale)[..., None]
-    axes = track(*observation.phase_centre_deg, rows.time_mjd).axes
+def _normal_equations(
+    *, models: Sequence[np.ndarray], vis: np.ndarray, turns: np.ndarray, log_freq: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of V = sum_s M_s (a + b log_freq + 2 pi i (u dl + v dm)), in least squares: normal (4 ns, 4
+    ns) and right (4 ns).
 
-    def predicted(t: int, which: slice | list[int] = slice(None)) -> np.ndarray:
-        return predict_integration(
-            vectors=vectors[t, which],
-            fluxes_jy=fluxes[t, which],
-            phase_axes=axes[t],
-            positions_m=observation.positions_m,
-            ant_1=rows.ant_1,
-            ant_2=rows.ant_2,
-            freq_hz=freq_hz,
-        )
-
-    return predicted
-
-
-@njit(parallel=True, cache=True)
-def _normal_equations(models, vis, weights, uv_s, freq_hz, log_freq):
-    """Of V = sum_s M_s (a + b log_freq + 2 pi i (u dl + v dm)): normal (part, 4 ns, 4 ns) and right
-    (part, 4 ns), to be added."""
-    ns, nbaseline = models.shape[0], vis.shape[0]
-    parts = 16
-    normal, right = np.zeros((parts, 4 * ns, 4 * ns)), np.zeros((parts, 4 * ns))
-    for part in prange(parts):
-        real, imag = np.empty(4 * ns), np.empty(4 * ns)
-        for b in range(part, nbaseline, parts):
-            for c in range(vis.shape[1]):
-                w = weights[b, c]
-                if w > 0:
-                    east = 2j * np.pi * uv_s[b, 0] * freq_hz[c]
-                    north = 2j * np.pi * uv_s[b, 1] * freq_hz[c]
-                    for s in range(ns):
-                        m = models[s, b, c]
-                        for k, factor in (
-                            (0, 1 + 0j),
-                            (1, log_freq[c] + 0j),
-                            (2, east),
-                            (3, north),
-                        ):
-                            real[4 * s + k], imag[4 * s + k] = (m * factor).real, (m * factor).imag
-                    v = vis[b, c]
-                    for i in range(4 * ns):
-                        right[part, i] += w * (v.real * real[i] + v.imag * imag[i])
-                        for j in range(i + 1):
-                            normal[part, i, j] += w * (real[i] * real[j] + imag[i] * imag[j])
-        for i in range(4 * ns):
-            for j in range(i):
-                normal[part, j, i] = normal[part, i, j]
-    return normal, right
+    models, vis  (nbaseline, nchan), times the root of the weights; turns: u, v in wavelengths,
+                 (nbaseline, 2, nchan)
+    """
+    size = vis.size
+    terms = np.empty((4 * len(models), 2 * size), np.float32)
+    for s, model in enumerate(models):
+        east, north = (2j * np.pi * turns[:, k] * model for k in (0, 1))
+        for k, term in enumerate((model, model * log_freq, east, north)):
+            terms[4 * s + k, :size], terms[4 * s + k, size:] = term.real.ravel(), term.imag.ravel()
+    # the four terms are of very different size
+    scale = np.sqrt(np.einsum("ij,ij->i", terms, terms, dtype=np.float64))
+    terms /= np.where(scale > 0, scale, 1).astype(np.float32)[:, None]
+    values = np.concatenate([vis.real.ravel(), vis.imag.ravel()])
+    return (terms @ terms.T) * np.outer(scale, scale), (terms @ values) * scale
 
 
 def _as_fitted(source: Source, stokes: StokesI, fit: np.ndarray) -> Source:

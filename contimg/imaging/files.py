@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 from casacore import images
 
 from contimg.config import ImagingConfig
+from contimg.imaging.averaging import Averaged
 from contimg.imaging.interface import Beam, Deconvolved
 from contimg.imaging.plane import Plane
 from contimg.imaging.restoring import model_of
@@ -50,9 +51,11 @@ class Grid:
         return -steps, steps
 
 
-def primary_beam(stokes: StokesI, options: ImagingConfig) -> tuple[Grid, np.ndarray, dict]:
-    """Grid of the image, the drift-averaged primary beam on it, and a summary of the data that
-    weighted it."""
+def primary_beam(
+    stokes: StokesI, averaged: Averaged, options: ImagingConfig
+) -> tuple[Grid, np.ndarray, dict]:
+    """Grid of the image, the primary beam on it, averaged over the drift with the image's own
+    weights, and a summary of the data that weighted it."""
     observation, rows = stokes.observation, stokes.rows
     ra, dec = observation.phase_centre_deg
     grid = Grid(
@@ -60,7 +63,7 @@ def primary_beam(stokes: StokesI, options: ImagingConfig) -> tuple[Grid, np.ndar
     )
     beam_ra, beam_dec = meridian_icrs_deg(rows.time_mjd, np.radians(stokes.app_dec_deg))
     beam_lm = np.stack(direction_cosines(beam_ra, beam_dec, ra, dec), axis=1)
-    time_weights, freq_weights = stokes.time_weights, stokes.freq_weights
+    time_weights, freq_weights = averaged.time_weights, averaged.freq_weights
     power = read_beam(options.beam_file) if options.beam_file else airy_beam
     response = drift_beam(
         *grid.axes_lm(), beam_lm, observation.freq_hz, time_weights, freq_weights, power

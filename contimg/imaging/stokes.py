@@ -24,11 +24,7 @@ class StokesI:
     weights: np.ndarray
     app_dec_deg: float
     rows_used: int  # of ntime * nbaseline: cross-correlations in the uvrange
-
-    @property
-    def time_weights(self) -> np.ndarray:
-        """Sum of the weights of each integration."""
-        return self.weights.sum(axis=(1, 2), dtype=np.float64)
+    averaged_hz: float = 0.0  # that the correlator's channels were averaged over, if they were
 
     @property
     def freq_weights(self) -> np.ndarray:

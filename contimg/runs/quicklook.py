@@ -28,7 +28,7 @@ from contimg.runs.by_hand import job_of, run_alone, stage_named
 from contimg.runs.session import require_site
 from contimg.store.files import found_json, lock, read_json, remove, replacing
 
-_CALIBRATED = ("convert", "caltables", "apply")  # what the image stage wants to know
+_CALIBRATED = ("convert", "caltables", "apply", "refine")  # what the image stage wants to know
 
 
 def quicklook(

@@ -35,7 +35,7 @@ _NORTH_STEP_DEG = 1 / 60
 def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.ndarray, np.ndarray]:
     """ICRS right ascension and declination (deg) of hour angle 0 at apparent declination
     `app_dec_rad`, at UTC `mjd`."""
-    times = _times(mjd)
+    times = times_of(mjd)
     frame = HADec(
         ha=np.zeros(times.shape) * u.rad,
         dec=np.full(times.shape, app_dec_rad) * u.rad,
@@ -46,7 +46,7 @@ def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.n
     return icrs.ra.deg, icrs.dec.deg
 
 
-def _times(mjd: float | np.ndarray) -> Time:
+def times_of(mjd: float | np.ndarray) -> Time:
     """Refuses times that the Earth's orientation is not known for: astropy would do without UT1, 15
     arcsec off."""
     last_mjd = earth_orientation.last_mjd()
@@ -66,7 +66,7 @@ def meridian_vector(app_dec_rad: float) -> np.ndarray:
 def apparent_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray, mjd: np.ndarray) -> np.ndarray:
     """Apparent unit vectors (ntime, nsource, 3) in the meridian frame of ICRS positions (nsource,)
     at UTC `mjd` (ntime,)."""
-    times = _times(np.asarray(mjd)[:, None])
+    times = times_of(np.asarray(mjd)[:, None])
     sky = SkyCoord(
         np.atleast_1d(ra_deg)[None] * u.deg, np.atleast_1d(dec_deg)[None] * u.deg, frame=ICRS()
     )

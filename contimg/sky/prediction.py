@@ -1,6 +1,8 @@
-"""Model visibilities of point sources, exactly as conversion makes them of the sky."""
+"""Model visibilities of point sources, exactly as the correlator and conversion make them of the
+sky."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit, prange
@@ -9,55 +11,143 @@ from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m
 from contimg.sky.skymodel import Source, apparent_fluxes
 
 _CHANNELS_AT_ONCE = 48
+_SKY_TURNS_RAD_S = 7.2921159e-5  # IERS: the Earth's rotation
 
 
-def predict(
-    *, sources: Sequence[Source], mjd, phase_axes, pointing, positions_m, ant_1, ant_2, freq_hz
-) -> np.ndarray:
-    """Model visibilities (ntime, nbaseline, nchan), complex64, in the Measurement Set's convention.
+@dataclass(frozen=True)
+class Smearing:
+    """What averaging takes from a source off the tracked direction.
+
+    integration_s     while the correlator, which tracks the meridian's sky, adds up
+    channel_width_hz  of the correlator's channels
+    averaged_hz       that channels were averaged over later, about the phase centre; 0: they were
+                      not
+
+    Each multiplies a visibility by sinc(turns) = sin(pi turns) / (pi turns) (Bridle & Schwab 1999,
+    ASP Conf. 180, 371).
+    """
+
+    integration_s: float
+    channel_width_hz: float
+    averaged_hz: float = 0.0
+
+
+def predictor(
+    *,
+    sources: Sequence[Source],
+    mjd,
+    phase_axes,
+    pointing,
+    positions_m,
+    ant_1,
+    ant_2,
+    freq_hz,
+    smearing: Smearing | None = None,
+    scale: np.ndarray | float = 1.0,
+) -> Callable[..., np.ndarray]:
+    """A function of an integration's number, and of which sources (default: all), that gives model
+    visibilities (nbaseline, nchan), complex64, in the Measurement Set's convention.
 
     phase_axes    uvw axes of the phase centre at each integration, (ntime, 3, 3):
                   geometry.Tracking.axes
     positions_m   ITRF offsets of the stations, (nant, 3)
     ant_1, ant_2  (nbaseline,)
+    smearing      None: of an instant and a frequency
+    scale         of the sources' fluxes, (nsource,) or (ntime, nsource)
 
     M_12 = sum_s S_s(nu) B_s(t, nu) exp(+2 pi i nu (r_1 - r_2).(k_s - k_0) / c) with exact apparent
     directions k_s: what conversion makes of the sky. Channels are evenly spaced.
     """
     vectors, fluxes = apparent_fluxes(sources=sources, mjd=mjd, pointing=pointing, freq_hz=freq_hz)
-    model = np.empty((len(mjd), len(ant_1), len(freq_hz)), np.complex64)
-    for t in range(len(mjd)):
-        model[t] = predict_integration(
-            vectors=vectors[t],
-            fluxes_jy=fluxes[t],
+    fluxes *= np.atleast_2d(scale)[..., None]
+
+    def predicted(t: int, which: slice | Sequence[int] = slice(None)) -> np.ndarray:
+        return predict_integration(
+            vectors=vectors[t, which],
+            fluxes_jy=fluxes[t, which],
             phase_axes=phase_axes[t],
             positions_m=positions_m,
             ant_1=ant_1,
             ant_2=ant_2,
             freq_hz=freq_hz,
+            pointing=pointing,
+            smearing=smearing,
         )
+
+    return predicted
+
+
+def predict(*, mjd, ant_1, freq_hz, **seen) -> np.ndarray:
+    """Model visibilities (ntime, nbaseline, nchan) of all sources; arguments as of `predictor`."""
+    predicted = predictor(mjd=mjd, ant_1=ant_1, freq_hz=freq_hz, **seen)
+    model = np.empty((len(mjd), len(ant_1), len(freq_hz)), np.complex64)
+    for t in range(len(mjd)):
+        model[t] = predicted(t)
     return model
 
 
 def predict_integration(
-    *, vectors, fluxes_jy, phase_axes, positions_m, ant_1, ant_2, freq_hz
+    *,
+    vectors,
+    fluxes_jy,
+    phase_axes,
+    positions_m,
+    ant_1,
+    ant_2,
+    freq_hz,
+    pointing,
+    smearing: Smearing | None,
 ) -> np.ndarray:
     """Of one integration, (nbaseline, nchan): sources at apparent `vectors` (nsource, 3) with
     `fluxes_jy` (nsource, nchan)."""
     used = np.unique(np.concatenate([ant_1, ant_2]))
     one, two = np.searchsorted(used, ant_1), np.searchsorted(used, ant_2)
-    path = meridian_frame_m(positions_m[used]) @ (vectors - phase_axes[2]).T  # (nant, nsource)
+    antennas_m = meridian_frame_m(positions_m[used])
+    path = antennas_m @ (vectors - phase_axes[2]).T  # (nant, nsource)
+    smear = _smearing_turns(antennas_m, vectors - pointing, path, smearing)
     first = freq_hz[0] / SPEED_OF_LIGHT_M_S
     step = (freq_hz[-1] - freq_hz[0]) / max(1, len(freq_hz) - 1) / SPEED_OF_LIGHT_M_S
     model = np.empty((len(ant_1), len(freq_hz)), np.complex64)
-    _sum_sources(path, first, step, np.ascontiguousarray(fluxes_jy.T, np.float32), one, two, model)
+    flux_jy = np.ascontiguousarray(fluxes_jy.T, np.float32)
+    _sum_sources(path, first, step, flux_jy, one, two, smear, model)
     return model
 
 
+def _smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.ndarray:
+    """What each antenna adds to a baseline's turns, (3, nant, nsource): in an integration, for a
+    wavelength of 1 m; across a channel; across the average of channels. Empty without smearing.
+
+    The sky turns about the pole (z) to the west, (x, y) to (y, -x): a source that is `away` from
+    the tracked direction turns about it by 7.3e-5 rad x away in a second.
+    """
+    if smearing is None:
+        return np.empty((0, *path_m.shape))
+    pace = _SKY_TURNS_RAD_S * np.stack([away[:, 1], -away[:, 0], 0 * away[:, 0]], axis=1)
+    per_hz = [smearing.channel_width_hz, smearing.averaged_hz]
+    across = [antennas_m @ away.T, path_m]
+    return np.stack(
+        [
+            antennas_m @ pace.T * smearing.integration_s,
+            *(width / SPEED_OF_LIGHT_M_S * m for width, m in zip(per_hz, across, strict=True)),
+        ]
+    )
+
+
+@njit(cache=True, fastmath=True)
+def _sinc(turns):
+    """sin(pi x) / (pi x); inside the first null by its series (to 1e-6), which is quicker."""
+    z = (np.pi * turns) ** 2
+    if z > 9.8696:
+        return np.sin(np.pi * turns) / (np.pi * turns)
+    tail = 1 - z / 210 * (1 - z / 272)
+    tail = 1 - z / 110 * (1 - z / 156 * tail)
+    return 1 - z / 6 * (1 - z / 20 * (1 - z / 42 * (1 - z / 72 * tail)))
+
+
 @njit(parallel=True, cache=True, fastmath=True)
-def _sum_sources(path_m, first, step, flux_jy, one, two, model):
+def _sum_sources(path_m, first, step, flux_jy, one, two, smear, model):
     """Fill model (nbaseline, nchan): path_m (nant, nsource), flux_jy (nchan, nsource); first, step:
-    nu / c of the channels."""
+    nu / c of the channels; smear: of `_smearing_turns`."""
     nant, nsource = path_m.shape
     nchan = flux_jy.shape[0]
     blocks = (nchan + _CHANNELS_AT_ONCE - 1) // _CHANNELS_AT_ONCE
@@ -76,6 +166,16 @@ def _sum_sources(path_m, first, step, flux_jy, one, two, model):
         real, imag = np.empty((nant, nsource), np.float32), np.empty((nant, nsource), np.float32)
         real_jy = np.empty((nant, nsource), np.float32)
         imag_jy = np.empty((nant, nsource), np.float32)
+        kept = np.empty((len(one) if len(smear) else 0, nsource), np.float32)
+        middle = first + (start + stop - 1) / 2 * step
+        for b in range(len(kept)):
+            i, j = one[b], two[b]
+            for s in range(nsource):
+                kept[b, s] = (
+                    _sinc((smear[0, i, s] - smear[0, j, s]) * middle)
+                    * _sinc(smear[1, i, s] - smear[1, j, s])
+                    * _sinc(smear[2, i, s] - smear[2, j, s])
+                )
         for c in range(start, stop):
             for a in range(nant):
                 for s in range(nsource):
@@ -88,7 +188,13 @@ def _sum_sources(path_m, first, step, flux_jy, one, two, model):
             for b in range(len(one)):
                 i, j = one[b], two[b]
                 up, across = np.float32(0), np.float32(0)
-                for s in range(nsource):
-                    up += real_jy[i, s] * real[j, s] + imag_jy[i, s] * imag[j, s]
-                    across += imag_jy[i, s] * real[j, s] - real_jy[i, s] * imag[j, s]
+                if len(kept):
+                    for s in range(nsource):
+                        k = kept[b, s]
+                        up += k * (real_jy[i, s] * real[j, s] + imag_jy[i, s] * imag[j, s])
+                        across += k * (imag_jy[i, s] * real[j, s] - real_jy[i, s] * imag[j, s])
+                else:
+                    for s in range(nsource):
+                        up += real_jy[i, s] * real[j, s] + imag_jy[i, s] * imag[j, s]
+                        across += imag_jy[i, s] * real[j, s] - real_jy[i, s] * imag[j, s]
                 model[b, c] = complex(up, across)

@@ -1,5 +1,5 @@
-"""The stage `apply`: calibrate a group with the set that was chosen, weigh it, compare it with the
-catalogue."""
+"""The stage `apply`: calibrate a group with the set that was chosen, weigh it, and refine it
+(`stages.refine`), in one pass over the data."""
 
 import logging
 from collections.abc import Mapping
@@ -9,23 +9,17 @@ import numpy as np
 
 from contimg.calibration import apply as application
 from contimg.calibration import gates, weighing
-from contimg.calibration.field import FIELD_RADIUS_DEG, Seen, model_fit
+from contimg.calibration.field import Calibrated
 from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.findings import Finding, judged, of_level, unknown
 from contimg.paths import FAST_SUFFIX
-from contimg.sky.calibrators import mean_beam, read_corrected
-from contimg.sky.skymodel import as_sources
+from contimg.stages import refine
 from contimg.stages.job import Job
 from contimg.store.files import altered, read_json
 from contimg.visibilities import measurement_set as mset
 
 log = logging.getLogger(__name__)
-_FIT_EVERY = 6  # integrations: enough for a fit of the catalogue to calibrated data
-_FIT_SOURCES = (
-    150  # the apparently brightest: what is left of the whole NVSS is a few per cent of the power
-)
-_FIT_ERROR = 0.05  # of an antenna, to be named when its data do not fit
 
 
 def run(job: Job) -> dict:
@@ -33,20 +27,23 @@ def run(job: Job) -> dict:
     chosen, converted = job.result_of("caltables"), job.result_of("convert")
     of_set = job.paths.result(chosen["set_name"].removesuffix(FAST_SUFFIX), "solve")
     solved = read_json(of_set) if of_set.exists() else None
-    return apply_set(job.ms, chosen, converted["app_dec_deg"], job.config, job.logfile, solved)
+    return apply_set(
+        job.ms, job.group, chosen, converted["app_dec_deg"], job.config, job.logfile, solved
+    )
 
 
 def apply_set(
     ms: Path,
+    group: str,
     chosen: Mapping,
     app_dec_deg: float,
     config: Config,
     logfile: Path | None,
     solved: Mapping | None = None,
 ) -> dict:
-    """CORRECTED_DATA in Jy and weights in Jy^-2 with the set that `{group}.caltables.json` names;
-    the result for `{group}.apply.json`, with what the gates found: one that fails is no science,
-    and is imaged nevertheless.
+    """CORRECTED_DATA in Jy and weights in Jy^-2 with the set that `{group}.caltables.json` names,
+    and the group's own gains; the result for `{group}.apply.json`, with what the gates found: one
+    that fails is no science, and is imaged nevertheless. Writes `{group}.refine.json`.
 
     solved  result of the set's own `solve`, where there is one: its receivers are compared with
             these
@@ -58,9 +55,9 @@ def apply_set(
         raise CalibrationError(
             f"{ms}: {'; '.join(wrong)}. Choose again: contimg reprocess GROUP --from caltables"
         )
-    data, flags, rows = application.apply(ms, tables, logfile)
+    data, flags, rows, inverse = application.calibrated(ms, tables, logfile)
     observation = mset.read_observation(ms)
-    weighed, noise = weighing.weigh(
+    weighed, noise, weights = weighing.weigh(
         ms=ms, data=data, flags=flags, rows=rows, nant=len(observation.antenna_names)
     )
     numbers, findings = gates.after_apply(
@@ -73,52 +70,62 @@ def apply_set(
     )
     of_set = of_level(((solved or {}).get("gates") or {}).get("findings", []), "warn")
     findings += [Finding("of_the_set", "warn", f"its calibration set: {words}") for words in of_set]
+    sefd_jy = gates.sefd_jy(
+        antenna_noise=noise,
+        channel_width_hz=observation.channel_width_hz,
+        integration_s=rows.integration_s,
+    )
+    one = Calibrated(
+        data,
+        flags,
+        weights,
+        observation,
+        rows,
+        app_dec_deg,
+        sefd_jy,
+        *_spectra(data, rows, inverse),
+    )
+    refined = refine.refine_and_correct(ms, group, one, config)
+    findings += _of_sky(refined, config) + refined["findings"]
+    mset.write_columns(
+        ms, CORRECTED_DATA=data, FLAG=flags, WEIGHT_SPECTRUM=weights, WEIGHT=weights.mean(axis=2)
+    )
+    for finding in findings:
+        if finding.level != "good":
+            log.warning("%s: %s", finding.level, finding.words)
     found = {"set_name": chosen["set_name"], "science": chosen["science"], **weighed}
-    fitted, of_fit = _fit_catalogue(data, flags, observation, rows, app_dec_deg, config)
-    findings += of_fit
-    for one in findings:
-        if one.level != "good":
-            log.warning("%s: %s", one.level, one.words)
-    return found | fitted | {"gates": numbers | {"findings": [one.as_json() for one in findings]}}
+    fitted = {name: refined[name] for name in ("model_fit", "model_fit_error")}
+    gated = numbers | {"findings": [finding.as_json() for finding in findings]}
+    return found | fitted | {"gates": gated}
 
 
-def _fit_catalogue(
-    data, flags, observation, rows, app_dec_deg: float, config: Config
-) -> tuple[dict, list[Finding]]:
-    """Amplitude of the catalogue's sources in calibrated data, of all and of each antenna; an
-    integration in six."""
-    near = read_corrected(config.catalogues, config.calibration).within(
-        *observation.phase_centre_deg, 2 * FIELD_RADIUS_DEG
-    )
-    if not len(near):
-        why = (
-            f"the sky catalogue has no source within {2 * FIELD_RADIUS_DEG:g} deg: amplitudes "
-            "not compared with it"
-        )
-        return {}, [unknown(name="model_fit", why=why)]
-    apparent_jy = near.flux_jy.values * mean_beam(
-        near.ra_deg.values, near.dec_deg.values, *observation.phase_centre_deg
-    )
-    brightest = as_sources(near.iloc[np.argsort(-apparent_jy)[:_FIT_SOURCES]])
-    every = slice(min(_FIT_EVERY, len(data)) // 2, None, _FIT_EVERY)
-    model = Seen(observation, rows, app_dec_deg, brightest).model(rows.time_mjd[every])
-    fit, error, by_antenna = model_fit(
-        data=data[every], flags=flags[every], model=model, ant_1=rows.ant_1, ant_2=rows.ant_2
-    )
+def _spectra(
+    data: np.ndarray, rows: mset.Rows, inverse: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Calibrated autocorrelations (nant, nchan, npol), and with the other polarisation's gains."""
+    autos = np.flatnonzero(rows.ant_1 == rows.ant_2)
+    if inverse is None or not len(autos):
+        return None, None
+    spectra = np.full(inverse.shape, np.nan)
+    spectra[rows.ant_1[autos]] = data[:, autos].real.mean(axis=0)
+    power = np.abs(inverse) ** 2
+    return spectra, spectra / power * power[..., ::-1]
+
+
+def _of_sky(refined: Mapping, config: Config) -> list[Finding]:
+    """How much of the catalogue's sky is in the data, after refinement, on the set's scale."""
+    fit, error = refined["model_fit"], refined["model_fit_error"]
     warn, limit = config.gates.warn_model_misfit, config.calibration.max_model_misfit
+    if fit is None:
+        why = "the sky catalogue has too little of the field: amplitudes not compared with it"
+        return [unknown(name="model_fit", why=why)]
     if not error < limit / 10:
         why = (
             "the catalogue's sources in the field are too faint for a comparison of amplitudes "
             f"(error {error:.2f})"
         )
-        return {}, [unknown(name="model_fit", why=why)]
-    names = observation.antenna_names
-    odd = [
-        names[a]
-        for a, (one, of_one) in sorted(by_antenna.items())
-        if of_one < _FIT_ERROR and one < fit / 2
-    ]
-    findings = [
+        return [unknown(name="model_fit", why=why)]
+    return [
         judged(
             name="model_fit",
             value=abs(fit - 1),
@@ -132,10 +139,3 @@ def _fit_catalogue(
             "registry retire SET, or mend the catalogue",
         )
     ]
-    if odd:
-        words = (
-            f"the data of {len(odd)} antennas have less than half of the sky: "
-            f"{', '.join(odd)}. Cables exchanged, or phases moved"
-        )
-        findings.append(Finding("model_fit_by_antenna", "warn", words, float(len(odd))))
-    return {"model_fit": fit, "model_fit_error": error, "antennas_not_fitting": odd}, findings

@@ -13,7 +13,7 @@ from contimg.config import Config, ImagingConfig
 from contimg.errors import ImagingError, ValidationError
 from contimg.findings import Finding, of_level
 from contimg.imaging import files
-from contimg.imaging.averaging import average
+from contimg.imaging.averaging import Averaged, average
 from contimg.imaging.bright import Subtracted, bright_sources, subtract
 from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, backend, robust_rms
 from contimg.imaging.plane import Plane, between_grids
@@ -33,6 +33,15 @@ from contimg.visibilities.uvh5 import changed_since
 
 log = logging.getLogger(__name__)
 _BRIGHT_WITHIN_DEG = 6.0
+_LONGEST_WORDS = 60  # of a header's keyword
+# In headers: the error of the scale that was applied; both scales, the set's being 1.
+_SCALE_KEYWORDS = {
+    "FLUXERR": "error",
+    "FLUXSET": "set",
+    "FLUXCATL": "catalogue",
+    "FLUXCERR": "catalogue_error",
+    "FLUXSERR": "set_error",
+}
 _MOST_AROUND = 150  # sources, the apparently brightest, that the fit of bright ones knows of
 
 
@@ -45,7 +54,15 @@ def run(job: Job) -> dict:
             f"{job.group} --from apply"
         )
     return image_group(
-        job.ms, job.group, job.config, converted, chosen, job.threads, job.logfile, applied
+        job.ms,
+        job.group,
+        job.config,
+        converted,
+        chosen,
+        job.threads,
+        job.logfile,
+        applied,
+        job.result_of("refine"),
     )
 
 
@@ -58,24 +75,25 @@ def image_group(
     threads: int,
     logfile: Path | None,
     applied: Mapping | None = None,
+    refined: Mapping | None = None,
 ) -> dict:
     """Image `ms` with the configured backend and publish the products. Returns the result for
     `{group}.image.json`.
 
     converted, chosen  results of the convert and caltables stages: pointing, subbands, calibration
                        set
-    applied            result of the apply stage: what its gates found
+    applied, refined   results of the apply stage: what its gates found, the group's own gains
     """
     options, paths = effective_options(config.imaging), Paths.of(config)
     folder = _cleared_folder(paths, group)
     stokes = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange)
     catalogue = read_corrected(config.catalogues, config.calibration)
-    taken, absent = _subtract_bright(stokes, catalogue, options)
-    grid, pb, summary = files.primary_beam(stokes, options)
+    averaged = average(stokes, options)
+    taken, absent = _subtract_bright(averaged, stokes, catalogue, options)
+    grid, pb, summary = files.primary_beam(stokes, averaged, options)
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
     gated = _found_before(group, converted, applied or {})
-    averaged = average(stokes, options)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{group}.", suffix=".partial") as work:
         inputs = backend(options.backend).prepare(averaged, stokes, Path(work))
         expected = averaged.notes()
@@ -117,7 +135,7 @@ def image_group(
             "CLEANED": cleaned,
             "ANTENNAS": len(used.antennas),
             "DATAFRAC": round(used.data, 4),
-            **_of_calibration(chosen),
+            **_of_calibration(chosen, refined or {}),
             **verdict.keywords(),
             **_of_origin(config),
         }
@@ -227,15 +245,25 @@ class _Verdict:
         }
 
 
-def _of_calibration(chosen: Mapping) -> dict:
-    """Header keywords of the calibration set."""
-    return {
+def _of_calibration(chosen: Mapping, refined: Mapping) -> dict:
+    """Header keywords of the calibration set, of the group's own gains, and of the flux scale."""
+    scale = refined.get("flux_scale") or {}
+    words = chosen["flux_scale"]
+    if scale.get("applied") == "catalogue":
+        words = f"{scale['sources']} catalogue sources"
+    keywords = {
         "CALSET": chosen["set_name"],
         "CALMJD": chosen["set_mid_mjd"],
         "FLUXCAL": chosen["cal_field"],
-        "FLUXSCAL": chosen["flux_scale"],
+        "FLUXSCAL": words,
+        "REFINE": refined.get("refine", "rejected: not tried")[:_LONGEST_WORDS],
+        "REFSKY": refined.get("sky", "none"),
         "SETSTAT": ACTIVE,
     }
+    for keyword, name in _SCALE_KEYWORDS.items():
+        if scale.get(name) is not None:
+            keywords[keyword] = round(scale[name], 5)
+    return keywords
 
 
 def _of_origin(config: Config) -> dict:
@@ -302,7 +330,7 @@ def effective_options(options: ImagingConfig) -> ImagingConfig:
 
 
 def _subtract_bright(
-    stokes: StokesI, sky: Sky, options: ImagingConfig
+    averaged: Averaged, stokes: StokesI, sky: Sky, options: ImagingConfig
 ) -> tuple[list[Subtracted], list[str]]:
     if options.subtract_above_jy is None:
         return [], []
@@ -318,7 +346,12 @@ def _subtract_bright(
         around.ra_deg.values, around.dec_deg.values, *centre
     )
     rest = as_sources(around.iloc[np.argsort(-apparent_jy)[:_MOST_AROUND]])
-    return subtract(bright, [one for one in rest if one not in bright], stokes)
+    return subtract(
+        bright,
+        [one for one in rest if one not in bright],
+        averaged.as_stokes(stokes),
+        averaged.weights.reshape(*stokes.vis.shape[:2], -1).sum(axis=1, dtype=float),
+    )
 
 
 def _clean(request: ImageRequest) -> tuple[Deconvolved, str]:

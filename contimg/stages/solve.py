@@ -304,7 +304,11 @@ def _solve_averaged(
     )
     starts = range(0, len(rows.time_mjd), timebin)
     mjd = np.array([rows.time_mjd[k : k + timebin].mean() for k in starts])
-    model = seen.model(mjd, freq_hz.reshape(-1, chanbin).mean(axis=1))
+    model = seen.model(
+        time_mjd=mjd,
+        freq_hz=freq_hz.reshape(-1, chanbin).mean(axis=1),
+        averaged_hz=chanbin * seen.observation.channel_width_hz if chanbin > 1 else 0.0,
+    )
     amplitude, nant = field.model_amplitude(ms, model), len(seen.observation.antenna_names)
     bandpass, gain = solve(
         data=data,

@@ -175,7 +175,8 @@ def test_images_are_right_at_every_declination(dec_deg, tmp_path, figure):
     natural = np.full(vis.shape, 1 / 0.3**2, np.float32)
     options = ImagingConfig(imsize=npix, cell_arcsec=cell_arcsec)
     weights = image_weights(uvw_m=uvw_m, freq_hz=freq_hz, natural=natural, options=options)
-    averaged = Averaged(uvw_m, freq_hz, vis, natural, weights, 1, 0.0)
+    sums = (natural.sum(axis=1), natural.sum(axis=0))
+    averaged = Averaged(uvw_m, freq_hz, vis, natural, weights, 1, 0.0, *sums)
     result = wgridder.deconvolve(ImageRequest(averaged, options, tmp_path, 2, None))
     image = restore(
         residual=result.residual,

@@ -18,7 +18,7 @@ from contimg.imaging.validation import Used, assess
 from contimg.simulate import station_positions
 from contimg.sky.beam import airy_beam, airy_power, drift_beam, read_beam
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_vector, track
-from contimg.sky.prediction import predict
+from contimg.sky.prediction import Smearing, predict
 from contimg.sky.skymodel import Source
 from contimg.visibilities import measurement_set as mset
 from tests.conftest import DEC_DEG, STATIONS
@@ -328,6 +328,7 @@ def through_the_beam(sources, stokes, scale=1.0):
         ant_1=rows.ant_1,
         ant_2=rows.ant_2,
         freq_hz=observation.freq_hz,
+        smearing=Smearing(stokes.rows.integration_s, stokes.observation.channel_width_hz),
     )
     stokes.vis[...] += model * scale
 
@@ -350,7 +351,7 @@ def test_bright_sources_are_fitted_together_and_those_that_are_not_there_stay_ou
     ]
     stokes = observed(noise_jy=NOISE_JY, nchan=16, ntime=8)
     through_the_beam(true, stokes)
-    bright = bright_sources(listed, stokes, ImagingConfig(imsize=2400))
+    bright = bright_sources(listed, stokes, ImagingConfig(imsize=2400, subtract_above_jy=0.5))
     assert {s.name for s in bright} == {"a", "b", "c", "gone"}
     taken, absent = subtract(bright, [], stokes)
     assert absent == ["gone"]

@@ -1,0 +1,446 @@
+"""The group's own gains, inside the pass of `apply` over the data: found against the catalogue, or
+against the group's own image; accepted, or not; its result is `{group}.refine.json`."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from contimg.calibration import far, faults, refine
+from contimg.calibration.apply import correct_in_time
+from contimg.calibration.field import FIELD_RADIUS_DEG, Calibrated, Seen
+from contimg.calibration.solver import Gains, averaged
+from contimg.calibration.tables import write_gains
+from contimg.clock import now
+from contimg.config import CalibrationConfig, Config
+from contimg.findings import Finding
+from contimg.paths import Paths
+from contimg.sky.calibrators import mean_beam, read_corrected
+from contimg.sky.far import far_sources
+from contimg.sky.geometry import meridian_vector
+from contimg.sky.skymodel import Source, as_sources
+from contimg.stages.own_image import own_sources
+from contimg.store.files import remove, write_json
+
+log = logging.getLogger(__name__)
+_WIDTH_HZ = 4e6  # of averaged channels: what that takes from a source is in the model
+_MOST_SOURCES = 100  # the apparently brightest: the others are a few per cent of the power
+_FITTED_SOURCES = 40  # that get amplitudes of their own
+_FIT_TIMES, _FIT_CHANNELS = 6, 16
+_LEAST_BEAM = 0.3  # of a source that the flux scale is taken from: farther out, beams are not known
+_FEW_SOURCES = 5
+_MOST_SCALE_ERROR = 0.03
+_ENOUGH_EXPLAINED = 0.4  # of the coherent power, by the catalogue: with less there is more to see
+_OWN_IMAGES = 3
+_OFF = "rejected: switched off (calibration.refine)"
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Gains (ntime, nant, npol) to be taken out of the data, flux scale included; None: nothing is
+    to be changed. `solved`: what they were made of."""
+
+    result: dict
+    gain: np.ndarray | None = None
+    solved: refine.FieldGains | None = None
+    faulty: tuple[faults.Fault, ...] = ()
+    explained: float = 0.0  # share of the coherent power
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether nothing better need be looked for."""
+        settled = self.solved is not None or refine.UNCHANGED in self.result["refine"]
+        return settled and self.explained >= _ENOUGH_EXPLAINED
+
+
+@dataclass(frozen=True)
+class _Sky:
+    """Sources, and the visibilities (ntime, nbaseline, nchan) of averaged channels that they
+    give."""
+
+    sources: Sequence[Source]
+    apparent_jy: np.ndarray  # mean
+    beam: np.ndarray  # mean response
+    seen: Seen
+    freq_hz: np.ndarray
+    width_hz: float
+    model: np.ndarray
+
+    @classmethod
+    def of(cls, sources: Sequence[Source], one: Calibrated, freq_hz, width_hz: float) -> "_Sky":
+        """The apparently brightest sources first."""
+        places = np.array([[s.ra_deg, s.dec_deg] for s in sources]).T
+        beam = mean_beam(*places, *one.observation.phase_centre_deg)
+        apparent_jy = beam * np.array([float(s.flux_jy(freq_hz.mean())) for s in sources])
+        order = np.argsort(-apparent_jy)[:_MOST_SOURCES]
+        seen = Seen(one.observation, one.rows, one.app_dec_deg, [sources[k] for k in order])
+        model = seen.model(freq_hz=freq_hz, averaged_hz=width_hz)
+        return cls(seen.sources, apparent_jy[order], beam[order], seen, freq_hz, width_hz, model)
+
+    def scaled(self, scale: np.ndarray) -> np.ndarray:
+        """The model with other fluxes of the first sources: times `scale`."""
+        changed = np.flatnonzero(scale != 1)
+        if not len(changed):
+            return self.model
+        some = replace(self.seen, sources=[self.sources[k] for k in changed])
+        more = some.model(freq_hz=self.freq_hz, averaged_hz=self.width_hz, scale=scale[changed] - 1)
+        return self.model + more
+
+
+def refine_and_correct(ms: Path, group: str, one: Calibrated, config: Config) -> dict:
+    """Refine a group in place: its own gains, faulty antennas, sources in the far sidelobes. Writes
+    the table and `{group}.refine.json`; returns that, with the findings as they are.
+
+    ms  names antennas and channels of the table
+    """
+    begin, paths = time.perf_counter(), Paths.of(config)
+    options, names = config.calibration, one.observation.antenna_names
+    refined = refine_group(one, config)
+    if options.flag_faulty:
+        _flag(one, refined.faulty)
+    if refined.gain is not None:
+        gain = np.ascontiguousarray(refined.gain)
+        correct_in_time(one.data, one.weights, one.rows.ant_1, one.rows.ant_2, gain)
+    far_found = []
+    if options.subtract_far:
+        pointing = meridian_vector(np.radians(one.app_dec_deg))
+        far_found = far.subtract(
+            data=one.data,
+            flags=one.flags,
+            weights=one.weights,
+            sources=far_sources(one.rows.time_mjd, pointing),
+            observation=one.observation,
+            rows=one.rows,
+            pointing=pointing,
+        )
+    table = paths.field_gains(group)
+    _write_table(ms, table, one, refined)
+    findings = [
+        Finding("antenna_fault", "warn", fault.words + (" (flagged)" * options.flag_faulty))
+        for fault in refined.faulty
+    ]
+    result = {
+        "stage": "refine",
+        "group": group,
+        "model_fit": None,
+        "model_fit_error": None,
+        **refined.result,
+        "table": str(table) if refined.gain is not None else None,
+        "antennas": faults.as_json(refined.faulty, names, options.flag_faulty),
+        "far_sources": [found.as_json() for found in far_found],
+        "seconds": round(time.perf_counter() - begin, 3),
+        "finished_at": now(),
+    }
+    write_json(paths.result(group, "refine"), result)
+    return result | {"findings": findings}
+
+
+def _flag(one: Calibrated, faulty: Sequence[faults.Fault]) -> None:
+    """Flag antennas, in place."""
+    for fault in faulty:
+        mine = np.isin(one.rows.ant_1, fault.antennas) | np.isin(one.rows.ant_2, fault.antennas)
+        which = slice(None) if fault.polarisation is None else fault.polarisation
+        one.flags[:, mine, :, which] = True
+
+
+def _write_table(ms: Path, table: Path, one: Calibrated, refined: Refined) -> None:
+    """The gains as a table of CASA's, a row for each integration and antenna; none where none were
+    found, also none of an earlier attempt."""
+    if refined.gain is None:
+        remove(table)
+        return
+    gain = refined.gain.transpose(1, 0, 2)
+    error, flags = np.zeros(gain.shape), np.zeros(gain.shape, bool)
+    if refined.solved is not None:
+        error = np.where(np.isfinite(refined.solved.error), refined.solved.error, 0)
+        error = error.transpose(1, 0, 2)
+        flags = np.broadcast_to(refined.solved.lost[:, None], gain.shape)
+    snr = np.where(error > 0, 1 / np.where(error > 0, error, 1), 0)
+    gains = Gains(gain, flags, error * np.abs(gain), snr)
+    reference = int(np.argmax(snr.sum(axis=(1, 2))))
+    write_gains(ms, one.rows.time_mjd, table, gains, reference)
+
+
+def refine_group(one: Calibrated, config: Config) -> Refined:
+    """Find gains, and whether they are to be used; data are not changed.
+
+    Against the catalogue; where that has too little of what is seen, against the sources in an
+    image of the group's own.
+    """
+    options = config.calibration
+    coarse, freq_hz, width_hz = _averaged(one)
+    near = read_corrected(config.catalogues, options).within(
+        *one.observation.phase_centre_deg, 2 * FIELD_RADIUS_DEG
+    )
+    attempts = []
+    if len(near):
+        sky = _Sky.of(as_sources(near), one, freq_hz, width_hz)
+        attempts.append(_against_sky(sky, one, coarse, options))
+        if options.refine == "off" or attempts[0].is_enough:
+            return attempts[0]
+    elif options.refine == "off":
+        return Refined(result={"refine": _OFF, "sky": "none"})
+    attempts.append(_against_own_image(one, coarse, freq_hz, width_hz, config))
+    return max(attempts, key=lambda attempt: (attempt.solved is not None, attempt.explained))
+
+
+def _averaged(one: Calibrated) -> tuple[refine.Coarse, np.ndarray, float]:
+    """Data averaged over channels, the frequencies, and the width of the averages (0: none)."""
+    freq_hz, rows = one.observation.freq_hz, one.rows
+    most = max(1, int(_WIDTH_HZ / one.observation.channel_width_hz))
+    channels = max(n for n in range(1, most + 1) if len(freq_hz) % n == 0)
+    data, flags, weights = averaged(one.data, one.flags, one.weights, 1, channels)
+    weights[flags] = 0
+    weights[:, rows.ant_1 == rows.ant_2] = 0
+    nant = len(one.observation.antenna_names)
+    coarse = refine.Coarse(data, weights, rows.ant_1, rows.ant_2, nant)
+    width_hz = channels * one.observation.channel_width_hz if channels > 1 else 0.0
+    return coarse, freq_hz.reshape(-1, channels).mean(axis=1), width_hz
+
+
+def _against_sky(
+    sky: _Sky, one: Calibrated, coarse: refine.Coarse, options: CalibrationConfig
+) -> Refined:
+    """The outcome with the catalogue as the sky."""
+    found = refine.sums(coarse=coarse, model=sky.model)
+    before = _fluxes(sky, coarse)
+    interval = refine.interval_for(found=found, coarse=coarse)
+    if options.refine == "off" or interval is None:
+        why = _OFF if options.refine == "off" else "rejected: too little catalogued sky"
+        return _outcome(None, why, [], sky, found, coarse, before, None, options)
+    reference = _reference(coarse)
+    faulty, why = None, []
+    for amplitudes in (True, False) if options.refine == "ap" else (False,):
+        common = {"reference": reference, "interval": interval, "amplitudes": amplitudes}
+        if faulty is None:
+            first = refine.solve(found=found, coarse=coarse, **common)
+            faulty = _faults(first, sky, one, coarse, options)
+            coarse, found = _without(coarse, found, faulty, options)
+        first, _ = refine.normalised(refine.solve(found=found, coarse=coarse, **common), coarse)
+        scale = _fluxes(sky, coarse.turned(first.gain))
+        mended = refine.sums(coarse=coarse, model=sky.scaled(scale.mended))
+        gains, _ = refine.normalised(refine.solve(found=mended, coarse=coarse, **common), coarse)
+        scale = _fluxes(sky, coarse.turned(gains.gain))
+        trial = refine.tried(
+            gains=gains,
+            found=mended,
+            coarse=coarse,
+            sky=scale.factor,
+            scatter_before=before.scatter / max(before.factor, 1e-3),
+            scatter_after=scale.scatter / max(scale.factor, 1e-3),
+        )
+        wrong = refine.against(trial, amplitudes, options)
+        if not wrong:
+            verdict = "ap" if amplitudes else "phase"
+            return _outcome(gains, verdict, why, sky, mended, coarse, scale, trial, options, faulty)
+        why.append("; ".join(wrong))
+        if wrong[0].startswith(refine.UNCHANGED):
+            break
+    return _outcome(
+        None, f"rejected: {why[0]}", why, sky, found, coarse, before, trial, options, faulty
+    )
+
+
+def _reference(coarse: refine.Coarse) -> int:
+    """The antenna with the most weight: phases start from it."""
+    weight = coarse.weights.sum(axis=(0, 2, 3), dtype=float)
+    by_antenna = np.bincount(coarse.ant_1, weight, coarse.nant)
+    return int(np.argmax(by_antenna + np.bincount(coarse.ant_2, weight, coarse.nant)))
+
+
+def _faults(
+    gains: refine.FieldGains,
+    sky: _Sky,
+    one: Calibrated,
+    coarse: refine.Coarse,
+    options: CalibrationConfig,
+) -> list[faults.Fault]:
+    """Antennas that do not fit, by the amplitude that the sky has in their data."""
+    every = np.isfinite(gains.error)
+    information = np.where(every, 1 / np.where(every, gains.error, 1) ** 2, 0).sum(axis=0)
+    known = information > 0
+    error = np.where(known, np.sqrt(gains.interval / np.where(known, information, 1)), 0)
+    size = np.where(known, np.abs(gains.gain).mean(axis=0), np.nan)
+    size = np.where(gains.lost, 0, size) / np.nanmedian(size)
+    # phases that follow the noise take some power out of it
+    size = np.sqrt(np.maximum(size**2 - error**2 * len(gains.gain) / gains.interval, 0))
+    phases = gains.gain / np.abs(gains.gain)
+    turned = coarse.turned(phases)
+    return faults.find(
+        coarse=turned,
+        model=sky.model,
+        amplitude=size,
+        error=error,
+        spectra=one.spectra,
+        other_spectra=one.other_spectra,
+        sefd=one.sefd_jy,
+        noisy_factor=options.noisy_factor,
+        names=one.observation.antenna_names,
+    )
+
+
+def _without(
+    coarse: refine.Coarse,
+    found: refine.Sums,
+    faulty: Sequence[faults.Fault],
+    options: CalibrationConfig,
+) -> tuple[refine.Coarse, refine.Sums]:
+    """Without the antennas that are to be flagged."""
+    if not (faulty and options.flag_faulty):
+        return coarse, found
+    good = np.ones((len(coarse.ant_1), coarse.weights.shape[3]), np.float32)
+    for fault in faulty:
+        mine = np.isin(coarse.ant_1, fault.antennas) | np.isin(coarse.ant_2, fault.antennas)
+        good[mine, slice(None) if fault.polarisation is None else fault.polarisation] = 0
+    coarse = replace(coarse, weights=coarse.weights * good[:, None])
+    kept = (found.product, found.power, found.total, found.count)
+    return coarse, refine.Sums(*(values * good for values in kept))
+
+
+def _against_own_image(
+    one: Calibrated, coarse: refine.Coarse, freq_hz: np.ndarray, width_hz: float, config: Config
+) -> Refined:
+    """The outcome with the sources of the group's own image as the sky: phases first, then all, an
+    image each. The flux scale is the set's."""
+    options = config.calibration
+    gain = np.ones((len(coarse.data), coarse.nant, coarse.data.shape[3]), complex)
+    trial, gains = None, None
+    for attempt in range(_OWN_IMAGES):
+        sources = own_sources(
+            one=one, coarse=coarse.turned(gain), freq_hz=freq_hz, width_hz=width_hz, config=config
+        )
+        if len(sources) < 1:
+            break
+        sky = _Sky.of(sources, one, freq_hz, width_hz)
+        found = refine.sums(coarse=coarse, model=sky.model)
+        interval = refine.interval_for(found=found, coarse=coarse)
+        if interval is None:
+            break
+        amplitudes = options.refine == "ap" and attempt > 0
+        common = {"reference": _reference(coarse), "interval": interval}
+        solved = refine.solve(found=found, coarse=coarse, amplitudes=amplitudes, **common)
+        gains, _ = refine.normalised(solved, coarse)
+        gain = gains.gain
+        scale = _fluxes(sky, coarse.turned(gain))
+        trial = refine.tried(
+            gains=gains,
+            found=found,
+            coarse=coarse,
+            sky=scale.factor,
+            scatter_before=scale.scatter,
+            scatter_after=scale.scatter,
+        )
+    if trial is None:
+        return Refined(result={"refine": "rejected: too little sky, in catalogue and image"})
+    wrong = refine.against(trial, gains.amplitudes, options)
+    verdict = f"rejected: {'; '.join(wrong)}" if wrong else "ap" if gains.amplitudes else "phase"
+    accepted = None if wrong else gains
+    return _outcome(
+        accepted, verdict, wrong, sky, found, coarse, scale, trial, options, own_image=True
+    )
+
+
+def _outcome(
+    gains: refine.FieldGains | None,
+    verdict: str,
+    why: Sequence[str],
+    sky: _Sky,
+    found: refine.Sums,
+    coarse: refine.Coarse,
+    scale: "_Fluxes",
+    trial: refine.Trial | None,
+    options: CalibrationConfig,
+    faulty: Sequence[faults.Fault] | None = None,
+    own_image: bool = False,
+) -> Refined:
+    """Gains with the flux scale that is asked for, or can be had, and what is to be said of
+    them."""
+    gain = np.ones_like(found.product[:, :1]) if gains is None else gains.gain
+    gain = np.broadcast_to(gain, (len(coarse.data), coarse.nant, coarse.data.shape[3]))
+    fit, fit_error, explained = refine.model_fit(found=found, coarse=coarse, gain=gain)
+    unfit = verdict.startswith("rejected") and refine.UNCHANGED not in verdict and verdict != _OFF
+    usable = (
+        not own_image
+        and not unfit
+        and options.refine != "off"
+        and scale.number >= _FEW_SOURCES
+        and scale.error < _MOST_SCALE_ERROR * scale.factor
+    )
+    applied = options.flux_scale if usable else "set"
+    factor = scale.factor if applied == "catalogue" else 1.0
+    set_error = refine.scale_error(gains) if gains is not None else None
+    log.info("%s; the catalogue's sources have %.4f +- %.4f", verdict, scale.factor, scale.error)
+    result = {
+        "refine": verdict,
+        "sky": "own image" if own_image else "catalogue",
+        "sky_sources": len(sky.sources),
+        "interval": gains.interval if gains is not None else None,
+        "explained": explained,
+        "model_fit": None if own_image else fit,
+        "model_fit_error": None if own_image else fit_error,
+        "flux_scale": {
+            "applied": applied,
+            "factor": factor,
+            "error": scale.error if applied == "catalogue" else set_error,
+            "set": 1.0,
+            "set_error": set_error,
+            "catalogue": None if own_image else scale.factor,
+            "catalogue_error": None if own_image else scale.error,
+            "sources": 0 if own_image else scale.number,
+            "scatter": scale.scatter,
+        },
+        "trial": trial.as_json() if trial else None,
+        "not_accepted": list(why),
+    }
+    changed = gains is not None or factor != 1.0
+    return Refined(
+        gain=gain * np.sqrt(factor) if changed else None,
+        solved=gains,
+        faulty=tuple(faulty or ()),
+        explained=explained,
+        result=result,
+    )
+
+
+@dataclass(frozen=True)
+class _Fluxes:
+    """Sources' fluxes in data: their common factor over the catalogue's, its error, how many it is
+    taken from, their scatter, and what the model must have of each."""
+
+    factor: float
+    error: float
+    number: int
+    scatter: float
+    mended: np.ndarray
+    amplitude: np.ndarray
+    amplitude_error: np.ndarray
+
+
+def _fluxes(sky: _Sky, coarse: refine.Coarse) -> _Fluxes:
+    number = min(_FITTED_SOURCES, len(sky.sources))
+    nchan = len(sky.freq_hz)
+    channels = slice(None, None, max(1, nchan // _FIT_CHANNELS))
+    times = np.unique(
+        np.linspace(0, len(coarse.data) - 1, min(_FIT_TIMES, len(coarse.data))).round().astype(int)
+    )
+    few_hz = sky.freq_hz[channels]
+    one = sky.seen.predictor(freq_hz=few_hz, averaged_hz=sky.width_hz)
+
+    def models(t: int) -> np.ndarray:
+        return np.stack([one(t, [k]) for k in range(number)])
+
+    def rest(t: int) -> np.ndarray:
+        return one(t, slice(number, None)) if len(sky.sources) > number else np.float32(0)
+
+    amplitude, error = refine.source_amplitudes(
+        coarse=coarse, models=models, rest=rest, number=number, times=times, channels=channels
+    )
+    use = (sky.beam[:number] >= _LEAST_BEAM) & (error < 0.2)
+    if use.sum() < 2:
+        use = error <= np.sort(error)[min(len(error), _FEW_SOURCES) - 1]
+    factor, of_it, scatter = refine.ensemble(amplitude[use], error[use])
+    mended = refine.mended(amplitude, error, max(factor, 1e-3))
+    return _Fluxes(factor, of_it, int(use.sum()), scatter, mended, amplitude, error)
