@@ -3,7 +3,7 @@
 This module shares no code with the pipeline's geometry, beam, reader or predictor: an error made in
 both would cancel. Directions are exact astropy coordinates (ICRS to hour angle and declination, at
 every integration), the delays are plain dot products of station positions with them, and
-visibilities are sums over sources.
+visibilities are sums over sources, smeared by the correlator's integrations and channels.
 
 Conventions (FACTS: one UVH5 file): V_ij = <conj(E_i) E_j> = sum_s S exp(+2 pi i nu (r_j - r_i).(k_s
 - k_m) / c), where k_m is the tracked direction: the meridian (hour angle 0) at the apparent
@@ -18,9 +18,10 @@ import astropy.units as u
 import h5py
 import numpy as np
 import pandas as pd
-from astropy.coordinates import ICRS, EarthLocation, HADec, SkyCoord
+from astropy.coordinates import ICRS, EarthLocation, HADec, SkyCoord, get_sun
 from astropy.time import Time, TimeDelta
 from astropy.utils import iers
+from numba import njit, prange
 from scipy.special import j1
 
 iers.conf.auto_download, iers.conf.auto_max_age = False, None
@@ -36,7 +37,14 @@ FINE_CHANNEL_HZ = 244140.625
 NOISE_JY = 2.59
 REFERENCE_HZ = 1.4e9
 # ICRS, and apparent flux in the sidelobes: as they were once seen.
-FAR_SOURCES = {"Cas A": (350.866, 58.815, 6.0), "Cyg A": (299.868, 40.734, 5.0)}
+FAR_SOURCES = {
+    "Cas A": (350.866, 58.815, 6.0),
+    "Cyg A": (299.868, 40.734, 5.0),
+    "Tau A": (83.633, 22.014, 3.0),
+    "Vir A": (187.706, 12.391, 1.0),
+    "Sun": (None, None, 20.0),  # its place is computed
+}
+SKY_TURNS_RAD_S = 7.2921159e-5
 OUT_OF_ORDER = (100, 114)  # antenna numbers (stations 101 and 115) that the correlator lists early
 
 
@@ -63,6 +71,19 @@ class Simulation:
     without: tuple[str, ...] = ()  # sources, by name, that are not in the sky
     sefd_scatter: float = 0.0  # of ln(noise) among the receivers
     far: tuple[str, ...] = ()  # sources of FAR_SOURCES in the dishes' far sidelobes
+    sefd_jy: float | None = None  # median receiver, instead of noise_jy; 8016 measured in 2026
+    smeared: bool = True  # by integrations and channels, as the correlator does it
+    moved_deg: float = 0.0  # rms of phases since the gains of gain_seed, per antenna, polarisation
+    moved_share: float = 0.0  # rms of amplitudes, relative
+    walk_deg: float = 0.0  # rms of phases, from each integration to the next
+    drift_deg: float = 0.0  # rms of phases, from the first integration to the last
+    # (station, integration, deg): phases that jump, and stay there
+    steps: tuple[tuple[int, int, float], ...] = ()
+    faint: int = 0  # sources of 2 to 50 mJy in the beam that no catalogue has
+    doubles: float = 0.0  # share of the catalogue's sources that are two
+    vanished: float = 0.0  # share that is not there
+    exchanged: tuple[tuple[int, int], ...] = ()  # stations whose cables are, before the receivers
+    exchanged_polarisations: tuple[int, ...] = ()  # stations whose X is Y, after the receivers
 
 
 def tee() -> EarthLocation:
@@ -159,12 +180,59 @@ def _airy_power(angle_rad: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
     return (2 * j1(x) / x) ** 2
 
 
-def _visibilities(sim, positions_m, numbers, times, freq_hz, sources):
-    """Sky visibilities of one group, an integration at a time: yields (nchan, nant, nant), [c, i,
-    j] = V_ij."""
+def _in_meridian_frame(positions_m: np.ndarray) -> np.ndarray:
+    """ITRF offsets along (meridian, east, north pole)."""
     lon = TEE_LONGITUDE_RAD
     turn = np.array([[np.cos(lon), np.sin(lon), 0], [-np.sin(lon), np.cos(lon), 0], [0, 0, 1]])
-    antennas_m = positions_m[numbers] @ turn.T
+    return positions_m @ turn.T
+
+
+def _directions(places: SkyCoord, time: Time) -> np.ndarray:
+    """Apparent directions (nsource, 3)."""
+    seen = places.transform_to(HADec(obstime=time, location=tee()))
+    return _unit_vectors(np.atleast_1d(seen.ha.rad), np.atleast_1d(seen.dec.rad))
+
+
+def _far_places(names: tuple[str, ...], time: Time) -> SkyCoord:
+    sun = get_sun(time)
+    places = [FAR_SOURCES[name][:2] for name in names]
+    places = [(sun.ra.deg, sun.dec.deg) if ra is None else (ra, dec) for ra, dec in places]
+    return SkyCoord(*np.array(places).T * u.deg, frame=ICRS())
+
+
+@njit(parallel=True, cache=True, fastmath=True)
+def _add_up(path_m, pace_m, flux_jy, freq_hz, width_hz, one, two, total):
+    """Sum sources into `total` (nbaseline, nchan): V_ij, smeared where pace and width are not 0.
+
+    path_m, pace_m  (nant, nsource): along the source, and how that changes in an integration
+    flux_jy         (nsource, nchan)
+    """
+    nchan = len(freq_hz)
+    step_hz = freq_hz[1] - freq_hz[0] if nchan > 1 else 0.0
+    for b in prange(len(one)):
+        i, j = one[b], two[b]
+        for s in range(path_m.shape[1]):
+            delay_s = (path_m[j, s] - path_m[i, s]) / SPEED_OF_LIGHT
+            turns_s = (pace_m[j, s] - pace_m[i, s]) / SPEED_OF_LIGHT
+            across = np.pi * delay_s * width_hz
+            kept = np.sin(across) / across if abs(across) > 1e-9 else 1.0
+            phase, turn = 2 * np.pi * delay_s * freq_hz[0], 2 * np.pi * delay_s * step_hz
+            now, by = complex(np.cos(phase), np.sin(phase)), complex(np.cos(turn), np.sin(turn))
+            for c in range(nchan):
+                x = np.pi * turns_s * freq_hz[c]
+                left = np.sin(x) / x if abs(x) > 1e-9 else 1.0
+                total[b, c] += flux_jy[s, c] * kept * left * now
+                now *= by
+
+
+def _visibilities(sim, positions_m, order, times, freq_hz, width_hz, sources):
+    """Sky visibilities of one group, an integration at a time: yields (nbaseline, nchan) of the
+    pairs in `order`.
+
+    positions_m  (nant, 3) of the antennas, where the sky meets them
+    """
+    antennas_m = _in_meridian_frame(positions_m)
+    one, two = np.array(order).T
     sky = SkyCoord(
         [s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg, frame=ICRS()
     )
@@ -172,40 +240,63 @@ def _visibilities(sim, positions_m, numbers, times, freq_hz, sources):
     spectra = np.array([s["flux"] for s in sources])[:, None] * (
         freq_hz / REFERENCE_HZ
     ) ** np.array([s["alpha"] for s in sources]).reshape(-1, 1)
+    far_jy = np.array([FAR_SOURCES[name][2] for name in sim.far])[:, None]
     for time in times:
-        seen = sky.transform_to(HADec(obstime=time, location=tee()))
-        directions = _unit_vectors(seen.ha.rad, seen.dec.rad)
-        apparent = spectra * _airy_power(np.arccos(np.clip(directions @ tracked, -1, 1)), freq_hz)
-        path_m = antennas_m @ (directions - tracked).T  # (nant, nsource)
-        cycles = path_m.T[None] * (freq_hz / SPEED_OF_LIGHT)[:, None, None]
-        fields = np.exp(2j * np.pi * cycles).astype(np.complex64)  # (nchan, nsource, nant)
-        yield np.conj(fields).transpose(0, 2, 1) @ (
-            fields * apparent.T[:, :, None].astype(np.float32)
-        )
-
-
-def _far_visibilities(sim, positions_m, numbers, time, freq_hz, width_hz):
-    """Visibilities (nchan, nant, nant) of sources in the far sidelobes, [c, i, j] = V_ij: their
-    fringes turn while the correlator, which tracks the meridian, averages over an integration and a
-    channel."""
-    lon = TEE_LONGITUDE_RAD
-    turn = np.array([[np.cos(lon), np.sin(lon), 0], [-np.sin(lon), np.cos(lon), 0], [0, 0, 1]])
-    antennas_m = positions_m[numbers] @ turn.T
-    baselines_m = antennas_m[None] - antennas_m[:, None]  # [i, j] = r_j - r_i
-    tracked = _unit_vectors(np.zeros(1), np.radians(sim.dec_deg))[0]
-    total = np.zeros((len(freq_hz), len(numbers), len(numbers)), complex)
-    for name in sim.far:
-        ra, dec, flux_jy = FAR_SOURCES[name]
-        seen = SkyCoord(ra * u.deg, dec * u.deg, frame=ICRS()).transform_to(
-            HADec(obstime=time, location=tee())
-        )
-        away = _unit_vectors(np.array([seen.ha.rad]), np.array([seen.dec.rad]))[0] - tracked
+        directions = _directions(sky, time)
+        angle = np.arccos(np.clip(directions @ tracked, -1, 1))
+        apparent = spectra * _airy_power(angle, freq_hz)
+        if sim.far:
+            directions = np.vstack([directions, _directions(_far_places(sim.far, time), time)])
+            apparent = np.vstack([apparent, far_jy * np.ones(len(freq_hz))])
+        away = directions - tracked
         # the sky turns to the west: x to the meridian, y to the east
-        pace = 7.2921159e-5 * np.array([away[1], -away[0], 0.0])
-        delay_s, rate = baselines_m @ away / SPEED_OF_LIGHT, baselines_m @ pace / SPEED_OF_LIGHT
-        smeared = np.sinc(delay_s * width_hz) * np.sinc(rate * freq_hz.mean() * INTEGRATION_S)
-        total += flux_jy * smeared * np.exp(2j * np.pi * freq_hz[:, None, None] * delay_s)
-    return total
+        pace = SKY_TURNS_RAD_S * np.stack([away[:, 1], -away[:, 0], 0 * away[:, 0]], axis=1)
+        seconds, width = (INTEGRATION_S, width_hz) if sim.smeared else (0.0, 0.0)
+        total = np.zeros((len(order), len(freq_hz)), np.complex128)
+        path_m, pace_m = antennas_m @ away.T, antennas_m @ pace.T * seconds
+        _add_up(path_m, pace_m, apparent, freq_hz, width, one, two, total)
+        yield total
+
+
+def gain_motion(sim: Simulation, antennas: np.ndarray) -> np.ndarray:
+    """What became of the gains of `gain_seed`, (ntime, nant, 2), for antenna numbers."""
+    rng = np.random.default_rng([sim.seed, 77])
+    stations = int(antennas.max()) + 1
+    moved = rng.normal(0, sim.moved_deg, (1, stations, 2))
+    amplitude = 1 + rng.normal(0, sim.moved_share, (1, stations, 2))
+    walk = rng.normal(0, sim.walk_deg, (sim.integrations, stations, 2)).cumsum(axis=0)
+    rise = np.linspace(-0.5, 0.5, sim.integrations)[:, None, None]
+    phase_deg = moved + walk + rise * rng.normal(0, sim.drift_deg, (1, stations, 2))
+    for station, integration, step_deg in sim.steps:
+        phase_deg[integration:, station - 1] += step_deg
+    return (amplitude * np.exp(1j * np.radians(phase_deg)))[:, antennas]
+
+
+def real_sky(sim: Simulation, sources: list[dict], centre: SkyCoord) -> list[dict]:
+    """What is in the sky, of what the catalogue says: sources that are two, or gone, and faint
+    ones."""
+    rng = np.random.default_rng([sim.gain_seed, 78])
+    fate = rng.random(len(sources))
+    found = []
+    for source, chance in zip(sources, fate, strict=True):
+        if chance < sim.vanished:
+            continue
+        if chance < sim.vanished + sim.doubles:
+            share, away, angle = rng.uniform(0.25, 0.5), rng.uniform(20, 45), rng.uniform(0, 6.28)
+            east, north = away / 3600 * np.sin(angle), away / 3600 * np.cos(angle)
+            ra = source["ra"] + east / np.cos(np.radians(source["dec"]))
+            other = {"ra": float(ra), "dec": float(source["dec"] + north)}
+            other |= {"name": f"{source['name']}b", "flux": float(source["flux"] * share)}
+            found.append(source | other)
+            source = source | {"flux": float(source["flux"] * (1 - share))}
+        found.append(source)
+    for k in range(sim.faint):  # number above S as S^-0.8
+        flux_jy = 0.002 * (1 - rng.random() * (1 - 25**-0.8)) ** (-1 / 0.8)
+        away, angle = 2.5 * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
+        place = centre.directional_offset_by(angle * u.rad, away * u.deg)
+        ra, dec = float(place.ra.deg), float(place.dec.deg)
+        found.append({"name": f"faint {k}", "ra": ra, "dec": dec, "flux": flux_jy, "alpha": -0.7})
+    return found
 
 
 def _add_rfi(rng, raw, amplitude):
@@ -237,11 +328,11 @@ def simulate_group(
     files' paths."""
     positions_m, active = station_positions(stations)
     numbers = choose_antennas(active, sim.antennas, sim.stations)
-    absent = set(sim.dead) - set((numbers + 1).tolist())
-    if absent:
+    named = {*sim.dead, *sim.exchanged_polarisations, *(station for station, _, _ in sim.steps)}
+    named |= {station for pair in sim.exchanged for station in pair}
+    if absent := named - set((numbers + 1).tolist()):
         raise ValueError(
-            f"dead stations {sorted(absent)} are not among those simulated: "
-            f"{(numbers + 1).tolist()}"
+            f"stations {sorted(absent)} are not among those simulated: {(numbers + 1).tolist()}"
         )
     nchan = sim.subbands * sim.channels
     width_hz = (BAND_HZ[1] - BAND_HZ[0]) / nchan
@@ -256,6 +347,7 @@ def simulate_group(
         s for s, away in zip(sources, where.separation(centre).deg, strict=True) if away < 5.0
     ]
     sources = [s for s in sources if s["name"] not in sim.without]
+    sources = real_sky(sim, sources, centre)
     if not sources:
         raise ValueError(
             f"{sim.start}: no catalogue source within 5 deg of {centre.to_string('hmsdms')}"
@@ -265,19 +357,25 @@ def simulate_group(
     first, second = np.array(order).T
     autos = first == second
     noise_jy = sim.noise_jy * np.sqrt(FINE_CHANNEL_HZ / width_hz)
+    if sim.sefd_jy is not None:
+        noise_jy = sim.sefd_jy / np.sqrt(2 * width_hz * INTEGRATION_S)
     rng = np.random.default_rng(sim.seed)
     gains = antenna_gains(sim, len(positions_m), freq_hz)[numbers]
+    motion = gain_motion(sim, numbers)
     alive = ~np.isin(numbers + 1, sim.dead)
+    crossed = np.isin(numbers + 1, sim.exchanged_polarisations)
+    gains[crossed] = gains[crossed][:, :, ::-1]
+    places_m = positions_m[numbers].copy()
+    for pair in sim.exchanged:
+        a, b = (int(np.flatnonzero(numbers + 1 == station)[0]) for station in pair)
+        places_m[[a, b]] = places_m[[b, a]]
+    # X of the one and Y of the other have nothing in common: the sky is not polarised
+    sees = (alive[first] & alive[second] & (crossed[first] == crossed[second]))[:, None]
     raw = np.empty((sim.integrations, len(order), nchan, 2), np.complex64)
     for t, visibilities in enumerate(
-        _visibilities(sim, positions_m, numbers, times, freq_hz, sources)
+        _visibilities(sim, places_m, order, times, freq_hz, width_hz, sources)
     ):
-        if sim.far:
-            visibilities = visibilities + _far_visibilities(
-                sim, positions_m, numbers, times[t], freq_hz, width_hz
-            )
-        seen = visibilities[:, first, second].T * (alive[first] & alive[second])[:, None]
-        raw[t] = seen[:, :, None]
+        raw[t] = (visibilities * sees)[:, :, None]
     parts = rng.standard_normal((*raw.shape, 2), np.float32) * np.float32(noise_jy)
     receivers = np.exp(
         np.random.default_rng(sim.gain_seed + 1).normal(0, sim.sefd_scatter, len(numbers))
@@ -288,6 +386,7 @@ def simulate_group(
     )
     raw[:, autos] = 60.0 + np.abs(raw[:, autos])  # total power: system and sky, real
     raw *= (sim.scale * np.conj(gains[first]) * gains[second]).astype(np.complex64)
+    raw *= (np.conj(motion[:, first]) * motion[:, second])[:, :, None].astype(np.complex64)
     rfi = _add_rfi(rng, raw, sim.scale * noise_jy) if sim.rfi else None
 
     skew = (

@@ -7,7 +7,7 @@ beside the source where nothing is. Arrays are (time, baseline, channel, polaris
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from contimg.sky.prediction import Smearing, predict_integration
 from contimg.visibilities import measurement_set as mset
 
 _SEEN, _LEFT = 0.3, 0.03  # of the amplitude, after smearing: to find a source, and to take it out
-_BESIDE_RAD = np.radians([-6.0, -3.0, 3.0, 6.0])  # of hour angle: places where nothing is
-_TIMES, _CHANNELS = 4, 96  # that a source is looked for in
-_CLEARLY = 4.0  # times what is found beside
+_BESIDE_RAD = np.radians(
+    [-7.0, -5.0, -3.0, 3.0, 5.0, 7.0]
+)  # of hour angle: places where nothing is
+_TIMES, _CHANNELS = 4, 64  # that a source is looked for in
+_CLEARLY = 3.5  # times what is found beside
 _FREE_BETTER = 1.5  # times as much explained, for gains of each antenna
 _LEAST_JY = 0.1
 _LEAST_ROWS = 20
@@ -88,42 +90,51 @@ def subtract(
     pointing: np.ndarray,
 ) -> list[Found]:
     """Look for each source and take those that matter out of `data`, in place, the strongest
-    first."""
+    first.
+
+    weights  of the data; None: all alike
+    """
     axes = track(*observation.phase_centre_deg, rows.time_mjd).axes
-    cross = rows.ant_1 != rows.ant_2
-    found = []
+    cross = np.flatnonzero(rows.ant_1 != rows.ant_2)
+    values = _Values(data, flags, weights)
+    left, found = [], {}
     for one in sources:
-        left = _left(one.vectors, observation, rows, pointing)
+        every = _Fringes(one.vectors, cross, observation, rows, pointing, axes)
+        kept = _left(every)
+        if (kept > _SEEN).sum() >= _LEAST_ROWS:
+            seen = replace(every, rows=cross[kept > _SEEN])
+            left.append((one, seen, replace(every, rows=cross[kept > _LEFT])))
+    while left:
+        looks = [_judge(one, _look(values, seen), values, seen) for one, seen, _ in left]
+        found |= {look.name: look for look in looks}
+        k = int(np.argmax([look.subtracted * look.apparent_jy for look in looks]))
+        if not looks[k].subtracted:
+            break
+        _take_out(values, *left.pop(k)[1:], looks[k].free_gains)
+    return list(found.values())
 
-        def fringes(vectors, least, left=left):
-            chosen = np.flatnonzero(cross & (left > least))
-            return _Fringes(vectors, chosen, observation, rows, pointing, axes)
 
-        looked = fringes(one.vectors, _SEEN)
-        if len(looked.rows) < _LEAST_ROWS:
-            continue
-        plain, free = _look(data, flags, weights, looked)
-        beside = [
-            _look(data, flags, weights, fringes(_turned(one.vectors, by), _SEEN))
-            for by in _BESIDE_RAD
-        ]
-        nothing, nothing_free = np.max(beside, axis=0)
-        use_free = free > max(_CLEARLY * nothing_free, _FREE_BETTER * plain, _LEAST_JY)
-        matters = use_free or plain > max(_CLEARLY * nothing, _LEAST_JY)
-        if matters:
-            _take_out(data, flags, weights, looked, fringes(one.vectors, _LEFT), use_free)
-        found.append(
-            Found(
-                one.name,
-                one.distance_deg,
-                one.elevation_deg,
-                float(free if use_free else plain),
-                float(nothing_free if use_free else nothing),
-                bool(matters),
-                bool(use_free),
-            )
-        )
-    return found
+def _judge(
+    one: FarSource, seen: tuple[float, float], values: "_Values", looked: "_Fringes"
+) -> Found:
+    """Whether what was seen of a source matters: against what is seen beside it."""
+    plain, free = seen
+    nothing = (0.0, 0.0)
+    if max(seen) >= _LEAST_JY:
+        vectors = (_turned(one.vectors, by_rad) for by_rad in _BESIDE_RAD)
+        nothing = np.median([_look(values, replace(looked, vectors=v)) for v in vectors], axis=0)
+    use_free = free > max(_CLEARLY * nothing[1], _FREE_BETTER * plain, _LEAST_JY)
+    matters = use_free or plain > max(_CLEARLY * nothing[0], _LEAST_JY)
+    apparent_jy, beside_jy = (pair[int(use_free)] for pair in (seen, nothing))
+    return Found(
+        one.name,
+        one.distance_deg,
+        one.elevation_deg,
+        float(apparent_jy),
+        float(beside_jy),
+        bool(matters),
+        bool(use_free),
+    )
 
 
 def _turned(vectors: np.ndarray, by_rad: float) -> np.ndarray:
@@ -132,68 +143,77 @@ def _turned(vectors: np.ndarray, by_rad: float) -> np.ndarray:
     return vectors @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-def _left(vectors, observation: mset.Observation, rows: mset.Rows, pointing) -> np.ndarray:
-    """(nbaseline,): what smearing leaves of a source's amplitude, in the middle of the group and of
-    the band."""
-    middle = len(vectors) // 2
-    one = _Fringes(
-        vectors,
-        np.arange(len(rows.ant_1)),
-        observation,
-        rows,
-        pointing,
-        track(*observation.phase_centre_deg, rows.time_mjd[middle : middle + 1]).axes,
-    )
-    at_middle = _Fringes(
-        vectors[middle : middle + 1], one.rows, observation, rows, pointing, one.axes
-    )
-    return np.abs(at_middle.of(0, np.array([observation.freq_hz.mean()])))[:, 0]
+def _left(one: _Fringes) -> np.ndarray:
+    """What smearing leaves of a source's amplitude on some baselines, in the middle of the group
+    and of the band."""
+    middle_hz = np.array([one.observation.freq_hz.mean()])
+    return np.abs(one.of(len(one.vectors) // 2, middle_hz))[:, 0]
 
 
-def _sums(data, flags, weights, fringes: _Fringes, times, channels: slice):
+@dataclass(frozen=True)
+class _Values:
+    """Data, flags and weights (None: all alike), (ntime, nbaseline, nchan, npol)."""
+
+    data: np.ndarray
+    flags: np.ndarray
+    weights: np.ndarray | None
+
+    def of(self, t: int, rows: np.ndarray, channels: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Some data of an integration, and their weights."""
+        good = (~self.flags[t, rows, channels]).astype(np.float32)
+        if self.weights is not None:
+            good *= self.weights[t, rows, channels]
+        return self.data[t, rows, channels], good
+
+
+def _sums(values: _Values, fringes: _Fringes, times, channels: slice):
     """Of each time, baseline and polarisation: w V conj(F) and w |F|^2 over the channels."""
     freq_hz = fringes.observation.freq_hz[channels]
-    shape = (len(times), len(fringes.rows), data.shape[3])
+    shape = (len(times), len(fringes.rows), values.data.shape[3])
     product, power = np.zeros(shape, complex), np.zeros(shape)
     for k, t in enumerate(times):
         model = fringes.of(t, freq_hz)[..., None]
-        w = weights[t, fringes.rows, channels] * ~flags[t, fringes.rows, channels]
-        product[k] = (w * data[t, fringes.rows, channels] * np.conj(model)).sum(axis=1)
+        data, w = values.of(t, fringes.rows, channels)
+        product[k] = (w * data * np.conj(model)).sum(axis=1)
         power[k] = (w * np.abs(model) ** 2).sum(axis=1)
     return product, power
 
 
-def _look(data, flags, weights, fringes: _Fringes) -> tuple[float, float]:
+def _look(values: _Values, fringes: _Fringes) -> tuple[float, float]:
     """Apparent flux (Jy) in a few integrations and channels: of all baselines alike, and with gains
-    of each antenna."""
-    times = np.unique(np.linspace(0, len(data) - 1, min(_TIMES, len(data))).round().astype(int))
-    channels = slice(None, None, max(1, data.shape[2] // _CHANNELS))
-    product, power = _sums(data, flags, weights, fringes, times, channels)
+    of each antenna. The latter fit anything: what counts is how much of them, found in every other
+    integration, is in the rest."""
+    ntime, _, nchan, _ = values.data.shape
+    times = np.unique(np.linspace(0, ntime - 1, min(_TIMES, ntime)).round().astype(int))
+    channels = slice(None, None, max(1, nchan // _CHANNELS))
+    product, power = _sums(values, fringes, times, channels)
     plain = np.abs(product.sum(axis=1)) / np.maximum(power.sum(axis=1), 1e-30)
-    gains = _gains(product, power, fringes)
-    return float(plain.mean()), float((np.abs(gains) ** 2).mean())
+    pair = fringes.seen.ant_1[fringes.rows], fringes.seen.ant_2[fringes.rows]
+    gain = _gains(product[::2], power[::2], fringes)
+    relative = gain[pair[0]] * np.conj(gain[pair[1]])
+    there = (np.conj(relative) * product[1::2]).real.sum()
+    there /= max((np.abs(relative) ** 2 * power[1::2]).sum(), 1e-30)
+    size = np.abs(gain[np.unique(pair)]) ** 2
+    return float(plain.mean()), float(np.median(size) * np.clip(there, 0, 1))
 
 
 def _gains(product, power, fringes: _Fringes) -> np.ndarray:
-    """Gains (nant, npol) of the antennas that see the source, in all integrations alike."""
+    """Gains (nant, npol), times the root of the flux, in all integrations alike."""
     one, two = fringes.seen.ant_1[fringes.rows], fringes.seen.ant_2[fringes.rows]
     nant = len(fringes.observation.antenna_names)
     sums = (values.sum(axis=0)[:, None] for values in (product, power))
-    solved = solve_grid(*sums, one, two, nant, [int(one[0])], False)[:, 0]
-    return solved[np.unique(np.concatenate([one, two]))]
+    return solve_grid(*sums, one, two, nant, [int(one[0])], False)[:, 0]
 
 
-def _take_out(data, flags, weights, looked: _Fringes, everywhere: _Fringes, use_free: bool) -> None:
+def _take_out(values: _Values, looked: _Fringes, everywhere: _Fringes, use_free: bool) -> None:
     """Fit the source in every integration and subtract it on all baselines where it is left."""
-    times = range(len(data))
-    channels = slice(None, None, max(1, data.shape[2] // _CHANNELS))
-    product, power = _sums(data, flags, weights, looked, times, channels)
+    times = range(len(values.data))
+    channels = slice(None, None, max(1, values.data.shape[2] // _CHANNELS))
+    product, power = _sums(values, looked, times, channels)
     one, two = looked.seen.ant_1[everywhere.rows], looked.seen.ant_2[everywhere.rows]
     if use_free:
-        nant = len(looked.observation.antenna_names)
-        pair = (looked.seen.ant_1[looked.rows], looked.seen.ant_2[looked.rows])
-        sums = (values.sum(axis=0)[:, None] for values in (product, power))
-        gain = solve_grid(*sums, *pair, nant, [int(pair[0][0])], False)[:, 0]
+        pair = looked.seen.ant_1[looked.rows], looked.seen.ant_2[looked.rows]
+        gain = _gains(product, power, looked)
         relative = gain[pair[0]] * np.conj(gain[pair[1]])
         known = gain[one] * np.conj(gain[two])
         product, power = product * np.conj(relative), power * np.abs(relative) ** 2
@@ -202,7 +222,7 @@ def _take_out(data, flags, weights, looked: _Fringes, everywhere: _Fringes, use_
         model = everywhere.of(t, looked.observation.freq_hz)[..., None] * amplitude[t]
         if use_free:
             model = model * known[:, None]
-        data[t, everywhere.rows] -= model.astype(data.dtype)
+        values.data[t, everywhere.rows] -= model.astype(values.data.dtype)
 
 
 def words(found: Sequence[Found]) -> list[str]:

@@ -5,7 +5,7 @@ Looked for with the model of the field, after a group's own gains were found (`r
 averaged over channels; arrays are (time, baseline, channel, polarisation).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class Fault:
 
 def find(
     *,
-    coarse: Coarse,
+    turned: Callable[[], Coarse],
     model: np.ndarray,
     amplitude: np.ndarray,
     error: np.ndarray,
@@ -47,7 +47,7 @@ def find(
 ) -> list[Fault]:
     """Every antenna that does not fit, once.
 
-    coarse            calibrated with gains of its own
+    turned            gives the data with phases of their own taken out
     model             (ntime, nbaseline, nchan)
     amplitude, error  of each antenna's gain after refinement, 1 where the set's was right, (nant,
                       npol)
@@ -64,8 +64,7 @@ def find(
         if a not in named
     ]
     whole = [a for a in misfit if (known[a] & (amplitude[a] < _FITS_NOT)).all()]
-    pairs = _places(coarse, model, whole, names)
-    found += pairs
+    found += _places(turned(), model, whole, names) if whole else []
     named |= {a for one in found for a in one.antennas}
     for a in misfit:
         if a not in named:
@@ -102,8 +101,6 @@ def _places(
 ) -> list[Fault]:
     """Pairs of antennas whose data each fit the other's place; both are named. The exchange is
     tried: each one's data against the model of the other's baselines, with free phases."""
-    if not misfit:
-        return []
     index = _index(coarse)
     healthy = np.setdiff1d(np.unique([coarse.ant_1, coarse.ant_2]), misfit)
     fits = {a: _fit_by_place(coarse, model, index, a, healthy) for a in misfit}

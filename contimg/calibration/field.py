@@ -64,11 +64,11 @@ class Calibrated:
 
     data: np.ndarray
     flags: np.ndarray
-    weights: np.ndarray
     observation: mset.Observation
     rows: mset.Rows
     app_dec_deg: float
-    sefd_jy: np.ndarray  # of the antennas, (nant, npol), NaN where unknown
+    weights: np.ndarray | None = None  # not known yet
+    sefd_jy: np.ndarray | None = None  # of the antennas, (nant, npol), NaN where unknown
     # of the autocorrelations, (nant, nchan, npol); and with the other polarisation's gains
     spectra: np.ndarray | None = None
     other_spectra: np.ndarray | None = None

@@ -245,38 +245,52 @@ def model_fit(*, found: Sums, coarse: Coarse, gain: np.ndarray) -> tuple[float, 
 # ---------------------------------------------------------------------------------------------
 
 
-def source_amplitudes(
-    *,
-    coarse: Coarse,
-    models: Callable[[int], np.ndarray],
-    rest: Callable[[int], np.ndarray],
-    number: int,
-    times: Sequence[int],
-    channels: slice,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Amplitude of each of `number` sources in calibrated data, in units of its model, and its
-    error; by least squares, all at once.
+class SourceFit:
+    """Amplitudes of sources in calibrated data, by least squares, all at once.
 
-    models  of an integration: (number, nbaseline, nchan) of the channels asked for
-    rest    of an integration: (nbaseline, nchan) of what is taken as it is
+    times, channels  of the averaged data, some of them
+    models           of an integration: (number, nbaseline, nchan) of the channels asked for
+    rest             of an integration: (nbaseline, nchan) of what is taken as it is
+    use              baselines (nbaseline,): the shortest see all that no catalogue has
     """
-    normal, right = np.zeros((number, number)), np.zeros(number)
-    for t in times:
-        w = coarse.weights[t, :, channels].astype(np.float64)
-        total = w.sum(axis=-1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.where(total > 0, (w * coarse.data[t, :, channels]).sum(axis=-1) / total, 0)
-        root = np.sqrt(total)
-        weighted = (models(t) * root).reshape(number, -1).astype(np.complex64)
-        left = ((mean - rest(t)) * root).ravel().astype(np.complex64)
-        parts = np.concatenate([weighted.real, weighted.imag], axis=1)
-        normal += parts @ parts.T
-        right += parts @ np.concatenate([left.real, left.imag])
-    # catalogues are seldom wrong by as much as this: what the data cannot tell stays at 1
-    prior = 1 / 0.5**2
-    matrix = normal + prior * np.eye(number)
-    inverse = np.linalg.inv(matrix)
-    return inverse @ (right + prior), np.sqrt(np.diagonal(inverse))
+
+    def __init__(
+        self,
+        coarse: Coarse,
+        times: Sequence[int],
+        channels: slice,
+        models: Callable[[int], np.ndarray],
+        rest: Callable[[int], np.ndarray | float],
+        use: np.ndarray,
+    ):
+        self.times, self.parts, normal = times, [], 0.0
+        for t in times:
+            weights = coarse.weights[t, :, channels] * use[:, None, None]
+            root = np.sqrt(weights.sum(axis=-1))
+            weighted = models(t) * root
+            number = len(weighted)
+            terms = np.concatenate(
+                [weighted.real.reshape(number, -1), weighted.imag.reshape(number, -1)], axis=1
+            )
+            share = weights / np.where(root > 0, root, 1)[..., None]
+            data = coarse.data[t, :, channels]
+            self.parts.append((terms, share, data, rest(t) * root))
+            normal = normal + (terms @ terms.T).astype(float)
+        # catalogues are seldom wrong by as much as this: what the data cannot tell stays at 1
+        self.prior = 1 / 0.5**2
+        self.inverse = np.linalg.inv(normal + self.prior * np.eye(len(normal)))
+        self.pair = coarse.ant_1, coarse.ant_2
+
+    def amplitudes(self, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """In units of the models, and their errors, when gains (ntime, nant, npol) are taken
+        out."""
+        one, two = self.pair
+        right = self.prior
+        for t, (terms, share, data, rest) in zip(self.times, self.parts, strict=True):
+            factor = 1 / (gain[t, one] * np.conj(gain[t, two]))
+            values = (share * data * factor[:, None].astype(np.complex64)).sum(axis=-1) - rest
+            right = right + terms @ np.concatenate([values.real.ravel(), values.imag.ravel()])
+        return self.inverse @ right, np.sqrt(np.diagonal(self.inverse))
 
 
 def ensemble(amplitude: np.ndarray, error: np.ndarray) -> tuple[float, float, float]:

@@ -54,7 +54,34 @@ def simulate(
         float, typer.Option(help="Scatter of ln(noise) among the receivers.")
     ] = 0.0,
     far: Annotated[
-        list[str] | None, typer.Option(help="Cas A or Cyg A in the sidelobes; may be given again.")
+        list[str] | None,
+        typer.Option(help="Cas A, Cyg A, Tau A, Vir A, Sun in the sidelobes; again."),
+    ] = None,
+    sefd: Annotated[
+        float | None, typer.Option(help="Of the median receiver, Jy; 8016 measured in 2026.")
+    ] = None,
+    smeared: Annotated[
+        bool, typer.Option(help="By integrations and channels, as the correlator does.")
+    ] = True,
+    moved: Annotated[
+        float, typer.Option(help="Phases since the gains of --gain-seed, deg rms.")
+    ] = 0.0,
+    moved_share: Annotated[float, typer.Option(help="Amplitudes since then, relative rms.")] = 0.0,
+    walk: Annotated[float, typer.Option(help="Phases, deg rms from integration to next.")] = 0.0,
+    drift: Annotated[float, typer.Option(help="Phases, deg rms from first to last.")] = 0.0,
+    step: Annotated[
+        list[str] | None,
+        typer.Option(help="STATION:INTEGRATION:DEG, a phase that jumps; may be given again."),
+    ] = None,
+    faint: Annotated[int, typer.Option(help="Sources that no catalogue has, 2 to 50 mJy.")] = 0,
+    doubles: Annotated[float, typer.Option(help="Share of the sources that are two.")] = 0.0,
+    vanished: Annotated[float, typer.Option(help="Share that is not there.")] = 0.0,
+    exchanged: Annotated[
+        list[str] | None,
+        typer.Option(help="STATION:STATION whose cables are exchanged; may be given again."),
+    ] = None,
+    exchanged_polarisations: Annotated[
+        list[int] | None, typer.Option(help="Station whose X is Y; may be given again.")
     ] = None,
 ):
     """Write simulated subband files in the telescope's format, with their truth beside them."""
@@ -92,6 +119,18 @@ def simulate(
                 without=tuple(without or ()),
                 sefd_scatter=sefd_scatter,
                 far=tuple(far or ()),
+                sefd_jy=sefd,
+                smeared=smeared,
+                moved_deg=moved,
+                moved_share=moved_share,
+                walk_deg=walk,
+                drift_deg=drift,
+                steps=tuple(_numbers(text, int, int, float) for text in step or ()),
+                faint=faint,
+                doubles=doubles,
+                vanished=vanished,
+                exchanged=tuple(_numbers(text, int, int) for text in exchanged or ()),
+                exchanged_polarisations=tuple(exchanged_polarisations or ()),
             )
             written = simulate_group(
                 folder, options, read_sky(lists.sky, lists.calibrators), lists.stations
@@ -100,6 +139,14 @@ def simulate(
         raise RequestError(str(error)) from None
     size_mb = sum(f.stat().st_size for f in written) / 1e6
     print(f"{len(written)} files, {size_mb:.0f} MB, in {time.perf_counter() - begin:.0f} s")
+
+
+def _numbers(text: str, *kinds: type) -> tuple:
+    """Numbers of these kinds, separated by colons; raises ValueError for other text."""
+    words = text.split(":")
+    if len(words) != len(kinds):
+        raise ValueError(f"{text!r}: expected {len(kinds)} numbers with colons between")
+    return tuple(kind(word) for kind, word in zip(kinds, words, strict=True))
 
 
 @command

@@ -24,7 +24,7 @@ class Smearing:
                       not
 
     Each multiplies a visibility by sinc(turns) = sin(pi turns) / (pi turns) (Bridle & Schwab 1999,
-    ASP Conf. 180, 371).
+    ASP Conf. 180, 371); n averaged channels by sinc(turns) / sinc(turns / n).
     """
 
     integration_s: float
@@ -114,8 +114,9 @@ def predict_integration(
 
 
 def _smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.ndarray:
-    """What each antenna adds to a baseline's turns, (3, nant, nsource): in an integration, for a
-    wavelength of 1 m; across a channel; across the average of channels. Empty without smearing.
+    """What each antenna adds to a baseline's turns, (4, nant, nsource): in an integration, for a
+    wavelength of 1 m; across a channel; about the phase centre, across the average of channels, and
+    across one of them. Empty without smearing.
 
     The sky turns about the pole (z) to the west, (x, y) to (y, -x): a source that is `away` from
     the tracked direction turns about it by 7.3e-5 rad x away in a second.
@@ -123,12 +124,14 @@ def _smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.n
     if smearing is None:
         return np.empty((0, *path_m.shape))
     pace = _SKY_TURNS_RAD_S * np.stack([away[:, 1], -away[:, 0], 0 * away[:, 0]], axis=1)
-    per_hz = [smearing.channel_width_hz, smearing.averaged_hz]
-    across = [antennas_m @ away.T, path_m]
+    channel = smearing.channel_width_hz / SPEED_OF_LIGHT_M_S
+    averaged = smearing.averaged_hz / SPEED_OF_LIGHT_M_S
     return np.stack(
         [
             antennas_m @ pace.T * smearing.integration_s,
-            *(width / SPEED_OF_LIGHT_M_S * m for width, m in zip(per_hz, across, strict=True)),
+            antennas_m @ away.T * channel,
+            path_m * averaged,
+            path_m * min(channel, averaged),
         ]
     )
 
@@ -175,6 +178,7 @@ def _sum_sources(path_m, first, step, flux_jy, one, two, smear, model):
                     _sinc((smear[0, i, s] - smear[0, j, s]) * middle)
                     * _sinc(smear[1, i, s] - smear[1, j, s])
                     * _sinc(smear[2, i, s] - smear[2, j, s])
+                    / _sinc(smear[3, i, s] - smear[3, j, s])
                 )
         for c in range(start, stop):
             for a in range(nant):

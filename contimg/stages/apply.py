@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,8 @@ def apply_set(
         )
     data, flags, rows, inverse = application.calibrated(ms, tables, logfile)
     observation = mset.read_observation(ms)
+    one = Calibrated(data, flags, observation, rows, app_dec_deg)
+    far_found = refine.subtract_far(one) if config.calibration.subtract_far else []
     weighed, noise, weights = weighing.weigh(
         ms=ms, data=data, flags=flags, rows=rows, nant=len(observation.antenna_names)
     )
@@ -75,17 +78,11 @@ def apply_set(
         channel_width_hz=observation.channel_width_hz,
         integration_s=rows.integration_s,
     )
-    one = Calibrated(
-        data,
-        flags,
-        weights,
-        observation,
-        rows,
-        app_dec_deg,
-        sefd_jy,
-        *_spectra(data, rows, inverse),
+    spectra, other_spectra = _spectra(data, rows, inverse)
+    one = replace(
+        one, weights=weights, sefd_jy=sefd_jy, spectra=spectra, other_spectra=other_spectra
     )
-    refined = refine.refine_and_correct(ms, group, one, config)
+    refined = refine.refine_and_correct(ms, group, one, config, far_found)
     findings += _of_sky(refined, config) + refined["findings"]
     mset.write_columns(
         ms, CORRECTED_DATA=data, FLAG=flags, WEIGHT_SPECTRUM=weights, WEIGHT=weights.mean(axis=2)

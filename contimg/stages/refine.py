@@ -30,6 +30,7 @@ _WIDTH_HZ = 4e6  # of averaged channels: what that takes from a source is in the
 _MOST_SOURCES = 100  # the apparently brightest: the others are a few per cent of the power
 _FITTED_SOURCES = 40  # that get amplitudes of their own
 _FIT_TIMES, _FIT_CHANNELS = 6, 16
+_SHORT_M = 100.0  # baselines that fluxes are not fitted to: all that no catalogue has is seen there
 _LEAST_BEAM = 0.3  # of a source that the flux scale is taken from: farther out, beams are not known
 _FEW_SOURCES = 5
 _MOST_SCALE_ERROR = 0.03
@@ -90,11 +91,28 @@ class _Sky:
         return self.model + more
 
 
-def refine_and_correct(ms: Path, group: str, one: Calibrated, config: Config) -> dict:
+def subtract_far(one: Calibrated) -> list[far.Found]:
+    """Take sources in the far sidelobes out of the data, in place."""
+    pointing = meridian_vector(np.radians(one.app_dec_deg))
+    return far.subtract(
+        data=one.data,
+        flags=one.flags,
+        weights=one.weights,
+        sources=far_sources(one.rows.time_mjd, pointing),
+        observation=one.observation,
+        rows=one.rows,
+        pointing=pointing,
+    )
+
+
+def refine_and_correct(
+    ms: Path, group: str, one: Calibrated, config: Config, far_found: Sequence[far.Found]
+) -> dict:
     """Refine a group in place: its own gains, faulty antennas, sources in the far sidelobes. Writes
     the table and `{group}.refine.json`; returns that, with the findings as they are.
 
-    ms  names antennas and channels of the table
+    ms         names antennas and channels of the table
+    far_found  what was found in the far sidelobes before
     """
     begin, paths = time.perf_counter(), Paths.of(config)
     options, names = config.calibration, one.observation.antenna_names
@@ -104,18 +122,8 @@ def refine_and_correct(ms: Path, group: str, one: Calibrated, config: Config) ->
     if refined.gain is not None:
         gain = np.ascontiguousarray(refined.gain)
         correct_in_time(one.data, one.weights, one.rows.ant_1, one.rows.ant_2, gain)
-    far_found = []
-    if options.subtract_far:
-        pointing = meridian_vector(np.radians(one.app_dec_deg))
-        far_found = far.subtract(
-            data=one.data,
-            flags=one.flags,
-            weights=one.weights,
-            sources=far_sources(one.rows.time_mjd, pointing),
-            observation=one.observation,
-            rows=one.rows,
-            pointing=pointing,
-        )
+    if options.subtract_far and any(found.subtracted for found in far_found):
+        subtract_far(one)  # what gains that had moved left of it
     table = paths.field_gains(group)
     _write_table(ms, table, one, refined)
     findings = [
@@ -206,7 +214,8 @@ def _against_sky(
 ) -> Refined:
     """The outcome with the catalogue as the sky."""
     found = refine.sums(coarse=coarse, model=sky.model)
-    before = _fluxes(sky, coarse)
+    fit = _fit_of(sky, coarse)
+    before = _fluxes(sky, fit, _ones(coarse))
     interval = refine.interval_for(found=found, coarse=coarse)
     if options.refine == "off" or interval is None:
         why = _OFF if options.refine == "off" else "rejected: too little catalogued sky"
@@ -218,12 +227,15 @@ def _against_sky(
         if faulty is None:
             first = refine.solve(found=found, coarse=coarse, **common)
             faulty = _faults(first, sky, one, coarse, options)
-            coarse, found = _without(coarse, found, faulty, options)
+            if faulty and options.flag_faulty:
+                coarse, found = _without(coarse, found, faulty)
+                fit = _fit_of(sky, coarse)
+                before = _fluxes(sky, fit, _ones(coarse))
         first, _ = refine.normalised(refine.solve(found=found, coarse=coarse, **common), coarse)
-        scale = _fluxes(sky, coarse.turned(first.gain))
+        scale = _fluxes(sky, fit, first.gain)
         mended = refine.sums(coarse=coarse, model=sky.scaled(scale.mended))
         gains, _ = refine.normalised(refine.solve(found=mended, coarse=coarse, **common), coarse)
-        scale = _fluxes(sky, coarse.turned(gains.gain))
+        scale = _fluxes(sky, fit, gains.gain)
         trial = refine.tried(
             gains=gains,
             found=mended,
@@ -242,6 +254,11 @@ def _against_sky(
     return _outcome(
         None, f"rejected: {why[0]}", why, sky, found, coarse, before, trial, options, faulty
     )
+
+
+def _ones(coarse: refine.Coarse) -> np.ndarray:
+    """Gains (ntime, nant, npol) that change nothing."""
+    return np.ones((len(coarse.data), coarse.nant, coarse.data.shape[3]), complex)
 
 
 def _reference(coarse: refine.Coarse) -> int:
@@ -267,10 +284,8 @@ def _faults(
     size = np.where(gains.lost, 0, size) / np.nanmedian(size)
     # phases that follow the noise take some power out of it
     size = np.sqrt(np.maximum(size**2 - error**2 * len(gains.gain) / gains.interval, 0))
-    phases = gains.gain / np.abs(gains.gain)
-    turned = coarse.turned(phases)
     return faults.find(
-        coarse=turned,
+        turned=lambda: coarse.turned(gains.gain / np.abs(gains.gain)),
         model=sky.model,
         amplitude=size,
         error=error,
@@ -283,14 +298,9 @@ def _faults(
 
 
 def _without(
-    coarse: refine.Coarse,
-    found: refine.Sums,
-    faulty: Sequence[faults.Fault],
-    options: CalibrationConfig,
+    coarse: refine.Coarse, found: refine.Sums, faulty: Sequence[faults.Fault]
 ) -> tuple[refine.Coarse, refine.Sums]:
-    """Without the antennas that are to be flagged."""
-    if not (faulty and options.flag_faulty):
-        return coarse, found
+    """Without antennas that are to be flagged."""
     good = np.ones((len(coarse.ant_1), coarse.weights.shape[3]), np.float32)
     for fault in faulty:
         mine = np.isin(coarse.ant_1, fault.antennas) | np.isin(coarse.ant_2, fault.antennas)
@@ -306,7 +316,7 @@ def _against_own_image(
     """The outcome with the sources of the group's own image as the sky: phases first, then all, an
     image each. The flux scale is the set's."""
     options = config.calibration
-    gain = np.ones((len(coarse.data), coarse.nant, coarse.data.shape[3]), complex)
+    gain = _ones(coarse)
     trial, gains = None, None
     for attempt in range(_OWN_IMAGES):
         sources = own_sources(
@@ -324,7 +334,7 @@ def _against_own_image(
         solved = refine.solve(found=found, coarse=coarse, amplitudes=amplitudes, **common)
         gains, _ = refine.normalised(solved, coarse)
         gain = gains.gain
-        scale = _fluxes(sky, coarse.turned(gain))
+        scale = _fluxes(sky, _fit_of(sky, coarse), gain)
         trial = refine.tried(
             gains=gains,
             found=found,
@@ -358,8 +368,7 @@ def _outcome(
 ) -> Refined:
     """Gains with the flux scale that is asked for, or can be had, and what is to be said of
     them."""
-    gain = np.ones_like(found.product[:, :1]) if gains is None else gains.gain
-    gain = np.broadcast_to(gain, (len(coarse.data), coarse.nant, coarse.data.shape[3]))
+    gain = _ones(coarse) if gains is None else gains.gain
     fit, fit_error, explained = refine.model_fit(found=found, coarse=coarse, gain=gain)
     unfit = verdict.startswith("rejected") and refine.UNCHANGED not in verdict and verdict != _OFF
     usable = (
@@ -419,15 +428,13 @@ class _Fluxes:
     amplitude_error: np.ndarray
 
 
-def _fluxes(sky: _Sky, coarse: refine.Coarse) -> _Fluxes:
+def _fit_of(sky: _Sky, coarse: refine.Coarse) -> refine.SourceFit:
+    """The apparently brightest sources, in some integrations and channels."""
     number = min(_FITTED_SOURCES, len(sky.sources))
-    nchan = len(sky.freq_hz)
-    channels = slice(None, None, max(1, nchan // _FIT_CHANNELS))
-    times = np.unique(
-        np.linspace(0, len(coarse.data) - 1, min(_FIT_TIMES, len(coarse.data))).round().astype(int)
-    )
-    few_hz = sky.freq_hz[channels]
-    one = sky.seen.predictor(freq_hz=few_hz, averaged_hz=sky.width_hz)
+    channels = slice(None, None, max(1, len(sky.freq_hz) // _FIT_CHANNELS))
+    ntime = len(coarse.data)
+    times = np.unique(np.linspace(0, ntime - 1, min(_FIT_TIMES, ntime)).round().astype(int))
+    one = sky.seen.predictor(freq_hz=sky.freq_hz[channels], averaged_hz=sky.width_hz)
 
     def models(t: int) -> np.ndarray:
         return np.stack([one(t, [k]) for k in range(number)])
@@ -435,9 +442,14 @@ def _fluxes(sky: _Sky, coarse: refine.Coarse) -> _Fluxes:
     def rest(t: int) -> np.ndarray:
         return one(t, slice(number, None)) if len(sky.sources) > number else np.float32(0)
 
-    amplitude, error = refine.source_amplitudes(
-        coarse=coarse, models=models, rest=rest, number=number, times=times, channels=channels
-    )
+    length_m = np.linalg.norm(sky.seen.rows.uvw_m[ntime // 2], axis=1)
+    use = (length_m >= _SHORT_M).astype(np.float32)
+    return refine.SourceFit(coarse, times, channels, models, rest, use)
+
+
+def _fluxes(sky: _Sky, fit: refine.SourceFit, gain: np.ndarray) -> _Fluxes:
+    amplitude, error = fit.amplitudes(gain)
+    number = len(amplitude)
     use = (sky.beam[:number] >= _LEAST_BEAM) & (error < 0.2)
     if use.sum() < 2:
         use = error <= np.sort(error)[min(len(error), _FEW_SOURCES) - 1]

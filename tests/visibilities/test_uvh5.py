@@ -103,5 +103,5 @@ def test_the_same_seed_gives_the_same_files(make_group):
 
 
 def test_a_dead_station_that_is_not_simulated_is_refused(make_group):
-    with pytest.raises(ValueError, match=r"dead stations \[999\] are not among"):
+    with pytest.raises(ValueError, match=r"stations \[999\] are not among"):
         make_group(dead=(999,))
