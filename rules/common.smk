@@ -112,10 +112,9 @@ def own_registration(wildcards):
 
 
 def registered_first(wildcards):
-    """A set that is solved in this run is registered before another group chooses it."""
+    """Sets that are solved in this run are registered before another group chooses them."""
     plan_of(wildcards)
-    other = SESSION.waits_for(wildcards.group)
-    return [standing(other, "register")] if other else []
+    return [standing(other, "register") for other in SESSION.waits_for(wildcards.group)]
 
 
 def again(stage):

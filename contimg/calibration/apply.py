@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,37 @@ from contimg.errors import CalibrationError
 from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 
+_MOST_TURN_RAD = np.radians(120.0)  # between two sets: a phase that went farther is not followed
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """Calibrated data and flags (ntime, nbaseline, nchan, npol), their rows; 1 / gain (nant, nchan,
+    npol) in the middle of the group, where it is known; what changed between two sets."""
+
+    data: np.ndarray
+    flags: np.ndarray
+    rows: mset.Rows
+    inverse: np.ndarray | None = None
+    change: dict | None = None
+
 
 def calibrated(
-    ms: Path, tables: Mapping[str, Path], logfile: Path | None
-) -> tuple[np.ndarray, np.ndarray, mset.Rows, np.ndarray | None]:
+    ms: Path,
+    tables: Mapping[str, Path],
+    logfile: Path | None,
+    other: Mapping[str, Path] | None = None,
+    share: float = 0.0,
+) -> Calibrating:
     """What CORRECTED_DATA shall be, of DATA and the tables, on the flags that `prepare` left.
+
+    other, share  tables of a set on the other side in time, and its share (0 to 1) in gains that
+                  are interpolated between both
 
     Gains in intervals are linear in amplitude and phase inside the group that they were solved on;
     another group gets their mean. One pass over the data where the tables are a bandpass on the
     data's own channels and gains; delays, and bandpasses of other channels, are CASA's
-    (`apply_casa`, into the Measurement Set). Returns data and flags, both (ntime, nbaseline, nchan,
-    npol), the rows, and 1 / gain (nant, nchan, npol) in the middle of the group, where it is known.
+    (`apply_casa`, into the Measurement Set).
     """
     mset.require_whole(ms)
     tables = {kind: Path(path) for kind, path in tables.items()}
@@ -46,14 +67,52 @@ def calibrated(
         data, flags = (
             mset.read_grid(ms, name, rows.shape[0]) for name in ("CORRECTED_DATA", "FLAG")
         )
-        return data, flags, rows, None
+        return Calibrating(data, flags, rows)
     data = mset.read_grid(ms, "DATA", rows.shape[0])
     flags = flag_versions.read(ms, rows.shape[0])
     inverse, flagged = solutions
+    change = None
+    if other and (theirs := per_antenna(other, observation, rows.time_mjd)) is not None:
+        (inverse, flagged), change = between(solutions, theirs, share)
     correct_all(
         data=data, flags=flags, ant_1=rows.ant_1, ant_2=rows.ant_2, inverse=inverse, flagged=flagged
     )
-    return data, flags, rows, np.where(flagged, np.nan, inverse)[len(inverse) // 2]
+    middle = np.where(flagged, np.nan, inverse)[len(inverse) // 2]
+    return Calibrating(data, flags, rows, middle, change)
+
+
+def between(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], share: float
+) -> tuple[tuple[np.ndarray, np.ndarray], dict]:
+    """1 / gain and flags (1, nant, nchan, npol) between two sets: amplitudes and phases linear in
+    time, each antenna and polarisation for itself, phases unwrapped from the middle of the band.
+    Where the other set has none, or its phase has gone too far to be followed, the one is taken.
+
+    Also what changed: the factor in the flux scale, rms of phases and of amplitudes, the share that
+    was interpolated. The common phase of a polarisation is arbitrary, and left alone.
+    """
+    inverse, flagged = one
+    use = ~(flagged[:1] | other[1][:1])
+    ratio = np.where(use, other[0][:1] / np.where(use, inverse[:1], 1), np.nan)
+    nchan = ratio.shape[2]
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of antennas without any solution
+        middle = ratio[:, :, nchan // 4 : nchan - nchan // 4]
+        turned = np.nanmean(middle / np.abs(middle), axis=2, keepdims=True)
+        common = np.nansum(turned, axis=1, keepdims=True)
+        centre = np.angle(turned * np.conj(common))
+        phase = centre + np.angle(ratio * np.conj(common) * np.exp(-1j * centre))
+        size = np.nanmedian(np.abs(ratio), axis=2)[0]
+    near = np.abs(centre) < _MOST_TURN_RAD
+    factor = np.where(near & use, np.abs(ratio) ** share * np.exp(1j * share * phase), 1)
+    known = np.isfinite(size)
+    change = {
+        "flux_ratio": float(np.nanmedian(size[known]) ** 2) if known.any() else None,
+        "amplitude_rms": float(np.std(size[known])) if known.any() else None,
+        "phase_rms_deg": float(np.degrees(np.sqrt(np.nanmean(centre**2)))) if known.any() else None,
+        "interpolated": float((near & use).mean() / max(use.mean(), 1e-9)),
+    }
+    return (inverse * np.nan_to_num(factor, nan=1.0), flagged), change
 
 
 def per_antenna(

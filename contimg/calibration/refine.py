@@ -30,7 +30,10 @@ _SIGNIFICANT = 6.0
 _MAD = 1.4826
 _BASELINE_SCALE = 3.0  # of typical misfits: a baseline of so many has half its weight
 _TOGETHER = 0.1  # scatter of fluxes about the catalogue's that asks no questions
+_FOREIGN_SCATTER = 0.2  # scatter that no catalogue of this sky has
+_MOST_FAULTY = 0.15  # of the antennas: with more it is not the antennas
 _AMPLITUDE_ERROR = 0.1  # an amplitude that is less certain is none
+_OUTLIER = 3.0  # errors: a source so far from the others has no say (Tukey has 4.7)
 _FLUXES_KNOWN = 0.01  # relative: no catalogue is better
 _SKY = (0.5, 2.0)  # times the catalogue's flux: beyond, it is another sky
 
@@ -307,7 +310,7 @@ def ensemble(amplitude: np.ndarray, error: np.ndarray) -> tuple[float, float, fl
         larger = max(1.0, _MAD * float(np.median(size[faint] / error[faint])))
         own = max(_MAD * float(np.median(size[~faint])), _FLUXES_KNOWN) if (~faint).any() else 0.0
         spread = np.hypot(own, larger * error)
-        weight = np.where(size < 4.7 * spread, (1 - (size / (4.7 * spread)) ** 2) ** 2, 0)
+        weight = np.where(size < _OUTLIER * spread, (1 - (size / (_OUTLIER * spread)) ** 2) ** 2, 0)
         weight /= spread**2
         if not weight.any():
             break
@@ -347,6 +350,7 @@ class Trial:
     parameters: int
     noise: float  # after over before
     lost: float  # share of the weight that would be flagged
+    faulty: float  # share of the antennas that do not fit
     sky: float  # amplitude of the catalogue in the data, afterwards
     scatter_before: float
     scatter_after: float  # of sources' fluxes about the catalogue's
@@ -362,6 +366,7 @@ class Trial:
             "parameters": self.parameters,
             "noise": self.noise,
             "lost": self.lost,
+            "faulty": self.faulty,
             "sky": self.sky,
             "flux_scatter_before": self.scatter_before,
             "flux_scatter_after": self.scatter_after,
@@ -378,6 +383,7 @@ class Trial:
 
 
 UNCHANGED = "the set's gains are right as they are"
+ANOTHER_SKY = "another sky"
 
 
 def against(trial: Trial, amplitudes: bool, options: CalibrationConfig) -> list[str]:
@@ -390,7 +396,16 @@ def against(trial: Trial, amplitudes: bool, options: CalibrationConfig) -> list[
     limits = [
         (
             not _SKY[0] < trial.sky < _SKY[1],
-            f"the data would have {trial.sky:.0%} of the catalogue's flux: another sky",
+            f"the data would have {trial.sky:.0%} of the catalogue's flux: {ANOTHER_SKY}",
+        ),
+        (
+            trial.faulty > _MOST_FAULTY,
+            f"{trial.faulty:.0%} of the antennas do not fit the sky: {ANOTHER_SKY}",
+        ),
+        (
+            trial.scatter_after > _FOREIGN_SCATTER,
+            f"fluxes of bright sources scatter by {trial.scatter_after:.2f} about the catalogue's: "
+            f"{ANOTHER_SKY}",
         ),
         (
             trial.noise > options.refine_max_noise,
@@ -453,6 +468,7 @@ def tried(
     found: Sums,
     coarse: Coarse,
     sky: float,
+    faulty: float,
     scatter_before: float,
     scatter_after: float,
 ) -> Trial:
@@ -477,6 +493,7 @@ def tried(
         parameters=gains.parameters,
         noise=float(np.sqrt(weight.sum() / (weight * kept * ~lost).sum())),
         lost=float((weight * lost).sum() / weight.sum()),
+        faulty=faulty,
         sky=sky,
         scatter_before=scatter_before,
         scatter_after=scatter_after,

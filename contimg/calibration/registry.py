@@ -5,7 +5,7 @@ name.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from contimg.paths import FAST_SUFFIX
 from contimg.store import db
 from contimg.store.files import altered, checksum, found_json, write_json
 
+_SAME_GROUP_H = 1e-3
 GONE = "its time is over: tables deleted by retention"
 
 
@@ -90,6 +91,8 @@ class Choice:
 
     chosen: CalSet | None
     considered: tuple[tuple[str, str], ...]  # (set name, why or why not)
+    # the nearest valid set on the other side in time: gains between the two are interpolated
+    beyond: CalSet | None = None
 
     @property
     def reason(self) -> str:
@@ -139,18 +142,34 @@ def choose_set(
                 )
             )
         elif valid:
+            valid.append(one)
             considered.append((one.name, f"valid, but {abs(hours):.2f} h away: not the nearest"))
         else:
             valid.append(one)
             when = (
                 "same group"
-                if abs(hours) < 1e-3
+                if abs(hours) < _SAME_GROUP_H
                 else f"{abs(hours):.2f} h {'later' if hours > 0 else 'earlier'}"
             )
             considered.append(
                 (one.name, f"nearest valid set ({when}, {off_deg:.2f} deg off in declination)")
             )
-    return Choice(valid[0] if valid else None, tuple(considered))
+    chosen = valid[0] if valid else None
+    return Choice(chosen, tuple(considered), _beyond(chosen, valid, mid_mjd))
+
+
+def _beyond(chosen: CalSet | None, valid: Sequence[CalSet], mid_mjd: float) -> CalSet | None:
+    """The nearest valid set with the group between it and the chosen one; none for a set's own
+    group."""
+    if chosen is None or abs(chosen.mid_mjd - mid_mjd) * 24 < _SAME_GROUP_H:
+        return None
+    across = (
+        one
+        for one in valid
+        if (one.mid_mjd - mid_mjd) * (chosen.mid_mjd - mid_mjd) < 0
+        and one.science == chosen.science
+    )
+    return next(across, None)
 
 
 def active_sets(path: Path) -> list[CalSet]:
@@ -433,16 +452,18 @@ def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: Calibrat
             [s for s in sets if s.name not in refused], mid_mjd, app_dec_deg, options
         )
         chosen = choice.chosen
-        wrong = (
-            altered(zip((p for _, p in chosen.tables), chosen.checksums, strict=True))
-            if chosen
-            else []
-        )
+        wrong = {
+            one.name: "; ".join(altered(zip(dict(one.tables).values(), one.checksums, strict=True)))
+            for one in (chosen, choice.beyond)
+            if one
+        }
+        wrong = {name: words for name, words in wrong.items() if words}
         if not wrong:
             break
-        refused[chosen.name] = "; ".join(wrong)
-        _condemn(path, chosen.name, refused[chosen.name])
-    choice = Choice(chosen, tuple(refused.items()) + choice.considered)
+        for name, words in wrong.items():
+            refused[name] = words
+            _condemn(path, name, words)
+    choice = Choice(chosen, tuple(refused.items()) + choice.considered, choice.beyond)
     if chosen is None:
         raise NoCalibrationError(
             f"no valid calibration set at MJD {mid_mjd:.4f}, dec {app_dec_deg:.2f}: {choice.reason}"
@@ -456,7 +477,21 @@ def select_for(path: Path, mid_mjd: float, app_dec_deg: float, options: Calibrat
         "checksums": list(chosen.checksums),
         "flux_scale": chosen.flux_scale,
         "set_mid_mjd": chosen.mid_mjd,
+        "between": _as_other(choice.beyond, chosen, mid_mjd),
         "considered": [{"set": name, "why": why} for name, why in choice.considered],
+    }
+
+
+def _as_other(beyond: CalSet | None, chosen: CalSet, mid_mjd: float) -> dict | None:
+    """A set on the other side in time, and its share in gains interpolated between the two."""
+    if beyond is None or {"B", "G"} != dict(beyond.tables).keys() | dict(chosen.tables).keys():
+        return None
+    return {
+        "set_name": beyond.name,
+        "tables": dict(beyond.tables),
+        "checksums": list(beyond.checksums),
+        "set_mid_mjd": beyond.mid_mjd,
+        "share": (mid_mjd - chosen.mid_mjd) / (beyond.mid_mjd - chosen.mid_mjd),
     }
 
 

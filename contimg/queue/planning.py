@@ -36,6 +36,8 @@ class Plan:
     calset: str | None = None  # the set it gets or has
     # the calibrator group of the set, when it is solved in this run (or, waiting, in another)
     depends_on: str | None = None
+    # the group of the set on the other side in time, when that is solved in this run, too
+    depends_also: str | None = None
     mid_mjd: float | None = None
     app_dec_deg: float | None = None
     error: str | None = None
@@ -43,6 +45,11 @@ class Plan:
     attempts: int = 0  # that failed
     # stages to do again though they have results: other files, another set, or half-written
     redo: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Groups whose sets, solved in this run, it is calibrated with."""
+        return tuple(group for group in (self.depends_on, self.depends_also) if group)
 
     @property
     def own_set(self) -> bool:
@@ -257,6 +264,7 @@ def _plan_one(
     }
     if frozen:  # a set that came later changes nothing already chosen
         name, solved_here, why = frozen, False, ", chosen earlier"
+        beyond = None
     else:
         # those refused are told from these
         near = [s for s in choices.sets if abs(s.mid_mjd - mid_mjd) * 12 <= options.validity_h]
@@ -270,7 +278,7 @@ def _plan_one(
             owner = choices.unsolved[other].owner
             reason = f"waits for calibration: run {owner} solves {other}"
             return Plan(action="waiting", reason=reason, depends_on=other, **common)
-        name, solved_here = choice.chosen.name, not choice.chosen.tables
+        name, solved_here, beyond = choice.chosen.name, not choice.chosen.tables, choice.beyond
         why = ", solved in this run" if solved_here else ""
     reason = f"calibrated by {name}{why}"
     if name.removesuffix(FAST_SUFFIX) == group.id:
@@ -278,7 +286,11 @@ def _plan_one(
     if name.endswith(FAST_SUFFIX):
         reason += ", NON_SCIENCE"
     depends = name.removesuffix(FAST_SUFFIX) if solved_here else None
-    return Plan(action="run", reason=reason, calset=name, depends_on=depends, **common)
+    also = beyond.group if beyond and not beyond.tables else None
+    also = None if also in choices.unsolved else also
+    return Plan(
+        action="run", reason=reason, calset=name, depends_on=depends, depends_also=also, **common
+    )
 
 
 def _of_refused(refused: Mapping[str, str], own: str) -> str:

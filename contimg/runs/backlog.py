@@ -110,7 +110,7 @@ def _look(config: Config, wanted: IngestConfig, say: Callable[[str], None]) -> d
     refresh(config, known, groups)
     plans = make_plans(config, time.time(), lane="cluster")
     names = {g for g in plans if wanted.takes(g)}
-    names |= {plans[g].depends_on for g in names} & plans.keys()
+    names |= {other for g in names for other in plans[g].needs} & plans.keys()
     plans = {g: plans[g] for g in sorted(names)}
     with db.writing(paths.ingest_db, queue_tables.Base) as session:
         moves.note_calibration(session, plans)

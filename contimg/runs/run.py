@@ -71,7 +71,7 @@ class Run:
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}" + (
             "-cluster" if self._on_cluster else ""
         )
-        needed = {self.plans[group].depends_on for group in jobs} - {None}
+        needed = {other for group in jobs for other in self.plans[group].needs}
         self._of_slurm = of_slurm
         self._jobs, self._groups, self._say = jobs, sorted(needed.union(jobs)), say
         self._held = ExitStack()

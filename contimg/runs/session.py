@@ -106,10 +106,9 @@ class Session:
         group cannot."""
         return not (self.plan_of(group).own_set or is_converted(self.paths, group))
 
-    def waits_for(self, group: str) -> str | None:
-        """The other group whose set, solved in this run, a group is calibrated with."""
-        depends_on = self.plan_of(group).depends_on
-        return None if depends_on == group else depends_on
+    def waits_for(self, group: str) -> list[str]:
+        """Other groups whose sets, solved in this run, a group is calibrated with."""
+        return [other for other in self.plan_of(group).needs if other != group]
 
     def misused(self, *, touch: bool, local: bool) -> str | None:
         """Why nothing is begun with such options of Snakemake, in words."""

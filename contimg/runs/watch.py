@@ -404,8 +404,8 @@ def choose_slice(
     chosen: list[str] = []
     for group in sorted(plans, reverse=newest_first):
         plan = plans[group]
-        needed = [g for g in dict.fromkeys((plan.depends_on or group, group)) if g not in chosen]
-        if plan.action != "run" or not {plan.depends_on or group, group} <= ready:
+        needed = [g for g in dict.fromkeys((*plan.needs, group)) if g not in chosen]
+        if plan.action != "run" or not {*plan.needs, group} <= ready:
             continue
         if len(chosen) + len(needed) <= most:
             chosen += needed

@@ -56,7 +56,13 @@ def apply_set(
         raise CalibrationError(
             f"{ms}: {'; '.join(wrong)}. Choose again: contimg reprocess GROUP --from caltables"
         )
-    data, flags, rows, inverse = application.calibrated(ms, tables, logfile)
+    beyond = chosen.get("between") or {}
+    other = {kind: Path(path) for kind, path in beyond.get("tables", {}).items()}
+    if wrong := altered(zip(other.values(), beyond.get("checksums", ()), strict=True)):
+        log.warning("not interpolated between sets: %s", "; ".join(wrong))
+        beyond, other = {}, {}
+    found = application.calibrated(ms, tables, logfile, other, beyond.get("share", 0.0))
+    data, flags, rows = found.data, found.flags, found.rows
     observation = mset.read_observation(ms)
     one = Calibrated(data, flags, observation, rows, app_dec_deg)
     far_found = refine.subtract_far(one) if config.calibration.subtract_far else []
@@ -78,11 +84,11 @@ def apply_set(
         channel_width_hz=observation.channel_width_hz,
         integration_s=rows.integration_s,
     )
-    spectra, other_spectra = _spectra(data, rows, inverse)
+    spectra, other_spectra = _spectra(data, rows, found.inverse)
     one = replace(
         one, weights=weights, sefd_jy=sefd_jy, spectra=spectra, other_spectra=other_spectra
     )
-    refined = refine.refine_and_correct(ms, group, one, config, far_found)
+    refined = refine.refine_and_correct(ms, group, one, config, far_found, found.change)
     findings += _of_sky(refined, config) + refined["findings"]
     mset.write_columns(
         ms, CORRECTED_DATA=data, FLAG=flags, WEIGHT_SPECTRUM=weights, WEIGHT=weights.mean(axis=2)
@@ -90,10 +96,13 @@ def apply_set(
     for finding in findings:
         if finding.level != "good":
             log.warning("%s: %s", finding.level, finding.words)
-    found = {"set_name": chosen["set_name"], "science": chosen["science"], **weighed}
+    applied = {"set_name": chosen["set_name"], "science": chosen["science"], **weighed}
+    if found.change:
+        applied["between"] = {"set_name": beyond["set_name"], "share": beyond["share"]}
+        applied["between"] |= found.change
     fitted = {name: refined[name] for name in ("model_fit", "model_fit_error")}
     gated = numbers | {"findings": [finding.as_json() for finding in findings]}
-    return found | fitted | {"gates": gated}
+    return applied | fitted | {"gates": gated}
 
 
 def _spectra(

@@ -24,7 +24,7 @@ from contimg.paths import Paths
 from contimg.products.publishing import ACTIVE, unpublishable
 from contimg.sky.calibrators import mean_beam, read_corrected
 from contimg.sky.catalogues import Sky
-from contimg.sky.skymodel import as_sources
+from contimg.sky.skymodel import Source, as_sources
 from contimg.stages.job import Job
 from contimg.store.files import remove
 from contimg.store.identity import made_by
@@ -89,7 +89,11 @@ def image_group(
     stokes = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange)
     catalogue = read_corrected(config.catalogues, config.calibration)
     averaged = average(stokes, options)
-    taken, absent = _subtract_bright(averaged, stokes, catalogue, options)
+    own = [
+        Source.power_law(f"own {k}", **one)
+        for k, one in enumerate((refined or {}).get("own_sources", []))
+    ]
+    taken, absent = _subtract_bright(averaged, stokes, catalogue, options, own)
     grid, pb, summary = files.primary_beam(stokes, averaged, options)
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
@@ -330,14 +334,14 @@ def effective_options(options: ImagingConfig) -> ImagingConfig:
 
 
 def _subtract_bright(
-    averaged: Averaged, stokes: StokesI, sky: Sky, options: ImagingConfig
+    averaged: Averaged, stokes: StokesI, sky: Sky, options: ImagingConfig, own: Sequence[Source]
 ) -> tuple[list[Subtracted], list[str]]:
     if options.subtract_above_jy is None:
         return [], []
     centre = stokes.observation.phase_centre_deg
     # no beam makes a source brighter
     least_jy = min(options.subtract_above_jy, options.subtract_outside_above_jy)
-    near = as_sources(sky.within(*centre, _BRIGHT_WITHIN_DEG, least_jy))
+    near = own or as_sources(sky.within(*centre, _BRIGHT_WITHIN_DEG, least_jy))
     bright = bright_sources(near, stokes, options)
     if not bright:
         return [], []
@@ -345,7 +349,7 @@ def _subtract_bright(
     apparent_jy = around.flux_jy.values * mean_beam(
         around.ra_deg.values, around.dec_deg.values, *centre
     )
-    rest = as_sources(around.iloc[np.argsort(-apparent_jy)[:_MOST_AROUND]])
+    rest = own or as_sources(around.iloc[np.argsort(-apparent_jy)[:_MOST_AROUND]])
     return subtract(
         bright,
         [one for one in rest if one not in bright],

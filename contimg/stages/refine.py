@@ -3,7 +3,7 @@ against the group's own image; accepted, or not; its result is `{group}.refine.j
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from contimg.config import CalibrationConfig, Config
 from contimg.findings import Finding
 from contimg.paths import Paths
 from contimg.sky.calibrators import mean_beam, read_corrected
+from contimg.sky.catalogues import CATALOGUE_HZ
 from contimg.sky.far import far_sources
 from contimg.sky.geometry import meridian_vector
 from contimg.sky.skymodel import Source, as_sources
@@ -106,13 +107,19 @@ def subtract_far(one: Calibrated) -> list[far.Found]:
 
 
 def refine_and_correct(
-    ms: Path, group: str, one: Calibrated, config: Config, far_found: Sequence[far.Found]
+    ms: Path,
+    group: str,
+    one: Calibrated,
+    config: Config,
+    far_found: Sequence[far.Found],
+    change: Mapping | None = None,
 ) -> dict:
     """Refine a group in place: its own gains, faulty antennas, sources in the far sidelobes. Writes
     the table and `{group}.refine.json`; returns that, with the findings as they are.
 
     ms         names antennas and channels of the table
     far_found  what was found in the far sidelobes before
+    change     between the two sets that gains were interpolated between
     """
     begin, paths = time.perf_counter(), Paths.of(config)
     options, names = config.calibration, one.observation.antenna_names
@@ -124,6 +131,8 @@ def refine_and_correct(
         correct_in_time(one.data, one.weights, one.rows.ant_1, one.rows.ant_2, gain)
     if options.subtract_far and any(found.subtracted for found in far_found):
         subtract_far(one)  # what gains that had moved left of it
+    if scale := refined.result.get("flux_scale"):
+        _of_both_sets(scale, change)
     table = paths.field_gains(group)
     _write_table(ms, table, one, refined)
     findings = [
@@ -144,6 +153,15 @@ def refine_and_correct(
     }
     write_json(paths.result(group, "refine"), result)
     return result | {"findings": findings}
+
+
+def _of_both_sets(scale: dict, change: Mapping | None) -> None:
+    """How far apart two sets are is an error of the set's flux scale."""
+    if change and change["flux_ratio"]:
+        apart = abs(change["flux_ratio"] - 1) / 2
+        scale["set_error"] = float(np.hypot(scale["set_error"] or 0, apart))
+        if scale["applied"] == "set":
+            scale["error"] = scale["set_error"]
 
 
 def _flag(one: Calibrated, faulty: Sequence[faults.Fault]) -> None:
@@ -192,7 +210,13 @@ def refine_group(one: Calibrated, config: Config) -> Refined:
     elif options.refine == "off":
         return Refined(result={"refine": _OFF, "sky": "none"})
     attempts.append(_against_own_image(one, coarse, freq_hz, width_hz, config))
-    return max(attempts, key=lambda attempt: (attempt.solved is not None, attempt.explained))
+    best = max(attempts, key=lambda attempt: (attempt.solved is not None, attempt.explained))
+    if len(near) and best is attempts[1]:
+        found = refine.sums(coarse=coarse, model=sky.model)
+        gain = _ones(coarse) if best.gain is None else best.gain
+        fit, error, _ = refine.model_fit(found=found, coarse=coarse, gain=gain)
+        best.result.update(model_fit=fit, model_fit_error=error)
+    return best
 
 
 def _averaged(one: Calibrated) -> tuple[refine.Coarse, np.ndarray, float]:
@@ -227,7 +251,7 @@ def _against_sky(
         if faulty is None:
             first = refine.solve(found=found, coarse=coarse, **common)
             faulty = _faults(first, sky, one, coarse, options)
-            if faulty and options.flag_faulty:
+            if faulty and options.flag_faulty and _share(faulty, coarse) < 0.5:
                 coarse, found = _without(coarse, found, faulty)
                 fit = _fit_of(sky, coarse)
                 before = _fluxes(sky, fit, _ones(coarse))
@@ -241,6 +265,7 @@ def _against_sky(
             found=mended,
             coarse=coarse,
             sky=scale.factor,
+            faulty=_share(faulty, coarse),
             scatter_before=before.scatter / max(before.factor, 1e-3),
             scatter_after=scale.scatter / max(scale.factor, 1e-3),
         )
@@ -251,9 +276,17 @@ def _against_sky(
         why.append("; ".join(wrong))
         if wrong[0].startswith(refine.UNCHANGED):
             break
+    if any(refine.ANOTHER_SKY in words for words in why):
+        faulty = None  # not the antennas' fault
     return _outcome(
         None, f"rejected: {why[0]}", why, sky, found, coarse, before, trial, options, faulty
     )
+
+
+def _share(faulty: Sequence[faults.Fault], coarse: refine.Coarse) -> float:
+    """Of the antennas, that do not fit the sky."""
+    wrong = {a for fault in faulty if fault.kind != "noisy" for a in fault.antennas}
+    return len(wrong) / len(np.unique([coarse.ant_1, coarse.ant_2]))
 
 
 def _ones(coarse: refine.Coarse) -> np.ndarray:
@@ -316,40 +349,57 @@ def _against_own_image(
     """The outcome with the sources of the group's own image as the sky: phases first, then all, an
     image each. The flux scale is the set's."""
     options = config.calibration
-    gain = _ones(coarse)
-    trial, gains = None, None
+    gain, gains, faulty = _ones(coarse), None, []
     for attempt in range(_OWN_IMAGES):
         sources = own_sources(
             one=one, coarse=coarse.turned(gain), freq_hz=freq_hz, width_hz=width_hz, config=config
         )
-        if len(sources) < 1:
+        if not sources:
             break
         sky = _Sky.of(sources, one, freq_hz, width_hz)
         found = refine.sums(coarse=coarse, model=sky.model)
         interval = refine.interval_for(found=found, coarse=coarse)
         if interval is None:
             break
-        amplitudes = options.refine == "ap" and attempt > 0
-        common = {"reference": _reference(coarse), "interval": interval}
-        solved = refine.solve(found=found, coarse=coarse, amplitudes=amplitudes, **common)
-        gains, _ = refine.normalised(solved, coarse)
+        common = {
+            "reference": _reference(coarse),
+            "interval": interval,
+            "amplitudes": options.refine == "ap" and attempt > 0,
+        }
+        if attempt == _OWN_IMAGES - 1:
+            first = refine.solve(found=found, coarse=coarse, **common)
+            faulty = _faults(first, sky, one, coarse, options)
+            if faulty and options.flag_faulty and _share(faulty, coarse) < 0.5:
+                coarse, found = _without(coarse, found, faulty)
+        gains, _ = refine.normalised(refine.solve(found=found, coarse=coarse, **common), coarse)
         gain = gains.gain
-        scale = _fluxes(sky, _fit_of(sky, coarse), gain)
-        trial = refine.tried(
-            gains=gains,
-            found=found,
-            coarse=coarse,
-            sky=scale.factor,
-            scatter_before=scale.scatter,
-            scatter_after=scale.scatter,
-        )
-    if trial is None:
-        return Refined(result={"refine": "rejected: too little sky, in catalogue and image"})
+    if gains is None:
+        words = "rejected: too little sky, in catalogue and image"
+        return Refined(result={"refine": words, "sky": "none"})
+    scale = _fluxes(sky, _fit_of(sky, coarse), gain)
+    trial = refine.tried(
+        gains=gains,
+        found=found,
+        coarse=coarse,
+        sky=scale.factor,
+        faulty=_share(faulty, coarse),
+        scatter_before=scale.scatter,
+        scatter_after=scale.scatter,
+    )
     wrong = refine.against(trial, gains.amplitudes, options)
     verdict = f"rejected: {'; '.join(wrong)}" if wrong else "ap" if gains.amplitudes else "phase"
-    accepted = None if wrong else gains
     return _outcome(
-        accepted, verdict, wrong, sky, found, coarse, scale, trial, options, own_image=True
+        None if wrong else gains,
+        verdict,
+        wrong,
+        sky,
+        found,
+        coarse,
+        scale,
+        trial,
+        options,
+        faulty,
+        own_image=True,
     )
 
 
@@ -403,6 +453,10 @@ def _outcome(
         },
         "trial": trial.as_json() if trial else None,
         "not_accepted": list(why),
+        "own_sources": [
+            {"ra_deg": s.ra_deg, "dec_deg": s.dec_deg, "flux_jy": float(s.flux_jy(CATALOGUE_HZ))}
+            for s in sky.sources * own_image
+        ],
     }
     changed = gains is not None or factor != 1.0
     return Refined(

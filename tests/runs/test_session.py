@@ -81,8 +81,8 @@ def test_a_target_chooses_first_and_waits_for_a_set_that_is_solved_in_this_run(c
     session = session_of(config, plans)
     assert not session.chooses_first(own)
     assert session.chooses_first(other)
-    assert session.waits_for(own) is None
-    assert session.waits_for(other) == own
+    assert session.waits_for(own) == []
+    assert session.waits_for(other) == [own]
     assert session.is_redone(other)
     assert session.is_redone(other, "image")
     assert not session.is_redone(other, "apply")
