@@ -432,6 +432,10 @@ class GatesConfig(_Section):
         1.5, gt=1, description="an antenna whose gain changed by more than the others' is named"
     )
     antenna_phase_change_deg: float = Field(60.0, gt=0, description="or by so much in phase")
+    antenna_delay_change_ns: float = Field(2.0, gt=0, description="or by so much in delay")
+    gradient_arcsec: float = Field(
+        5.0, gt=0, description="phases that moved along the array, as a shift of the sky, are said"
+    )
     warn_antennas_changed: float = Field(
         0.2, gt=0, le=1, description="share of the antennas that changed"
     )

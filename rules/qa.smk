@@ -7,6 +7,7 @@ rule qa:
         imaged=result("{group}", "image"),
         chosen=chosen_set,
         prepared=result("{group}", "prepare"),
+        refined=result("{group}", "refine"),
         again=again("qa"),
     output:
         plots=report(

@@ -1,7 +1,7 @@
 """Apply tables to data: one pass, by station names."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from numba import njit, prange
 from contimg.calibration.casa_tasks import apply_casa
 from contimg.calibration.tables import Solutions, read, read_for_stations, stations_of
 from contimg.errors import CalibrationError
+from contimg.sky.geometry import TEE_ITRF_M, TEE_LATITUDE_RAD, meridian_frame_m
 from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 
@@ -150,24 +151,34 @@ def per_antenna(
     return inverse / np.where(lost, 1, gain), flagged | lost
 
 
-def middle_gains(tables: Mapping[str, Path]) -> dict[str, np.ndarray]:
-    """Bandpass times gains of each station, (npol,): median amplitude, phase in the middle of the
-    band; NaN where flagged."""
+@dataclass(frozen=True)
+class BandGains:
+    """Bandpass times mean gains of a set's stations: gain (nant, nchan, npol), NaN where flagged,
+    freq_hz (nchan,), places_m (nant, 2) to the east and north."""
+
+    names: list[str]
+    gain: np.ndarray
+    freq_hz: np.ndarray
+    places_m: np.ndarray
+
+    def of(self, names: Sequence[str]) -> np.ndarray:
+        """Gains of some stations, in this order."""
+        return self.gain[[self.names.index(name) for name in names]]
+
+
+def band_gains(tables: Mapping[str, Path]) -> BandGains:
+    """Of every station with solutions."""
     bandpass, gains = read(tables["B"]), read(tables["G"])
     names = stations_of(tables["B"])
     mean = _gains_at(gains, len(names), np.array([np.inf]))[0]
-    values = np.where(bandpass.flags, np.nan, bandpass.gain)
-    nchan = values.shape[1]
-    middle = values[:, nchan // 2 - nchan // 32 : nchan // 2 + nchan // 32 + 1]
-    found = {}
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of antennas without any solution
-        for row, a in enumerate(bandpass.antenna):
-            turned = np.nanmean(middle[row], axis=0)
-            found[names[a]] = (
-                mean[a] * np.nanmedian(np.abs(values[row]), axis=0) * turned / np.abs(turned)
-            )
-    return found
+    values = np.where(bandpass.flags, np.nan, bandpass.gain) * mean[bandpass.antenna][:, None]
+    with mset.open_table(f"{tables['B']}::SPECTRAL_WINDOW") as window:
+        freq_hz = window.getcell("CHAN_FREQ", 0)
+    with mset.open_table(f"{tables['B']}::ANTENNA") as antenna:
+        position_m = meridian_frame_m(antenna.getcol("POSITION") - TEE_ITRF_M)[bandpass.antenna]
+    c, s = np.cos(TEE_LATITUDE_RAD), np.sin(TEE_LATITUDE_RAD)
+    places_m = np.stack([position_m[:, 1], c * position_m[:, 2] - s * position_m[:, 0]], axis=1)
+    return BandGains([names[a] for a in bandpass.antenna], values, freq_hz, places_m)
 
 
 def _gains_at(gains: Solutions, nant: int, time_mjd: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ Set's convention. The noise of a visibility is sigma = sqrt(SEFD_1 SEFD_2) / sqr
 each of its real and imaginary part (Thompson, Moran & Swenson 2017, eq. 6.50).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ _CELL = (2, 2e6)  # integrations, Hz: in which sources of the whole beam are coh
 _SIGNIFICANT = 6.0  # errors: an offset of less is none
 _FEW = 3  # antennas: with fewer, nothing is said of each
 _MAD = 1.4826
+_STRAIGHT = 0.6  # of the scatter of phases: a gradient that leaves more explains little
 
 
 @dataclass(frozen=True)
@@ -419,57 +421,120 @@ def against_other_set(
     *,
     gain: np.ndarray,
     other: np.ndarray,
+    freq_hz: np.ndarray,
+    places_m: np.ndarray,
     names: Sequence[str],
     other_name: str,
     hours: float,
     options: GatesConfig,
 ) -> tuple[dict, list[Finding]]:
-    """Gains (nant, npol), amplitude and phase at the middle of the band, against the nearest other
-    set's; NaN where unknown.
+    """Gains (nant, nchan, npol) against a neighbouring set's, antenna by antenna: amplitude, phase
+    in the middle of the band, delay; NaN where unknown.
 
-    What all antennas share is the calibrator's flux or the correlator's scale; what one of them has
-    alone is a cable.
+    places_m  of the antennas, to the east and north, (nant, 2)
+
+    What all antennas share is the calibrator's flux or the correlator's scale; a phase that grows
+    along the array is a clock or a position; what one of them has alone is a cable.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.abs(gain) / np.abs(other)
-        turned = np.angle(gain / other)
-    known = np.isfinite(ratio) & (ratio > 0)
+    amplitude, phase, delay_s = _change(gain, other, freq_hz)
+    known = np.isfinite(amplitude) & (amplitude > 0)
     if known.sum() < 2 * _FEW:
         why = f"set {other_name} shares too few antennas: gains not compared"
         return {}, [unknown(name="gains_change", why=why)]
-    typical = float(np.median(ratio[known]))
-    common = np.array(
-        [
-            np.angle(np.nanmean(np.exp(1j * turned[:, p]))) if known[:, p].any() else 0
-            for p in range(turned.shape[1])
-        ]
-    )
-    turned_deg = np.degrees(np.abs(np.angle(np.exp(1j * (turned - common)))))
+    typical = float(np.median(amplitude[known]))
+    gradient, fitted = _gradient(phase, known, places_m, float(freq_hz.mean()))
+    left_deg = np.degrees(np.abs(np.angle(np.exp(1j * (phase - fitted)))))
+    delay_ns = 1e9 * np.abs(delay_s - np.nanmedian(delay_s))
     with np.errstate(invalid="ignore"):
-        amplitude = known & (
-            np.abs(np.log(np.where(known, ratio, 1) / typical))
+        louder = known & (
+            np.abs(np.log(np.where(known, amplitude, 1) / typical))
             > np.log(options.antenna_gain_change)
         )
-        phase = known & (turned_deg > options.antenna_phase_change_deg)
+        turned = known & (left_deg > options.antenna_phase_change_deg)
+        later = known & (delay_ns > options.antenna_delay_change_ns)
     by_antenna = {
         names[a]: {
-            "amplitude": [_rounded(r, 3) for r in ratio[a]],
-            "phase_deg": [_rounded(d, 1) for d in turned_deg[a]],
+            "amplitude": [_rounded(r, 3) for r in amplitude[a]],
+            "phase_deg": [_rounded(d, 1) for d in left_deg[a]],
+            "delay_ns": [_rounded(1e9 * d, 3) for d in delay_s[a]],
         }
         for a in np.flatnonzero(known.any(axis=1))
     }
+    when = f"set {other_name}, {abs(hours):.1f} h {'later' if hours > 0 else 'earlier'}"
     findings = _of_change(
         typical=typical,
-        share=float(amplitude[known].mean()),
-        odd=[names[a] for a in np.flatnonzero((amplitude | phase).any(axis=1))],
-        when=f"set {other_name}, {abs(hours):.1f} h {'later' if hours > 0 else 'earlier'}",
+        share=float(louder[known].mean()),
+        odd=[names[a] for a in np.flatnonzero((louder | turned | later).any(axis=1))],
+        when=when,
         options=options,
     )
+    if gradient and (away := gradient["arcsec"]) > options.gradient_arcsec:
+        words = (
+            f"phases moved along the array since {when}, as if the sky were {away:.1f} arcsec off "
+            f"({gradient['east_arcsec']:+.1f} east, {gradient['north_arcsec']:+.1f} north): a "
+            f"clock ({abs(gradient['east_arcsec']) / 15:.2f} s), or a position"
+        )
+        findings.append(Finding("gradient", "warn", words, away))
     return {
         "compared_with": other_name,
+        "hours": hours,
         "gains_change": typical,
         "gains_change_by_antenna": by_antenna,
+        "phase_gradient": gradient,
     }, findings
+
+
+def _change(
+    gain: np.ndarray, other: np.ndarray, freq_hz: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Amplitude ratio, phase in the middle of the band less what all share, and delay (s) of gains
+    (nant, nchan, npol) over others; (nant, npol), NaN where unknown."""
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of antennas without any solution
+        ratio = gain / other
+        amplitude = np.nanmedian(np.abs(ratio), axis=1)
+        unit = np.where(np.isfinite(ratio), ratio / np.abs(ratio), 0)
+        nchan = len(freq_hz)
+        apart = max(1, nchan // 16)
+        steps = (unit[:, apart:] * np.conj(unit[:, :-apart])).sum(axis=1)
+        step_hz = apart * (freq_hz[-1] - freq_hz[0]) / max(1, nchan - 1)
+        delay_s = np.where(steps != 0, np.angle(steps) / (2 * np.pi * step_hz), np.nan)
+        straight = np.exp(-2j * np.pi * delay_s[:, None] * (freq_hz - freq_hz.mean())[:, None])
+        middle = np.nansum(unit * straight, axis=1)
+        phase = np.where(middle != 0, np.angle(middle), np.nan)
+        common = np.nanmean(np.exp(1j * phase), axis=0)
+        phase = np.angle(np.exp(1j * (phase - np.angle(common))))
+    return amplitude, phase, delay_s
+
+
+def _gradient(
+    phase: np.ndarray, known: np.ndarray, places_m: np.ndarray, freq_hz: np.ndarray
+) -> tuple[dict | None, np.ndarray]:
+    """The phase that grows along the array as a shift of the sky, and what it is at each antenna
+    (nant, npol); None and 0 where it explains little."""
+    use = known & np.isfinite(phase)
+    rows, _ = np.nonzero(use)
+    values = phase[use]
+    turns = 2 * np.pi * freq_hz / SPEED_OF_LIGHT_M_S * (places_m - places_m[rows].mean(axis=0))
+    design, kept = turns[rows], np.ones(len(values), bool)
+    if len(values) < 3 * _FEW:
+        return None, np.zeros_like(phase)
+    for _ in range(5):  # one odd antenna is none
+        matrix = design[kept]
+        fit, *_ = np.linalg.lstsq(matrix, values[kept], rcond=None)
+        left = values - design @ fit
+        scatter = _MAD * np.median(np.abs(left))
+        kept = np.abs(left) <= max(3 * scatter, 1e-6)
+    if scatter > _STRAIGHT * _MAD * np.median(np.abs(values)):
+        return None, np.zeros_like(phase)
+    east, north = np.degrees(fit) * 3600
+    numbers = {
+        "east_arcsec": round(float(east), 2),
+        "north_arcsec": round(float(north), 2),
+        "arcsec": round(float(np.hypot(east, north)), 2),
+        "left_deg": round(float(np.degrees(scatter)), 2),
+    }
+    return numbers, np.broadcast_to((turns @ fit)[:, None], phase.shape)
 
 
 def _of_change(
@@ -499,7 +564,10 @@ def _of_change(
         ),
     ]
     if odd:
-        limits = f"{options.antenna_gain_change:g} times, {options.antenna_phase_change_deg:g} deg"
+        limits = (
+            f"{options.antenna_gain_change:g} times, {options.antenna_phase_change_deg:g} deg, "
+            f"{options.antenna_delay_change_ns:g} ns"
+        )
         words = f"changed since {when} (more than {limits}): {', '.join(odd)}"
         findings.append(Finding("antennas_odd", "warn", words, len(odd)))
     return findings

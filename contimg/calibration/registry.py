@@ -7,7 +7,7 @@ name.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -297,8 +297,8 @@ def register_solved(
 def _against_others(
     path: Path, calset: CalSet, options: CalibrationConfig, limits: GatesConfig
 ) -> tuple[dict, list[Finding]]:
-    """Gains of a new set against those of the active set nearest to it in time, whose tables are
-    there."""
+    """Gains of a new set against those of its neighbours in time, the nearest active sets before
+    and after it whose tables are there."""
     others = [s for s in active_sets(path) if s.name != calset.name and s.science == calset.science]
     others = [
         s for s in others if abs(s.app_dec_deg - calset.app_dec_deg) <= options.dec_tolerance_deg
@@ -313,36 +313,50 @@ def _against_others(
         return {}, [
             unknown(name="gains_change", why="no other set of this declination: gains not compared")
         ]
-    nearest = min(others, key=lambda s: abs(s.mid_mjd - calset.mid_mjd))
     from contimg.calibration import (
         apply as application,  # python-casacore and numba: not in the processes that only choose
     )
+
+    mine = application.band_gains({kind: Path(table) for kind, table in calset.tables})
+    by_hours = sorted(others, key=lambda s: abs(s.mid_mjd - calset.mid_mjd))
+    nearest = by_hours[0]
+    sides = [
+        s for s in by_hours if (s.mid_mjd > calset.mid_mjd) != (nearest.mid_mjd > calset.mid_mjd)
+    ]
+    numbers, findings = _against(mine, calset, nearest, limits)
+    neighbours = [numbers]
+    if sides:  # what it differs in from the one beyond cannot be its own fault alone
+        more, said = _against(mine, calset, sides[0], limits)
+        neighbours.append(more)
+        findings += [replace(one, level="warn") if one.level == "fail" else one for one in said]
+    return numbers | {"neighbours": [one for one in neighbours if one]}, findings
+
+
+def _against(
+    mine, calset: CalSet, other: CalSet, limits: GatesConfig
+) -> tuple[dict, list[Finding]]:
+    """Gains of a new set against those of one other."""
+    from contimg.calibration import apply as application
     from contimg.calibration import gates
 
-    mine = application.middle_gains({kind: Path(table) for kind, table in calset.tables})
     try:
-        theirs = application.middle_gains({kind: Path(table) for kind, table in nearest.tables})
+        theirs = application.band_gains({kind: Path(table) for kind, table in other.tables})
     except (ContimgError, RuntimeError) as error:  # the other set's fault, not this one's
-        return {}, [
-            unknown(
-                name="gains_change",
-                why=f"set {nearest.name} cannot be read ({error}): gains not compared",
-            )
-        ]
-    names = [name for name in mine if name in theirs]
-    if not names:
-        return {}, [
-            unknown(
-                name="gains_change",
-                why=f"set {nearest.name} is of other stations: gains not compared",
-            )
-        ]
+        why = f"set {other.name} cannot be read ({error}): gains not compared"
+        return {}, [unknown(name="gains_change", why=why)]
+    names = [name for name in mine.names if name in theirs.names]
+    if not names or not np.array_equal(mine.freq_hz, theirs.freq_hz):
+        what = "channels" if names else "stations"
+        why = f"set {other.name} is of other {what}: gains not compared"
+        return {}, [unknown(name="gains_change", why=why)]
     return gates.against_other_set(
-        gain=np.array([mine[n] for n in names]),
-        other=np.array([theirs[n] for n in names]),
+        gain=mine.of(names),
+        other=theirs.of(names),
+        freq_hz=mine.freq_hz,
+        places_m=mine.places_m[[mine.names.index(name) for name in names]],
         names=names,
-        other_name=nearest.name,
-        hours=(nearest.mid_mjd - calset.mid_mjd) * 24,
+        other_name=other.name,
+        hours=(other.mid_mjd - calset.mid_mjd) * 24,
         options=limits,
     )
 

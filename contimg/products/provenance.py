@@ -45,6 +45,7 @@ def provenance(config: Config, name: str) -> dict:
     group = rows[0]["group_id"]
     results = results_of(paths, group)
     chosen = results.get("caltables", {})
+    refined = found_json(paths.result(group, "refine")) or {}
     calibrator = chosen.get("set_name", "").removesuffix(FAST_SUFFIX)
     sums = chosen.get("checksums", [])
     other = rows[0]["mode"] != results.get("image", {}).get("mode")
@@ -61,6 +62,10 @@ def provenance(config: Config, name: str) -> dict:
             "status": rows[0]["set_status"],
             "why": chosen.get("reason"),
             "flux_scale": chosen.get("flux_scale"),
+            "between": (chosen.get("between") or {}).get("set_name"),
+            "own_gains": {
+                name: refined.get(name) for name in ("refine", "sky", "table", "flux_scale")
+            },
             "tables": [
                 {"kind": kind, "path": path, "sha256": sha}
                 for (kind, path), sha in zip(chosen.get("tables", {}).items(), sums, strict=False)
@@ -142,6 +147,7 @@ def verify(config: Config) -> Iterator[str]:
     tables = registry.all_tables(paths.registry_db)
     yield from altered((t.path, t.checksum) for t in tables if t.status == "active")
     known = expected.keys() | {path for path, *_ in of_sets} | {t.path for t in tables}
+    known |= {str(paths.field_gains(group)) for group in done}
     # of two modes, index.json has the last one's files
     modes = {(row.group_id, row.type.startswith("quick_")) for row in kept}
     known |= {

@@ -134,6 +134,7 @@ def _prune_images(paths: Paths, group: str) -> None:
         for suffix in (*CASA_IMAGES, *FITS_IMAGES, SLANTED_FITS)
         for quick in (False, True)
     ]
+    files.append(paths.field_gains(group))
     with _completed(paths, group), _leaving(files), db.writing(paths.products_db, Base) as session:
         for image in session.scalars(select(Image).where(Image.group_id == group)):
             image.deleted_at, image.unpublishable = now(), "it was deleted by retention"

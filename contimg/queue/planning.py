@@ -325,6 +325,9 @@ def _not_to_be_believed(paths: Paths, group: FileGroup) -> tuple[str, ...]:
         if (path := paths.result(group.id, stage)).exists()
     }
     broken = [stage for stage, values in results.items() if values is None]
+    refined = paths.result(group.id, "refine")  # the second result of `apply`
+    if refined.exists() and found_json(refined) is None:
+        broken.append("apply")
     if (paths.ms(group.id) / CHANGING_MARK).exists() or _has_other_files(
         results.get("convert"), group
     ):

@@ -183,7 +183,7 @@ def _write_table(ms: Path, table: Path, one: Calibrated, refined: Refined) -> No
     if refined.solved is not None:
         error = np.where(np.isfinite(refined.solved.error), refined.solved.error, 0)
         error = error.transpose(1, 0, 2)
-        flags = np.broadcast_to(refined.solved.lost[:, None], gain.shape)
+        flags = error == 0  # not solved: lost, or no part of this
     snr = np.where(error > 0, 1 / np.where(error > 0, error, 1), 0)
     gains = Gains(gain, flags, error * np.abs(gain), snr)
     reference = int(np.argmax(snr.sum(axis=(1, 2))))

@@ -12,10 +12,12 @@ from sqlalchemy import func, select
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from contimg.calibration.registry import describe_sets
+from contimg.calibration.words import summary
 from contimg.clock import now
 from contimg.products.record import results_of
 from contimg.products.tables import Image
 from contimg.store import db
+from contimg.store.files import found_json
 from contimg.web.charts import chart, duration, footprints, headline, timeline
 from contimg.web.reader import Reader
 
@@ -95,8 +97,15 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         fits = [i for i in known["images"] if i["path"].endswith(".fits") and not i["deleted_at"]]
         order = ("pbcor", "image", "pb", "quick_pbcor", "quick_image", "quick_pb")
         fits.sort(key=lambda one: order.index(one["type"]))
-        chosen = results_of(read.paths, group_id).get("caltables")
-        about = {"group": known, "fits": fits, "can_reprocess": can_reprocess, "chosen": chosen}
+        results = results_of(read.paths, group_id)
+        refined = found_json(read.paths.result(group_id, "refine"))
+        about = {
+            "group": known,
+            "fits": fits,
+            "can_reprocess": can_reprocess,
+            "chosen": results.get("caltables"),
+            "refined": summary(refined) if refined else [],
+        }
         return templates.TemplateResponse(request, "group.html", about)
 
     @app.get("/calibration", response_class=HTMLResponse, include_in_schema=False)
