@@ -118,7 +118,7 @@ def make(
         "tables": solved["tables"],
         "checksums": sums,
     }
-    apply_set(ms, chosen, dec_deg, config, None)
+    apply_set(ms, target, chosen, dec_deg, config, None)
     return ms, dec_deg, config
 
 

@@ -33,6 +33,7 @@ _TOGETHER = 0.1  # scatter of fluxes about the catalogue's that asks no question
 _FOREIGN_SCATTER = 0.2  # scatter that no catalogue of this sky has
 _MOST_FAULTY = 0.15  # of the antennas: with more it is not the antennas
 _AMPLITUDE_ERROR = 0.1  # an amplitude that is less certain is none
+_BESIDE_ARCSEC, _STEP_ARCSEC, _APART_ARCSEC = 60.0, 3.0, 9.0  # of what makes a source double
 _OUTLIER = 3.0  # errors: a source so far from the others has no say (Tukey has 4.7)
 _FLUXES_KNOWN = 0.01  # relative: no catalogue is better
 _SKY = (0.5, 2.0)  # times the catalogue's flux: beyond, it is another sky
@@ -327,6 +328,26 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(values)
     reached = np.cumsum(weights[order])
     return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
+def companion(
+    *, left: np.ndarray, source: np.ndarray, weights: np.ndarray, turns: np.ndarray
+) -> tuple[float, float, float, float]:
+    """The brightest point beside a source in what is left of data: its flux over the source's, that
+    one's error, and its offset to the east and north (rad).
+
+    left, source  of data and of the source's model, (nvis,); weights as of `Coarse`
+    turns         u and v in wavelengths, (nvis, 2)
+    """
+    steps = np.radians(np.arange(-_BESIDE_ARCSEC, _BESIDE_ARCSEC + 1, _STEP_ARCSEC) / 3600)
+    along = [np.exp(-2j * np.pi * turns[:, k, None] * steps).astype(np.complex64) for k in (0, 1)]
+    power = float((weights * np.abs(source) ** 2).sum())
+    product = (weights * left * np.conj(source)).astype(np.complex64)
+    image = ((along[0] * product[:, None]).T @ along[1]).real / max(power, 1e-30)
+    away = np.hypot(*np.meshgrid(steps, steps, indexing="ij"))
+    image[(away < np.radians(_APART_ARCSEC / 3600)) | (away > steps[-1])] = 0
+    k, m = np.unravel_index(np.argmax(image), image.shape)
+    return float(image[k, m]), 1 / np.sqrt(max(power, 1e-30)), float(steps[k]), float(steps[m])
 
 
 def mended(amplitude: np.ndarray, error: np.ndarray, centre: float) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from contimg.calibration import apply as application
 from contimg.calibration import gates, weighing
-from contimg.calibration.field import Calibrated
+from contimg.calibration.field import FIELD_RADIUS_DEG, Calibrated
 from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.findings import Finding, judged, of_level, unknown
@@ -123,7 +123,10 @@ def _of_sky(refined: Mapping, config: Config) -> list[Finding]:
     fit, error = refined["model_fit"], refined["model_fit_error"]
     warn, limit = config.gates.warn_model_misfit, config.calibration.max_model_misfit
     if fit is None:
-        why = "the sky catalogue has too little of the field: amplitudes not compared with it"
+        why = (
+            f"the sky catalogue has no source within {2 * FIELD_RADIUS_DEG:g} deg: amplitudes "
+            "not compared with it"
+        )
         return [unknown(name="model_fit", why=why)]
     if not error < limit / 10:
         why = (

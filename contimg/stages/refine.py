@@ -21,7 +21,7 @@ from contimg.paths import Paths
 from contimg.sky.calibrators import mean_beam, read_corrected
 from contimg.sky.catalogues import CATALOGUE_HZ
 from contimg.sky.far import far_sources
-from contimg.sky.geometry import meridian_vector
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_vector
 from contimg.sky.skymodel import Source, as_sources
 from contimg.stages.own_image import own_sources
 from contimg.store.files import remove, write_json
@@ -37,6 +37,8 @@ _FEW_SOURCES = 5
 _MOST_SCALE_ERROR = 0.03
 _ENOUGH_EXPLAINED = 0.4  # of the coherent power, by the catalogue: with less there is more to see
 _OWN_IMAGES = 3
+_MOST_DOUBLES = 8
+_DOUBLE_TIMES, _DOUBLE_CHANNELS = 4, 8
 _OFF = "rejected: switched off (calibration.refine)"
 
 
@@ -70,6 +72,8 @@ class _Sky:
     freq_hz: np.ndarray
     width_hz: float
     model: np.ndarray
+    # the first sources are companions of others: number of the other, and the flux over its
+    parents: tuple[tuple[int, float], ...] = ()
 
     @classmethod
     def of(cls, sources: Sequence[Source], one: Calibrated, freq_hz, width_hz: float) -> "_Sky":
@@ -82,6 +86,22 @@ class _Sky:
         model = seen.model(freq_hz=freq_hz, averaged_hz=width_hz)
         return cls(seen.sources, apparent_jy[order], beam[order], seen, freq_hz, width_hz, model)
 
+    def with_companions(self, found: Sequence[tuple[int, float, Source]]) -> "_Sky":
+        """And sources beside these: (number of the source, flux over its, companion)."""
+        first = len(found)
+        seen = replace(self.seen, sources=[one for _, _, one in found])
+        more = seen.model(freq_hz=self.freq_hz, averaged_hz=self.width_hz)
+        index = [k for k, _, _ in found]
+        return replace(
+            self,
+            sources=[*seen.sources, *self.sources],
+            apparent_jy=np.concatenate([self.apparent_jy[index], self.apparent_jy]),
+            beam=np.concatenate([self.beam[index], self.beam]),
+            seen=replace(seen, sources=[*seen.sources, *self.sources]),
+            model=self.model + more,
+            parents=tuple((first + k, share) for k, share, _ in found),
+        )
+
     def scaled(self, scale: np.ndarray) -> np.ndarray:
         """The model with other fluxes of the first sources: times `scale`."""
         changed = np.flatnonzero(scale != 1)
@@ -90,6 +110,20 @@ class _Sky:
         some = replace(self.seen, sources=[self.sources[k] for k in changed])
         more = some.model(freq_hz=self.freq_hz, averaged_hz=self.width_hz, scale=scale[changed] - 1)
         return self.model + more
+
+
+@dataclass(frozen=True)
+class _Fluxes:
+    """Sources' fluxes in data: their common factor over the catalogue's, its error, how many it is
+    taken from, their scatter, and what the model must have of each."""
+
+    factor: float
+    error: float
+    number: int
+    scatter: float
+    mended: np.ndarray
+    amplitude: np.ndarray
+    amplitude_error: np.ndarray
 
 
 def subtract_far(one: Calibrated) -> list[far.Found]:
@@ -257,6 +291,14 @@ def _against_sky(
                 before = _fluxes(sky, fit, _ones(coarse))
         first, _ = refine.normalised(refine.solve(found=found, coarse=coarse, **common), coarse)
         scale = _fluxes(sky, fit, first.gain)
+        if doubles := _companions(sky, coarse, first.gain, scale):
+            sky = sky.with_companions(doubles)
+            fit = _fit_of(sky, coarse)
+            mended = refine.sums(coarse=coarse, model=sky.model)
+            first, _ = refine.normalised(
+                refine.solve(found=mended, coarse=coarse, **common), coarse
+            )
+            scale = _fluxes(sky, fit, first.gain)
         mended = refine.sums(coarse=coarse, model=sky.scaled(scale.mended))
         gains, _ = refine.normalised(refine.solve(found=mended, coarse=coarse, **common), coarse)
         scale = _fluxes(sky, fit, gains.gain)
@@ -280,6 +322,60 @@ def _against_sky(
         faulty = None  # not the antennas' fault
     return _outcome(
         None, f"rejected: {why[0]}", why, sky, found, coarse, before, trial, options, faulty
+    )
+
+
+def _companions(
+    sky: _Sky, coarse: refine.Coarse, gain: np.ndarray, scale: _Fluxes
+) -> list[tuple[int, float, Source]]:
+    """Sources of which too little is in the data, and what is beside them: (number, flux over its,
+    companion)."""
+    relative, error = scale.amplitude / scale.factor, scale.amplitude_error / scale.factor
+    lost = (1 - relative) * sky.apparent_jy[: len(relative)]
+    double = (1 - relative > np.maximum(5 * error, 0.1)) & (relative > 0.2) & (error < 0.05)
+    chosen = [int(k) for k in np.argsort(-lost) if double[k]][:_MOST_DOUBLES]
+    if not chosen or sky.parents:
+        return []
+    ntime, nchan = len(coarse.data), len(sky.freq_hz)
+    channels = slice(None, None, max(1, nchan // _DOUBLE_CHANNELS))
+    few_hz = sky.freq_hz[channels]
+    times = np.unique(np.linspace(0, ntime - 1, _DOUBLE_TIMES).round().astype(int))
+    predicted = sky.seen.predictor(freq_hz=few_hz, averaged_hz=sky.width_hz)
+    model = sky.scaled(scale.mended)[:, :, channels] * scale.factor
+    uvw_m, one, two = sky.seen.rows.uvw_m, coarse.ant_1, coarse.ant_2
+    long = np.linalg.norm(uvw_m[ntime // 2], axis=1) >= _SHORT_M
+    parts, of_source = [], {k: [] for k in chosen}
+    for t in times:
+        weights = coarse.weights[t, long, channels]
+        factor = 1 / (gain[t, one] * np.conj(gain[t, two]))[long, None]
+        total = np.maximum(weights.sum(axis=-1), 1e-30)
+        data = (weights * coarse.data[t, long, channels] * factor).sum(axis=-1) / total
+        turns = uvw_m[t, long, :2, None] / SPEED_OF_LIGHT_M_S * few_hz
+        parts.append((data - model[t, long], weights.sum(axis=-1), turns.transpose(0, 2, 1)))
+        for k in chosen:
+            of_source[k].append(predicted(t, [k])[long])
+    left, weights = (np.concatenate([part[i].ravel() for part in parts]) for i in (0, 1))
+    turns = np.concatenate([part[2].reshape(-1, 2) for part in parts])
+    found = []
+    for k in chosen:
+        source = np.concatenate([values.ravel() for values in of_source[k]])
+        share, noise, east, north = refine.companion(
+            left=left, source=source, weights=weights, turns=turns
+        )
+        if share > max(0.1, 6 * noise):
+            found.append((k, share, _beside(sky.sources[k], share, east, north)))
+    return found
+
+
+def _beside(source: Source, share: float, east_rad: float, north_rad: float) -> Source:
+    """A companion with a share of a source's flux, and its spectrum."""
+    east_deg, north_deg = np.degrees(east_rad), np.degrees(north_rad)
+    return replace(
+        source,
+        name=f"{source.name} companion",
+        ra_deg=float(source.ra_deg + east_deg / np.cos(np.radians(source.dec_deg))),
+        dec_deg=float(source.dec_deg + north_deg),
+        log_flux=(source.log_flux[0] + float(np.log10(share)), *source.log_flux[1:]),
     )
 
 
@@ -410,7 +506,7 @@ def _outcome(
     sky: _Sky,
     found: refine.Sums,
     coarse: refine.Coarse,
-    scale: "_Fluxes",
+    scale: _Fluxes,
     trial: refine.Trial | None,
     options: CalibrationConfig,
     faulty: Sequence[faults.Fault] | None = None,
@@ -453,6 +549,7 @@ def _outcome(
         },
         "trial": trial.as_json() if trial else None,
         "not_accepted": list(why),
+        "doubles": [s.name for s in sky.sources[: len(sky.parents)]],
         "own_sources": [
             {"ra_deg": s.ra_deg, "dec_deg": s.dec_deg, "flux_jy": float(s.flux_jy(CATALOGUE_HZ))}
             for s in sky.sources * own_image
@@ -468,23 +565,9 @@ def _outcome(
     )
 
 
-@dataclass(frozen=True)
-class _Fluxes:
-    """Sources' fluxes in data: their common factor over the catalogue's, its error, how many it is
-    taken from, their scatter, and what the model must have of each."""
-
-    factor: float
-    error: float
-    number: int
-    scatter: float
-    mended: np.ndarray
-    amplitude: np.ndarray
-    amplitude_error: np.ndarray
-
-
 def _fit_of(sky: _Sky, coarse: refine.Coarse) -> refine.SourceFit:
     """The apparently brightest sources, in some integrations and channels."""
-    number = min(_FITTED_SOURCES, len(sky.sources))
+    number = min(_FITTED_SOURCES + len(sky.parents), len(sky.sources))
     channels = slice(None, None, max(1, len(sky.freq_hz) // _FIT_CHANNELS))
     ntime = len(coarse.data)
     times = np.unique(np.linspace(0, ntime - 1, min(_FIT_TIMES, ntime)).round().astype(int))
@@ -507,6 +590,10 @@ def _fluxes(sky: _Sky, fit: refine.SourceFit, gain: np.ndarray) -> _Fluxes:
     use = (sky.beam[:number] >= _LEAST_BEAM) & (error < 0.2)
     if use.sum() < 2:
         use = error <= np.sort(error)[min(len(error), _FEW_SOURCES) - 1]
-    factor, of_it, scatter = refine.ensemble(amplitude[use], error[use])
+    whole = amplitude.copy()  # a catalogue's flux is that of both
+    for k, (parent, share) in enumerate(sky.parents):
+        whole[parent] += share * amplitude[k]
+        use[k] = False
+    factor, of_it, scatter = refine.ensemble(whole[use], error[use])
     mended = refine.mended(amplitude, error, max(factor, 1e-3))
     return _Fluxes(factor, of_it, int(use.sum()), scatter, mended, amplitude, error)

@@ -179,39 +179,77 @@ def test_noise_that_changed_since_the_set_was_solved():
     assert "not compared" in found[-1].words
 
 
-def test_gains_against_the_nearest_other_set():
+def test_gains_against_a_neighbouring_set():
     rng = np.random.default_rng(2)
-    other = 0.06 * np.exp(2j * np.pi * rng.random((NANT, 2)))
+    freq_hz = np.linspace(1.31e9, 1.5e9, 32)
+    places_m = rng.uniform(-500, 500, (NANT, 2))
+    band = 1 + 0.1 * np.cos(np.linspace(0, 9, 32))
+    other = 0.06 * np.exp(2j * np.pi * rng.random((NANT, 1, 2))) * band[None, :, None]
     given = {
         "other": other,
+        "freq_hz": freq_hz,
+        "places_m": places_m,
         "names": NAMES,
         "other_name": "yesterday",
         "hours": -24.0,
         "options": OPTIONS,
     }
     # all of them together: the reference antenna
-    turned = other * np.exp(0.1j * rng.standard_normal((NANT, 2))) * np.exp(1.5j)
+    turned = other * np.exp(0.1j * rng.standard_normal((NANT, 1, 2))) * np.exp(1.5j)
     numbers, found = gates.against_other_set(gain=turned, **given)
     assert numbers["gains_change"] == pytest.approx(1)
+    assert numbers["phase_gradient"] is None
     assert {one.level for one in found} == {"good"}
     swapped = turned.copy()
     swapped[[2, 7]] = swapped[[7, 2]]
-    swapped[4, 0] *= 2
+    swapped[4, :, 0] *= 2
     _, found = gates.against_other_set(gain=swapped, **given)
     (words,) = [one.words for one in found if one.name == "antennas_odd"]
     assert words.startswith(
-        "changed since set yesterday, 24.0 h earlier (more than 1.5 times, 60 deg): "
+        "changed since set yesterday, 24.0 h earlier (more than 1.5 times, 60 deg, 2 ns): "
     )
     assert {"3", "8", "5"} >= set(words.rpartition(": ")[2].split(", ")) >= {"5"}
     numbers, found = gates.against_other_set(gain=other / 5, **given)
     assert numbers["gains_change"] == pytest.approx(0.2)
     assert [one.name for one in found if one.level == "fail"] == ["gains_change"]
-    noise = 0.06 * rng.lognormal(0, 1.5, (NANT, 2))
+    noise = 0.06 * rng.lognormal(0, 1.5, (NANT, 1, 2)) * np.ones((1, 32, 1))
     assert "antennas_gain_change" in [
         one.name for one in gates.against_other_set(gain=noise, **given)[1] if one.level == "fail"
     ]
-    _, found = gates.against_other_set(gain=np.full((NANT, 2), np.nan), **given)
+    _, found = gates.against_other_set(gain=np.full((NANT, 32, 2), np.nan), **given)
     assert found[0].level == "unknown"
+
+
+def test_one_antenna_later_is_a_cable_and_all_along_the_array_a_clock():
+    rng = np.random.default_rng(3)
+    freq_hz = np.linspace(1.31e9, 1.5e9, 64)
+    places_m = rng.uniform(-500, 500, (NANT, 2))
+    other = 0.06 * np.exp(2j * np.pi * rng.random((NANT, 64, 2)))
+    given = {
+        "other": other,
+        "freq_hz": freq_hz,
+        "places_m": places_m,
+        "names": NAMES,
+        "other_name": "x",
+        "hours": 1.0,
+        "options": OPTIONS,
+    }
+    late = other.copy()
+    late[5] *= np.exp(2j * np.pi * 4e-9 * (freq_hz - freq_hz.mean()))[:, None]
+    numbers, found = gates.against_other_set(gain=late, **given)
+    assert [one.words.rpartition(": ")[2] for one in found if one.level == "warn"] == ["6"]
+    assert numbers["gains_change_by_antenna"]["6"]["delay_ns"] == [4.0, 4.0]
+    shift = np.radians(np.array([12.0, -3.0]) / 3600)
+    turns = 2 * np.pi * freq_hz.mean() / 299792458.0 * (places_m @ shift)
+    noise = np.exp(0.05j * rng.standard_normal((NANT, 1, 2)))
+    moved = other * np.exp(1j * turns)[:, None, None] * noise
+    moved[5] *= np.exp(2j)
+    numbers, found = gates.against_other_set(gain=moved, **given)
+    assert numbers["phase_gradient"]["east_arcsec"] == pytest.approx(12, abs=1)
+    assert numbers["phase_gradient"]["north_arcsec"] == pytest.approx(-3, abs=1)
+    words = [one.words for one in found if one.level == "warn"]
+    assert [w.rpartition(": ")[2] for w in words if w.startswith("changed since")] == ["6"]
+    assert any("a clock (0.80 s), or a position" in w for w in words)
 
 
 def test_a_set_without_a_solution_is_judged_and_no_error(uvw):

@@ -276,6 +276,7 @@ def test_all_plots_are_tested_here():
         "bandpass",
         "gains",
         "flags",
+        "refinement",
     }
 
 
