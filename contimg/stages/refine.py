@@ -232,12 +232,13 @@ def refine_group(one: Calibrated, config: Config) -> Refined:
     """
     options = config.calibration
     coarse, freq_hz, width_hz = _averaged(one)
-    near = read_corrected(config.catalogues, options).within(
-        *one.observation.phase_centre_deg, 2 * FIELD_RADIUS_DEG
-    )
+    catalogue = read_corrected(config.catalogues, options)
+    centre_deg = one.observation.phase_centre_deg
+    near = catalogue.within(*centre_deg, 2 * FIELD_RADIUS_DEG)
     attempts = []
     if len(near):
-        sky = _Sky.of(as_sources(near), one, freq_hz, width_hz)
+        around = as_sources(catalogue.within(*centre_deg, 3 * FIELD_RADIUS_DEG))
+        sky = _Sky.of(around, one, freq_hz, width_hz)
         attempts.append(_against_sky(sky, one, coarse, options))
         if options.refine == "off" or attempts[0].is_enough:
             return attempts[0]
@@ -283,8 +284,7 @@ def _against_sky(
     for amplitudes in (True, False) if options.refine == "ap" else (False,):
         common = {"reference": reference, "interval": interval, "amplitudes": amplitudes}
         if faulty is None:
-            first = refine.solve(found=found, coarse=coarse, **common)
-            faulty = _faults(first, sky, one, coarse, options)
+            faulty = _faults(found, common, sky, one, coarse, options)
             if faulty and options.flag_faulty and _share(faulty, coarse) < 0.5:
                 coarse, found = _without(coarse, found, faulty)
                 fit = _fit_of(sky, coarse)
@@ -398,13 +398,15 @@ def _reference(coarse: refine.Coarse) -> int:
 
 
 def _faults(
-    gains: refine.FieldGains,
+    found: refine.Sums,
+    common: Mapping,
     sky: _Sky,
     one: Calibrated,
     coarse: refine.Coarse,
     options: CalibrationConfig,
 ) -> list[faults.Fault]:
     """Antennas that do not fit, by the amplitude that the sky has in their data."""
+    gains = refine.solve(found=found, coarse=coarse, **{**common, "amplitudes": True})
     every = np.isfinite(gains.error)
     information = np.where(every, 1 / np.where(every, gains.error, 1) ** 2, 0).sum(axis=0)
     known = information > 0
@@ -463,8 +465,7 @@ def _against_own_image(
             "amplitudes": options.refine == "ap" and attempt > 0,
         }
         if attempt == _OWN_IMAGES - 1:
-            first = refine.solve(found=found, coarse=coarse, **common)
-            faulty = _faults(first, sky, one, coarse, options)
+            faulty = _faults(found, common, sky, one, coarse, options)
             if faulty and options.flag_faulty and _share(faulty, coarse) < 0.5:
                 coarse, found = _without(coarse, found, faulty)
         gains, _ = refine.normalised(refine.solve(found=found, coarse=coarse, **common), coarse)
