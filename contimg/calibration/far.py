@@ -26,6 +26,7 @@ _CLEARLY = 3.5  # times what is found beside
 _FREE_BETTER = 1.5  # times as much explained, for gains of each antenna
 _LEAST_JY = 0.1
 _LEAST_ROWS = 20
+_ALIKE = 0.2  # to the middle of the field: baselines that cannot tell them apart are not asked
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ def subtract(
     left, found = [], {}
     for one in sources:
         every = _Fringes(one.vectors, cross, observation, rows, pointing, axes)
-        kept = _left(every)
-        if (kept > _SEEN).sum() >= _LEAST_ROWS:
-            seen = replace(every, rows=cross[kept > _SEEN])
+        kept, alike = _left(every)
+        told = (kept > _SEEN) & (alike < _ALIKE)
+        if told.sum() >= _LEAST_ROWS:
+            seen = replace(every, rows=cross[told])
             left.append((one, seen, replace(every, rows=cross[kept > _LEFT])))
     while left:
         looks = [_judge(one, _look(values, seen), values, seen) for one, seen, _ in left]
@@ -143,11 +145,21 @@ def _turned(vectors: np.ndarray, by_rad: float) -> np.ndarray:
     return vectors @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
-def _left(one: _Fringes) -> np.ndarray:
-    """What smearing leaves of a source's amplitude on some baselines, in the middle of the group
-    and of the band."""
-    middle_hz = np.array([one.observation.freq_hz.mean()])
-    return np.abs(one.of(len(one.vectors) // 2, middle_hz))[:, 0]
+def _left(one: _Fringes) -> tuple[np.ndarray, np.ndarray]:
+    """On some baselines: what smearing leaves of a source's amplitude, and how far its fringes are
+    those of a source in the middle of the field, over the group and the band (0 to 1)."""
+    freq_hz = one.observation.freq_hz
+    few_hz = freq_hz[:: max(1, len(freq_hz) // _CHANNELS)]
+    times = _few(len(one.vectors))
+    fringes = np.stack([one.of(t, few_hz) for t in times])
+    size = np.abs(fringes)
+    unit = fringes / np.maximum(size, 1e-9)
+    return size.mean(axis=(0, 2)), np.abs(unit.mean(axis=(0, 2)))
+
+
+def _few(ntime: int) -> np.ndarray:
+    """Some integrations, evenly."""
+    return np.unique(np.linspace(0, ntime - 1, min(_TIMES, ntime)).round().astype(int))
 
 
 @dataclass(frozen=True)
@@ -184,8 +196,7 @@ def _look(values: _Values, fringes: _Fringes) -> tuple[float, float]:
     of each antenna. The latter fit anything: what counts is how much of them, found in every other
     integration, is in the rest."""
     ntime, _, nchan, _ = values.data.shape
-    times = np.unique(np.linspace(0, ntime - 1, min(_TIMES, ntime)).round().astype(int))
-    channels = slice(None, None, max(1, nchan // _CHANNELS))
+    times, channels = _few(ntime), slice(None, None, max(1, nchan // _CHANNELS))
     product, power = _sums(values, fringes, times, channels)
     plain = np.abs(product.sum(axis=1)) / np.maximum(power.sum(axis=1), 1e-30)
     pair = fringes.seen.ant_1[fringes.rows], fringes.seen.ant_2[fringes.rows]

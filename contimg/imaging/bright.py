@@ -188,14 +188,14 @@ def _normal_equations(
                  (nbaseline, 2, nchan)
     """
     size = vis.size
-    terms = np.empty((4 * len(models), 2 * size), np.float32)
+    terms = np.empty((4 * len(models), 2 * size))
     for s, model in enumerate(models):
         east, north = (2j * np.pi * turns[:, k] * model for k in (0, 1))
         for k, term in enumerate((model, model * log_freq, east, north)):
             terms[4 * s + k, :size], terms[4 * s + k, size:] = term.real.ravel(), term.imag.ravel()
     # the four terms are of very different size
-    scale = np.sqrt(np.einsum("ij,ij->i", terms, terms, dtype=np.float64))
-    terms /= np.where(scale > 0, scale, 1).astype(np.float32)[:, None]
+    scale = np.sqrt(np.einsum("ij,ij->i", terms, terms))
+    terms /= np.where(scale > 0, scale, 1)[:, None]
     values = np.concatenate([vis.real.ravel(), vis.imag.ravel()])
     return (terms @ terms.T) * np.outer(scale, scale), (terms @ values) * scale
 

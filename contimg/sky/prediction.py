@@ -169,17 +169,22 @@ def _sum_sources(path_m, first, step, flux_jy, one, two, smear, model):
         real, imag = np.empty((nant, nsource), np.float32), np.empty((nant, nsource), np.float32)
         real_jy = np.empty((nant, nsource), np.float32)
         imag_jy = np.empty((nant, nsource), np.float32)
+        # what smearing leaves of each source, linear in frequency within a block
         kept = np.empty((len(one) if len(smear) else 0, nsource), np.float32)
-        middle = first + (start + stop - 1) / 2 * step
+        slope = np.empty_like(kept)
+        low, high = first + start * step, first + (stop - 1) * step
         for b in range(len(kept)):
             i, j = one[b], two[b]
             for s in range(nsource):
-                kept[b, s] = (
-                    _sinc((smear[0, i, s] - smear[0, j, s]) * middle)
-                    * _sinc(smear[1, i, s] - smear[1, j, s])
+                across = (
+                    _sinc(smear[1, i, s] - smear[1, j, s])
                     * _sinc(smear[2, i, s] - smear[2, j, s])
                     / _sinc(smear[3, i, s] - smear[3, j, s])
                 )
+                at_low = _sinc((smear[0, i, s] - smear[0, j, s]) * low)
+                at_high = _sinc((smear[0, i, s] - smear[0, j, s]) * high)
+                kept[b, s] = across * at_low
+                slope[b, s] = across * (at_high - at_low) / max(1, stop - 1 - start)
         for c in range(start, stop):
             for a in range(nant):
                 for s in range(nsource):
@@ -194,7 +199,7 @@ def _sum_sources(path_m, first, step, flux_jy, one, two, smear, model):
                 up, across = np.float32(0), np.float32(0)
                 if len(kept):
                     for s in range(nsource):
-                        k = kept[b, s]
+                        k = kept[b, s] + np.float32(c - start) * slope[b, s]
                         up += k * (real_jy[i, s] * real[j, s] + imag_jy[i, s] * imag[j, s])
                         across += k * (imag_jy[i, s] * real[j, s] - real_jy[i, s] * imag[j, s])
                 else:

@@ -260,6 +260,7 @@ def _of_calibration(chosen: Mapping, refined: Mapping) -> dict:
         "CALMJD": chosen["set_mid_mjd"],
         "FLUXCAL": chosen["cal_field"],
         "FLUXSCAL": words,
+        "SETSCAL": chosen["flux_scale"],
         "REFINE": refined.get("refine", "rejected: not tried")[:_LONGEST_WORDS],
         "REFSKY": refined.get("sky", "none"),
         "SETSTAT": ACTIVE,

@@ -8,7 +8,7 @@ from contimg.errors import InputError, SubbandError
 from contimg.flagging.checks import validate
 from contimg.paths import staged
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, direction_cosines, meridian_vector, track
-from contimg.sky.prediction import predict
+from contimg.sky.prediction import Smearing, predict
 from contimg.sky.skymodel import Source
 from contimg.stages.convert import convert_group
 from contimg.visibilities import casa
@@ -85,6 +85,7 @@ def test_predictor_and_simulator_agree(make_group, sky, tmp_path):
         ant_1=rows.ant_1,
         ant_2=rows.ant_2,
         freq_hz=observation.freq_hz,
+        smearing=Smearing(rows.integration_s, observation.channel_width_hz),
     )
     cross = rows.ant_1 != rows.ant_2
     scale = np.abs(model[:, cross]).max()

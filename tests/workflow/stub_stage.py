@@ -71,6 +71,8 @@ with lock.open("a") as file:
     for path in map(Path, snakemake.output):
         if path.suffix in (".fits", ".png"):
             path.write_text("stub")
+        elif path.suffix == ".json" and path != result:  # a second result
+            path.write_text(json.dumps({"stage": "refine", "group": group, "seconds": 0.01}))
         elif path != result:
             path.mkdir(parents=True, exist_ok=True)
     begin = datetime.fromisoformat(group).replace(tzinfo=UTC).timestamp()

@@ -273,7 +273,8 @@ def test_fits_files_say_what_they_are(first_run):
     assert header["BUNIT"] == "Jy/beam"
     assert header["RADESYS"] == "ICRS"
     assert header["CALSET"] == CALIBRATOR_START
-    assert header["FLUXSCAL"] == "sky catalogue (variable source)"
+    assert header["SETSCAL"] == "sky catalogue (variable source)"
+    assert header["FLUXSCAL"].endswith("catalogue sources")
     assert header["NSUBBAND"] == 16
     assert header["TELESCOP"] == "DSA-110"
     assert header["CRVAL3"] == pytest.approx(1.405e9, rel=2e-3)
