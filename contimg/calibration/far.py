@@ -18,11 +18,9 @@ from contimg.sky.prediction import Smearing, predict_integration
 from contimg.visibilities import measurement_set as mset
 
 _SEEN, _LEFT = 0.3, 0.03  # of the amplitude, after smearing: to find a source, and to take it out
-_BESIDE_RAD = np.radians(
-    [-7.0, -5.0, -3.0, 3.0, 5.0, 7.0]
-)  # of hour angle: places where nothing is
+_BESIDE_RAD = np.radians([-6.0, -3.0, 3.0, 6.0])  # of hour angle, of declination: nothing is there
 _TIMES, _CHANNELS = 4, 64  # that a source is looked for in
-_CLEARLY = 3.5  # times what is found beside
+_CLEARLY = 3.0  # times what is found beside
 _FREE_BETTER = 1.5  # times as much explained, for gains of each antenna
 _LEAST_JY = 0.1
 _LEAST_ROWS = 20
@@ -123,8 +121,18 @@ def _judge(
     plain, free = seen
     nothing = (0.0, 0.0)
     if max(seen) >= _LEAST_JY:
-        vectors = (_turned(one.vectors, by_rad) for by_rad in _BESIDE_RAD)
-        nothing = np.median([_look(values, replace(looked, vectors=v)) for v in vectors], axis=0)
+        # a source that turns as the field does is nothing special among others that do
+        beside = [
+            np.median(
+                [
+                    _look(values, replace(looked, vectors=turn(one.vectors, by_rad)))
+                    for by_rad in _BESIDE_RAD
+                ],
+                axis=0,
+            )
+            for turn in (_turned, _tilted)
+        ]
+        nothing = np.max(beside, axis=0)
     use_free = free > max(_CLEARLY * nothing[1], _FREE_BETTER * plain, _LEAST_JY)
     matters = use_free or plain > max(_CLEARLY * nothing[0], _LEAST_JY)
     apparent_jy, beside_jy = (pair[int(use_free)] for pair in (seen, nothing))
@@ -143,6 +151,13 @@ def _turned(vectors: np.ndarray, by_rad: float) -> np.ndarray:
     """Directions at another hour angle."""
     c, s = np.cos(by_rad), np.sin(by_rad)
     return vectors @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+
+def _tilted(vectors: np.ndarray, by_rad: float) -> np.ndarray:
+    """Directions at another declination."""
+    height = np.arcsin(vectors[:, 2]) + by_rad
+    along = vectors[:, :2] / np.linalg.norm(vectors[:, :2], axis=1, keepdims=True)
+    return np.concatenate([along * np.cos(height)[:, None], np.sin(height)[:, None]], axis=1)
 
 
 def _left(one: _Fringes) -> tuple[np.ndarray, np.ndarray]:
