@@ -30,7 +30,7 @@ COMMON = {
     "gain_seed": 7,
     "sefd_jy": 8016.0,
     "sefd_scatter": 0.27,
-    "faint": 300,
+    "faint": 60,
 }
 ROOT = Path(__file__).parent.parent
 

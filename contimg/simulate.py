@@ -218,11 +218,14 @@ def _add_up(path_m, pace_m, flux_jy, freq_hz, width_hz, one, two, total):
             kept = np.sin(across) / across if abs(across) > 1e-9 else 1.0
             phase, turn = 2 * np.pi * delay_s * freq_hz[0], 2 * np.pi * delay_s * step_hz
             now, by = complex(np.cos(phase), np.sin(phase)), complex(np.cos(turn), np.sin(turn))
+            x, more = np.pi * turns_s * freq_hz[0], np.pi * turns_s * step_hz
+            smear, on = complex(np.cos(x), np.sin(x)), complex(np.cos(more), np.sin(more))
             for c in range(nchan):
-                x = np.pi * turns_s * freq_hz[c]
-                left = np.sin(x) / x if abs(x) > 1e-9 else 1.0
+                left = smear.imag / x if abs(x) > 1e-6 else 1.0
                 total[b, c] += flux_jy[s, c] * kept * left * now
                 now *= by
+                smear *= on
+                x += more
 
 
 def _visibilities(sim, positions_m, order, times, freq_hz, width_hz, sources):
