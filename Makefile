@@ -55,6 +55,7 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/calibration.py
 	PYTHONPATH=. .venv/bin/python bench/calibration.py field
 	PYTHONPATH=. .venv/bin/python bench/imaging.py
+	PYTHONPATH=. .venv/bin/python bench/refinement.py
 	PYTHONPATH=. .venv/bin/python bench/api.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py running

@@ -8,7 +8,7 @@ from astropy.coordinates import ICRS, HADec, SkyCoord, get_sun
 
 from contimg.sky.geometry import TEE, apparent_vectors, times_of
 
-# ICRS (NED); the Sun's place is computed.
+# ICRS (NASA/IPAC Extragalactic Database, SIMBAD); the Sun's place is computed.
 _PLACES_DEG = {
     "Cas A": (350.866, 58.815),
     "Cyg A": (299.868, 40.734),

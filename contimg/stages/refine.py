@@ -321,7 +321,17 @@ def _against_sky(
     if any(refine.ANOTHER_SKY in words for words in why):
         faulty = None  # not the antennas' fault
     return _outcome(
-        None, f"rejected: {why[0]}", why, sky, found, coarse, before, trial, options, faulty
+        None,
+        f"rejected: {why[0]}",
+        why,
+        sky,
+        found,
+        coarse,
+        before,
+        trial,
+        options,
+        faulty,
+        tried=gains,
     )
 
 
@@ -512,9 +522,13 @@ def _outcome(
     options: CalibrationConfig,
     faulty: Sequence[faults.Fault] | None = None,
     own_image: bool = False,
+    tried: refine.FieldGains | None = None,
 ) -> Refined:
     """Gains with the flux scale that is asked for, or can be had, and what is to be said of
-    them."""
+    them.
+
+    tried  gains that were not accepted: how far they moved is an error of the set's scale, too
+    """
     gain = _ones(coarse) if gains is None else gains.gain
     fit, fit_error, explained = refine.model_fit(found=found, coarse=coarse, gain=gain)
     unfit = verdict.startswith("rejected") and refine.UNCHANGED not in verdict and verdict != _OFF
@@ -527,7 +541,8 @@ def _outcome(
     )
     applied = options.flux_scale if usable else "set"
     factor = scale.factor if applied == "catalogue" else 1.0
-    set_error = refine.scale_error(gains) if gains is not None else None
+    moved = gains if gains is not None else tried
+    set_error = refine.scale_error(moved) if moved is not None else None
     log.info("%s; the catalogue's sources have %.4f +- %.4f", verdict, scale.factor, scale.error)
     result = {
         "refine": verdict,
@@ -553,7 +568,7 @@ def _outcome(
         "doubles": [s.name for s in sky.sources[: len(sky.parents)]],
         "own_sources": [
             {"ra_deg": s.ra_deg, "dec_deg": s.dec_deg, "flux_jy": float(s.flux_jy(CATALOGUE_HZ))}
-            for s in sky.sources * own_image
+            for s in sky.sources * (own_image and gains is not None)
         ],
     }
     changed = gains is not None or factor != 1.0

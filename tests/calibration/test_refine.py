@@ -150,6 +150,7 @@ def test_moved_gains_are_accepted_and_those_that_stood_still_left_alone(field):
     assert stood.result["refine"].startswith(f"rejected: {refine.UNCHANGED}")
     assert stood.is_enough
     assert np.abs(stood.gain - 1).max() < 0.01  # the flux scale alone
+    assert 0 < stood.result["flux_scale"]["set_error"] < 0.005
 
 
 @pytest.mark.parametrize("flux_scale", ["catalogue", "set"])
