@@ -112,6 +112,16 @@ def test_nearest_in_time_both_ways_not_newest():
     assert choose_set(sets[::-1], 99.8, DEC_DEG, OPTIONS).chosen.name == "before"
 
 
+def test_gains_are_interpolated_to_the_nearest_valid_set_on_the_other_side():
+    before, after, later = (make_set(n, t) for n, t in (("b", 99.9), ("a", 100.05), ("l", 100.6)))
+    choice = choose_set([before, after, later], 100.0, DEC_DEG, OPTIONS)
+    assert (choice.chosen.name, choice.beyond.name) == ("a", "b")
+    assert choose_set([after, later], 100.0, DEC_DEG, OPTIONS).beyond is None
+    assert choose_set([before, make_set("a", 101.2)], 100.0, DEC_DEG, OPTIONS).beyond is None
+    # a calibrator's own group is calibrated by itself
+    assert choose_set([before, after, later], 100.05, DEC_DEG, OPTIONS).beyond is None
+
+
 def test_ties_go_to_the_better_set():
     sets = [make_set("a", 99.9, quality=5), make_set("b", 100.1, quality=50)]
     assert choose_set(sets, 100.0, DEC_DEG, OPTIONS).chosen.name == "b"

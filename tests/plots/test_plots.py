@@ -7,9 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from contimg.calibration import tables as caltables
 from contimg.calibration.tables import Solutions
+from contimg.calibration.words import summary
 from contimg.paths import GROUP_PLOTS
 from contimg.plots import calibration, day, flags, image, style, visibilities
+from contimg.plots.refinement import draw_neighbours, draw_refinement
 from contimg.visibilities.measurement_set import Observation
 
 NAN = float("nan")
@@ -262,6 +265,54 @@ def test_plots_of_a_measurement_set(tmp_path, antennas, channels, integrations, 
     )
     drawn(lambda: visibilities.draw_uv(ms, observation, rows, "g"), tmp_path)
     drawn(lambda: visibilities.draw_spectra(ms, observation, rows, "g"), tmp_path)
+
+
+def refinement(**more):
+    """A result of `refine`, as it is when nothing was done."""
+    return {"refine": "rejected: too little sky, in catalogue and image", "sky": "none"} | more
+
+
+@pytest.mark.parametrize("flagged", [False, True])
+def test_own_gains_are_drawn_also_where_there_are_none(flagged, tmp_path):
+    names = tuple(str(k) for k in range(5))
+    drawn(lambda: draw_refinement(refinement(), None, names, "g"), tmp_path)
+    rng = np.random.default_rng(2)
+    gain = np.exp(1j * rng.normal(0, 0.3, (20, 1, 2)))
+    times = np.repeat(61000 + np.arange(4) / 6e3, 5)
+    table = caltables.Solutions(
+        gain, np.full(gain.shape, flagged), np.tile(np.arange(5), 4), np.ones(gain.shape), times
+    )
+    scale = {"applied": "catalogue", "catalogue": 0.98, "catalogue_error": 0.01, "sources": 30}
+    trial = dict.fromkeys(
+        ("chi2_before", "chi2_after", "noise", "phase_step_deg", "between_polarisations_deg"), 1.0
+    )
+    trial |= {"flux_scatter_before": 0.1, "flux_scatter_after": 0.05}
+    far = {"name": "Cas A", "distance_deg": 43.0, "apparent_jy": 6.0, "subtracted": True}
+    result = refinement(
+        flux_scale=scale | {"set_error": 0.01},
+        trial=trial,
+        antennas=[{"words": "1 and 2: exchanged?"}],
+        far_sources=[far, far | {"subtracted": False}],
+    )
+    drawn(lambda: draw_refinement(result, table, names, "g"), tmp_path)
+    assert [line for line in summary(result) if "Cas A" in line] == [
+        "Cas A, 43 deg away, 6 Jy apparent: taken out"
+    ]
+
+
+def test_a_set_is_drawn_against_its_neighbours(tmp_path):
+    one = {
+        "compared_with": "2026-03-01T20:07:06",
+        "hours": -23.9,
+        "gains_change_by_antenna": {
+            "1": {"amplitude": [1.0, None], "phase_deg": [3.0, None], "delay_ns": [0.0, None]}
+        },
+        "phase_gradient": None,
+    }
+    gradient = {"east_arcsec": 9.0, "north_arcsec": 2.0}
+    for neighbours in ([], [one], [one, one | {"hours": 23.9, "phase_gradient": gradient}]):
+        registered = {"set_name": "x", "status": "active", "gates": {"neighbours": neighbours}}
+        drawn(lambda registered=registered: draw_neighbours(registered), tmp_path)
 
 
 def test_all_plots_are_tested_here():
