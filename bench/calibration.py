@@ -16,7 +16,7 @@ from bench.full_size import CONFIG, convert_and_concat
 from contimg.calibration import apply as application
 from contimg.calibration import casa_tasks
 from contimg.calibration import tables as caltables
-from contimg.calibration.weighing import weigh
+from contimg.calibration.weighing import row_means, weigh
 from contimg.config import CalibrationConfig, Config, FlaggingConfig, PathsConfig
 from contimg.simulate import Simulation, antenna_gains, read_sky, simulate_group
 from contimg.stages.prepare import prepare
@@ -135,7 +135,7 @@ def calibrate(ms: Path, tables: dict, nant: int):
         CORRECTED_DATA=found.data,
         FLAG=found.flags,
         WEIGHT_SPECTRUM=weights,
-        WEIGHT=weights.mean(axis=2),
+        WEIGHT=row_means(weights),
     )
     return found.data, found.rows, found.flags
 

@@ -16,10 +16,9 @@ def _reweigh(weights, sigma, row_weight):
     a full integration.
 
     They may have been scaled before; `sigma` (ntime, nbaseline, npol), which describes DATA and is
-    written once, keeps the mean share of samples of a row. Returns the new mean of each row.
+    written once, keeps the mean share of samples of a row.
     """
     ntime, nbaseline, nchan, npol = weights.shape
-    mean = np.zeros((ntime, nbaseline, npol), np.float32)
     for t in prange(ntime):
         for b in range(nbaseline):
             for p in range(npol):
@@ -33,21 +32,35 @@ def _reweigh(weights, sigma, row_weight):
                 factor = row_weight[b, p] * nchan / (total * sigma[t, b, p] ** 2)
                 for c in range(nchan):
                     weights[t, b, c, p] *= factor
-                mean[t, b, p] = factor * total / nchan
+
+
+@njit(parallel=True, cache=True)
+def row_means(weights):
+    """WEIGHT of each row, (ntime, nbaseline, npol): the mean of its WEIGHT_SPECTRUM."""
+    ntime, nbaseline, nchan, npol = weights.shape
+    mean = np.zeros((ntime, nbaseline, npol), np.float32)
+    for t in prange(ntime):
+        for b in range(nbaseline):
+            for p in range(npol):
+                total = 0.0
+                for c in range(nchan):
+                    total += weights[t, b, c, p]
+                mean[t, b, p] = total / nchan
     return mean
 
 
 def shares(ms: Path, rows: mset.Rows) -> np.ndarray:
     """Share of a full integration's samples in each visibility (ntime, nbaseline, nchan, npol), as
     conversion wrote it."""
-    return _scaled(ms, rows, np.ones((rows.shape[1], 2)))[0]
+    return _scaled(ms, rows, np.ones((rows.shape[1], 2)))
 
 
-def _scaled(ms: Path, rows: mset.Rows, row_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _scaled(ms: Path, rows: mset.Rows, row_weight: np.ndarray) -> np.ndarray:
     weights, sigma = (
         mset.read_grid(ms, name, rows.shape[0]) for name in ("WEIGHT_SPECTRUM", "SIGMA")
     )
-    return weights, _reweigh(weights, sigma, row_weight)
+    _reweigh(weights, sigma, row_weight)
+    return weights
 
 
 def weigh(
@@ -86,7 +99,7 @@ def weigh(
     # Rows that are flagged as a whole get a typical weight: FLAG keeps them out, and 0 would mean
     # no data for good.
     row_weight = np.where(np.isfinite(row_weight), row_weight, np.nanmedian(row_weight[cross]))
-    weights, _ = _scaled(ms, rows, row_weight)
+    weights = _scaled(ms, rows, row_weight)
     return (
         {
             "mean_amplitude_jy": float(amplitude),

@@ -91,7 +91,11 @@ def apply_set(
     refined = refine.refine_and_correct(ms, group, one, config, far_found, found.change)
     findings += _of_sky(refined, config) + refined["findings"]
     mset.write_columns(
-        ms, CORRECTED_DATA=data, FLAG=flags, WEIGHT_SPECTRUM=weights, WEIGHT=weights.mean(axis=2)
+        ms,
+        CORRECTED_DATA=data,
+        FLAG=flags,
+        WEIGHT_SPECTRUM=weights,
+        WEIGHT=weighing.row_means(weights),
     )
     for finding in findings:
         if finding.level != "good":
