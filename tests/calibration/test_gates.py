@@ -1,5 +1,7 @@
 """Gates without a catalogue: each fires on what is wrong, and stays quiet on what is right."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -249,7 +251,7 @@ def test_one_antenna_later_is_a_cable_and_all_along_the_array_a_clock():
     assert numbers["phase_gradient"]["north_arcsec"] == pytest.approx(-3, abs=1)
     words = [one.words for one in found if one.level == "warn"]
     assert [w.rpartition(": ")[2] for w in words if w.startswith("changed since")] == ["6"]
-    assert any("a clock (0.80 s), or a position" in w for w in words)
+    assert any(re.search(r"a clock \(0\.(7|8)\d s\), or a position", w) for w in words)
 
 
 def test_a_set_without_a_solution_is_judged_and_no_error(uvw):
