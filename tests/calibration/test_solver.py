@@ -21,7 +21,7 @@ from contimg.errors import (
     ValidationError,
 )
 from contimg.findings import of_level
-from contimg.paths import CHANGING_MARK
+from contimg.paths import CHANGING_MARK, Paths
 from contimg.queue.groups import RawFile, form_groups
 from contimg.simulate import Simulation, antenna_gains, simulate_group
 from contimg.sky import prediction, skymodel
@@ -592,6 +592,35 @@ def test_apply_notices_a_set_that_is_far_from_the_catalogue(solved, tmp_path, fi
         re.match(r"noise is 0\.(59|60) times that of the set.s own observation; warn", w)
         for w in of_level(wrong["gates"]["findings"], "warn")
     )
+
+
+def test_gains_between_two_sets_are_applied_and_their_difference_is_an_error(solved, tmp_path):
+    """The other set's gains are 1.1 times these: half way, amplitudes are 1.1 times less."""
+    ms, result, database, config = solved_again(solved, tmp_path)
+    chosen = registry.select_for(database, result["mid_mjd"], DEC_DEG, config.calibration)
+    assert chosen["between"] is None
+    other = {kind: tmp_path / f"other.{kind}" for kind in result["tables"]}
+    for kind, path in result["tables"].items():
+        shutil.copytree(path, other[kind])
+    with mset.open_table(other["G"], readonly=False) as table:
+        table.putcol("CPARAM", 1.1 * table.getcol("CPARAM"))
+    between = {
+        "set_name": "other",
+        "tables": {kind: str(path) for kind, path in other.items()},
+        "checksums": [files.checksum(path) for path in other.values()],
+        "share": 0.5,
+    }
+    found = apply_set(ms, ms.stem, chosen | {"between": between}, DEC_DEG, config, None)
+    assert found["model_fit"] == pytest.approx(1 / 1.1, abs=0.01)
+    assert found["between"]["flux_ratio"] == pytest.approx(1.1**-2, abs=0.001)
+    assert found["between"]["interpolated"] == pytest.approx(1)
+    refined = files.read_json(Paths.of(config).result(ms.stem, "refine"))
+    assert refined["flux_scale"]["set_error"] == pytest.approx((1 - 1.1**-2) / 2, rel=0.1)
+    # one that was altered since is not used
+    wrong = between | {"checksums": ["0"] * len(other)}
+    found = apply_set(ms, ms.stem, chosen | {"between": wrong}, DEC_DEG, config, None)
+    assert found["model_fit"] == pytest.approx(1, abs=0.01)
+    assert "between" not in found
 
 
 def test_tables_with_every_solution_flagged_leave_nothing_to_image(solved, tmp_path):

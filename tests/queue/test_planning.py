@@ -106,6 +106,22 @@ def test_a_target_depends_on_the_nearest_calibrator_of_its_run(config, observe):
     }
 
 
+def test_a_target_between_two_calibrators_of_its_run_waits_for_both(config, observe):
+    """Its gains are interpolated, whatever the order of processing."""
+    after = "2026-03-03T19:59:14"
+    for group in (CALIBRATOR_START, TARGET_START, after):
+        observe(group)
+    found = plans(config)
+    target = found[TARGET_START]
+    assert found[after].calibrators
+    assert (target.calset, target.needs) == (CALIBRATOR_START, (CALIBRATOR_START, after))
+    session = session_of(config, found)
+    assert session.waits_for(TARGET_START) == [CALIBRATOR_START, after]
+    # a set that is there is not waited for
+    solved(config, after, found[after].mid_mjd)
+    assert plans(config)[TARGET_START].needs == (CALIBRATOR_START,)
+
+
 def test_a_choice_that_was_made_stays_though_a_nearer_set_comes(config, observe):
     observe(TARGET_START)
     target = plans(config)[TARGET_START]
