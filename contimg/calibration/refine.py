@@ -273,13 +273,16 @@ class SourceFit:
             root = np.sqrt(weights.sum(axis=-1))
             weighted = models(t) * root
             number = len(weighted)
+            # in double precision: sums must not depend on how many threads make them
             terms = np.concatenate(
-                [weighted.real.reshape(number, -1), weighted.imag.reshape(number, -1)], axis=1
+                [weighted.real.reshape(number, -1), weighted.imag.reshape(number, -1)],
+                axis=1,
+                dtype=float,
             )
             share = weights / np.where(root > 0, root, 1)[..., None]
             data = coarse.data[t, :, channels]
             self.parts.append((terms, share, data, rest(t) * root))
-            normal = normal + (terms @ terms.T).astype(float)
+            normal = normal + terms @ terms.T
         # catalogues are seldom wrong by as much as this: what the data cannot tell stays at 1
         self.prior = 1 / 0.5**2
         self.inverse = np.linalg.inv(normal + self.prior * np.eye(len(normal)))
@@ -340,9 +343,9 @@ def companion(
     turns         u and v in wavelengths, (nvis, 2)
     """
     steps = np.radians(np.arange(-_BESIDE_ARCSEC, _BESIDE_ARCSEC + 1, _STEP_ARCSEC) / 3600)
-    along = [np.exp(-2j * np.pi * turns[:, k, None] * steps).astype(np.complex64) for k in (0, 1)]
+    along = [np.exp(-2j * np.pi * turns[:, k, None] * steps) for k in (0, 1)]
     power = float((weights * np.abs(source) ** 2).sum())
-    product = (weights * left * np.conj(source)).astype(np.complex64)
+    product = (weights * left * np.conj(source)).astype(complex)
     image = ((along[0] * product[:, None]).T @ along[1]).real / max(power, 1e-30)
     away = np.hypot(*np.meshgrid(steps, steps, indexing="ij"))
     image[(away < np.radians(_APART_ARCSEC / 3600)) | (away > steps[-1])] = 0
