@@ -21,6 +21,7 @@ _SECOND_DIFFERENCE = np.sqrt(6.0)  # rms of v[k-1] - 2 v[k] + v[k+1] per rms of 
 # visibilities of a baseline that are enough for its noise: 1.2 % each, and antennas average it
 _NOISE_SAMPLE = 8192
 _CHANNELS_AROUND = 11
+_POWER_TIMES, _LOUD = 6, 1.1  # integrations for a baseline's power; times the median one's
 # Cells in which the sky of the beam is coherent: so long that sources in the far sidelobes, whose
 # fringes turn faster, are not.
 _COHERENCE_CELL_S, _COHERENCE_CELL_HZ = 160.0, 4e6
@@ -157,6 +158,43 @@ def _array_power(data, flags, noise, use):
             for p in range(npol):
                 power[t, c, p] = power[t, c, p] / count[t, c, p] if count[t, c, p] else np.nan
     return power, count
+
+
+@njit(parallel=True, cache=True)
+def _baseline_power(data, flags, noise):
+    """Mean of |V|^2 / noise^2 of each baseline (nbaseline,), in some integrations; NaN where there
+    is nothing."""
+    ntime, nbaseline, nchan, npol = data.shape
+    power = np.full(nbaseline, np.nan)
+    step = max(1, ntime // _POWER_TIMES)
+    for b in prange(nbaseline):
+        total, count = 0.0, 0
+        for t in range(0, ntime, step):
+            for c in range(nchan):
+                for p in range(npol):
+                    if not flags[t, b, c, p] and noise[b, p] > 0:
+                        v = data[t, b, c, p]
+                        total += (v.real**2 + v.imag**2) / noise[b, p] ** 2
+                        count += 1
+        if count:
+            power[b] = total / count
+    return power
+
+
+def quiet_baselines(*, data, flags, noise, cross: np.ndarray) -> np.ndarray:
+    """Baselines (nbaseline,) that interference is looked for on: not those that see far more than
+    most do.
+
+    Interference is on all of them; a source in the far sidelobes is on the short ones of one arm,
+    where its beats with the field go up and down along the channels, on all of these alike.
+    """
+    power = _baseline_power(data, flags, noise)
+    known = cross & np.isfinite(power)
+    if not known.any():
+        return cross
+    with np.errstate(invalid="ignore"):
+        quiet = known & (power <= _LOUD * np.median(power[known]))
+    return quiet
 
 
 @njit(parallel=True, cache=True)
@@ -455,7 +493,8 @@ def flag(
     flags[:, ~cross] = True
     if options.strategy == "mad":
         noise = baseline_noise(data, flags)
-        power, count = _array_power(data, flags, noise, cross)
+        quiet = quiet_baselines(data=data, flags=flags, noise=noise, cross=cross)
+        power, count = _array_power(data, flags, noise, quiet)
         bad, result.rfi_channels, result.rfi_integrations = rfi_times_channels(
             power=power, count=count, options=options
         )
