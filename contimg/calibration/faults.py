@@ -32,6 +32,11 @@ class Fault:
     words: str
     polarisation: int | None = None  # the one, where the other is well
 
+    def among(self, ant_1: np.ndarray, ant_2: np.ndarray) -> tuple[np.ndarray, slice | int]:
+        """Its baselines (nbaseline,), and polarisations."""
+        mine = np.isin(ant_1, self.antennas) | np.isin(ant_2, self.antennas)
+        return mine, slice(None) if self.polarisation is None else self.polarisation
+
 
 def find(
     *,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numba import njit, prange
 
 from contimg.errors import ValidationError
 from contimg.sky import catalogues
@@ -72,46 +71,6 @@ class Calibrated:
     # of the autocorrelations, (nant, nchan, npol); and with the other polarisation's gains
     spectra: np.ndarray | None = None
     other_spectra: np.ndarray | None = None
-
-
-@njit(parallel=True, cache=True)
-def _fit_sums(data, flags, model, cross):
-    """For each baseline: sums of |M|^2, of Re(D conj(M)), of |D|^2, and the number of real values;
-    (nbaseline, 4)."""
-    ntime, nbaseline, nchan, npol = data.shape
-    found = np.zeros((nbaseline, 4))
-    for b in prange(nbaseline):
-        if cross[b]:
-            for t in range(ntime):
-                for c in range(nchan):
-                    m = model[t, b, c]
-                    for p in range(npol):
-                        if not flags[t, b, c, p]:
-                            v = data[t, b, c, p]
-                            found[b, 0] += m.real**2 + m.imag**2
-                            found[b, 1] += v.real * m.real + v.imag * m.imag
-                            found[b, 2] += v.real**2 + v.imag**2
-                            found[b, 3] += 2
-    return found
-
-
-def model_fit(
-    *, data, flags, model, ant_1, ant_2
-) -> tuple[float, float, dict[int, tuple[float, float]]]:
-    """Amplitude of the model (ntime, nbaseline, nchan) in the data, and its error; a least-squares
-    fit; no fit is (0, inf). And the same of each antenna's baselines."""
-
-    def fitted(power: float, up: float, scatter: float, values: float) -> tuple[float, float]:
-        if not (power > 0 and values > 0):
-            return 0.0, np.inf
-        fit = up / power
-        return float(fit), float(np.sqrt(max(scatter - fit**2 * power, 0) / values / power))
-
-    found = _fit_sums(data, flags, model, ant_1 != ant_2)
-    antennas = np.unique(np.concatenate([ant_1, ant_2]))
-    return *fitted(*found.sum(axis=0)), {
-        int(a): fitted(*found[(ant_1 == a) ^ (ant_2 == a)].sum(axis=0)) for a in antennas
-    }
 
 
 def modelled_share(sources, calibrator, catalogue, centre_deg) -> float:

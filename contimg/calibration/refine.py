@@ -68,6 +68,10 @@ class Sums:
     total: np.ndarray
     count: np.ndarray
 
+    def scaled(self, factor: float) -> "Sums":
+        """For a model so many times as bright."""
+        return Sums(self.product * factor, self.power * factor**2, self.total, self.count)
+
     def chi_squared(self, gain: np.ndarray, ant_1: np.ndarray, ant_2: np.ndarray) -> np.ndarray:
         """Of every time, baseline and polarisation, for gains (ntime, nant, npol); its expectation
         is twice the number of values."""
@@ -501,9 +505,8 @@ def tried(
     found  of data without these gains, and a model that is `sky` times less
     """
     ones = np.ones_like(gains.gain)
-    scaled = Sums(found.product * sky, found.power * sky**2, found.total, found.count)
     before = _best_of_scale(found, ones, coarse)
-    after = scaled.chi_squared(gains.gain, coarse.ant_1, coarse.ant_2).sum()
+    after = found.scaled(sky).chi_squared(gains.gain, coarse.ant_1, coarse.ant_2).sum()
     weight = coarse.weights.sum(axis=2, dtype=float)
     kept = np.abs(gains.gain[:, coarse.ant_1] * gains.gain[:, coarse.ant_2]) ** 2
     lost = gains.lost[coarse.ant_1] | gains.lost[coarse.ant_2]
@@ -531,5 +534,4 @@ def _best_of_scale(found: Sums, gain: np.ndarray, coarse: Coarse) -> float:
     """Chi squared with the best common factor of the model: a wrong flux scale is not the gains'
     fault."""
     factor = found.product.real.sum() / max(found.power.sum(), 1e-30)
-    scaled = Sums(found.product * factor, found.power * factor**2, found.total, found.count)
-    return scaled.chi_squared(gain, coarse.ant_1, coarse.ant_2).sum()
+    return found.scaled(factor).chi_squared(gain, coarse.ant_1, coarse.ant_2).sum()

@@ -201,8 +201,7 @@ def _of_both_sets(scale: dict, change: Mapping | None) -> None:
 def _flag(one: Calibrated, faulty: Sequence[faults.Fault]) -> None:
     """Flag antennas, in place."""
     for fault in faulty:
-        mine = np.isin(one.rows.ant_1, fault.antennas) | np.isin(one.rows.ant_2, fault.antennas)
-        which = slice(None) if fault.polarisation is None else fault.polarisation
+        mine, which = fault.among(one.rows.ant_1, one.rows.ant_2)
         one.flags[:, mine, :, which] = True
 
 
@@ -444,8 +443,7 @@ def _without(
     """Without antennas that are to be flagged."""
     good = np.ones((len(coarse.ant_1), coarse.weights.shape[3]), np.float32)
     for fault in faulty:
-        mine = np.isin(coarse.ant_1, fault.antennas) | np.isin(coarse.ant_2, fault.antennas)
-        good[mine, slice(None) if fault.polarisation is None else fault.polarisation] = 0
+        good[fault.among(coarse.ant_1, coarse.ant_2)] = 0
     coarse = replace(coarse, weights=coarse.weights * good[:, None])
     kept = (found.product, found.power, found.total, found.count)
     return coarse, refine.Sums(*(values * good for values in kept))
