@@ -55,6 +55,8 @@ class _Transforms:
             wgt=self.weights,
             npix_x=self.npix,
             npix_y=self.npix,
+            # threads add up in any order: rounded less, the clean seldom takes another way
+            double_precision_accumulation=True,
             **self._common(exact, epsilon),
         )
         dirty /= np.float32(self.weights.sum(dtype=np.float64))
