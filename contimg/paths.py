@@ -21,6 +21,7 @@ FAST_SUFFIX = ".fast"
 QUICK_MARK = ".quick"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
+SMEARING_FITS = "smearing.fits"
 SLANTED_FITS = "slanted.fits"  # imaging.slanted_fits
 REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
 OTHER_PLOTS = ("thumbnail", "residual", "beam", "spectra", "bandpass", "gains", "refinement")
@@ -65,7 +66,7 @@ class Paths:
         return self.products / "caltables" / f"{group}.field.gcal"
 
     def image(self, group: str, suffix: str, quick: bool = False) -> Path:
-        """Image product, by the suffixes of CASA_IMAGES, FITS_IMAGES, SLANTED_FITS."""
+        """Image product, by its suffix."""
         return self.products / "images" / f"{group}{QUICK_MARK if quick else ''}.{suffix}"
 
     def quicklook(self, group: str, ending: str) -> Path:

@@ -18,11 +18,13 @@ from contimg.imaging.interface import Beam, Deconvolved
 from contimg.imaging.plane import Plane
 from contimg.imaging.restoring import model_of
 from contimg.imaging.stokes import StokesI
-from contimg.paths import CASA_IMAGES, FITS_IMAGES, SLANTED_FITS
+from contimg.paths import CASA_IMAGES, FITS_IMAGES, SLANTED_FITS, SMEARING_FITS
 from contimg.sky.beam import airy_beam, drift_beam, read_beam
 from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
 from contimg.store.files import publish, remove
 from contimg.visibilities import measurement_set as mset
+
+_SMOOTH_PIXELS = 129
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,15 @@ def _write_fits(path: Path, array: np.ndarray, head: fits.Header, checksum: bool
     fits.PrimaryHDU(values, head).writeto(path, checksum=checksum, overwrite=True)
 
 
+def _few_pixels(grid: Grid, values: np.ndarray) -> tuple[Grid, np.ndarray]:
+    """Every so many pixels of a smooth map; the centre's is among them, in the middle."""
+    step = -(-grid.npix // _SMOOTH_PIXELS)
+    each_way = (grid.npix // 2) // step, (grid.npix - 1 - grid.npix // 2) // step
+    centre, reach = grid.npix // 2, min(each_way)
+    kept = slice(centre - reach * step, centre + reach * step + 1, step)
+    return Grid(2 * reach + 1, grid.cell_deg * step, grid.centre_deg), values[kept, kept]
+
+
 def write_products(
     *,
     prefix_of,
@@ -154,14 +165,18 @@ def write_products(
     image: np.ndarray,
     result: Deconvolved,
     pb: np.ndarray,
+    smearing: np.ndarray,
     summary: Mapping,
     options,
     keywords: Mapping,
     slanted: tuple[np.ndarray, Plane] | None = None,
 ) -> dict[str, Path]:
     """Write every product into `work`, then move each to its final name (`prefix_of(suffix)`);
-    returns them by suffix. `slanted`: the image on a plane's grid, too."""
-    blank = np.where(pb >= options.beam_limit, pb, np.nan)
+    returns them by suffix. `slanted`: the image on a plane's grid, too.
+
+    Peaks are divided by beam `pb` and `smearing`. The latter is smooth: its file has few pixels.
+    """
+    blank = np.where(pb >= options.beam_limit, pb * smearing, np.nan)
     arrays = {
         "image": (image, "Jy/beam"),
         "image.pbcor": (image / blank, "Jy/beam"),
@@ -188,6 +203,11 @@ def write_products(
                 written[fits_of[suffix]] = as_fits
             else:
                 as_fits.unlink()
+    if not options.skip_fits:
+        written[SMEARING_FITS] = work / SMEARING_FITS
+        few, values = _few_pixels(grid, smearing)
+        head = header(few, result.beam, summary, "", keywords)
+        _write_fits(written[SMEARING_FITS], values, head, checksum=True)
     if slanted is not None:
         written[SLANTED_FITS] = work / SLANTED_FITS
         values, plane = slanted
@@ -196,7 +216,7 @@ def write_products(
         head = header(wide, result.beam, summary, "Jy/beam", dict(keywords) | of_plane)
         _write_fits(written[SLANTED_FITS], values, head, checksum=True)
     final = {}
-    for suffix in (*CASA_IMAGES, *FITS_IMAGES, SLANTED_FITS):
+    for suffix in (*CASA_IMAGES, *FITS_IMAGES, SMEARING_FITS, SLANTED_FITS):
         target = prefix_of(suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(target)

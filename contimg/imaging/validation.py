@@ -65,6 +65,7 @@ def compare_catalogue(
     image: np.ndarray,
     beam: Beam,
     pb: np.ndarray,
+    smearing: np.ndarray,
     grid,
     rms_jy: float,
     catalogue: pd.DataFrame,
@@ -76,10 +77,13 @@ def compare_catalogue(
 
     Ratios and offsets count sources above GOOD_SIGMA at beam responses over a half. The catalogue's
     fluxes are taken to the image's frequency with their spectral indices.
+
+    pb, smearing  what beam and smearing leave of a peak, (npix, npix)
     """
     catalogue = catalogue[catalogue.flux_jy.values > 0]
     wcs, rows = grid.wcs(), []
-    for source, response in _in_image(catalogue, grid, pb, options.beam_limit):
+    for source, pixel in _in_image(catalogue, grid, pb, options.beam_limit):
+        response = pb[pixel]
         expected_jy = source.flux_jy * (freq_hz / 1.4e9) ** source.alpha
         if expected_jy * response < DETECTION_SIGMA * rms_jy:
             continue
@@ -93,7 +97,7 @@ def compare_catalogue(
                 "ra_deg": source.ra_deg,
                 "dec_deg": source.dec_deg,
                 "catalogue_jy": expected_jy,
-                "flux_jy": peak / response,
+                "flux_jy": peak / response / smearing[pixel],
                 "east_arcsec": east,
                 "north_arcsec": north,
                 "snr": peak / rms_jy,
@@ -114,8 +118,8 @@ def compare_catalogue(
 
 def _in_image(
     catalogue: pd.DataFrame, grid, pb: np.ndarray, beam_limit: float
-) -> Iterator[tuple[Any, float]]:
-    """Sources inside the image and its beam, each with the beam's response there."""
+) -> Iterator[tuple[Any, tuple[int, int]]]:
+    """Sources inside the image and its beam, each with its pixel."""
     if not len(catalogue):
         return
     x, y = grid.wcs().wcs_world2pix(catalogue.ra_deg.values, catalogue.dec_deg.values, 0)
@@ -127,9 +131,9 @@ def _in_image(
         y[inside].round().astype(int),
         strict=True,
     ):
-        response = pb[min(i, grid.npix - 1), min(j, grid.npix - 1)]
-        if response >= beam_limit:
-            yield source, response
+        pixel = min(i, grid.npix - 1), min(j, grid.npix - 1)
+        if pb[pixel] >= beam_limit:
+            yield source, pixel
 
 
 def _summary(table: pd.DataFrame, rms_jy: float) -> dict:

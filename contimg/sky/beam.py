@@ -124,8 +124,6 @@ def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_b
     Returns shape (nx, ny). The beam varies over degrees, so it is computed on a coarse grid and
     interpolated by a bicubic spline (error below 1e-6).
     """
-    from scipy.interpolate import RectBivariateSpline
-
     coarse_l = np.linspace(l.min(), l.max(), _COARSE_PIXELS)
     coarse_m = np.linspace(m.min(), m.max(), _COARSE_PIXELS)
     grid_l, grid_m = np.meshgrid(coarse_l, coarse_m, indexing="ij")
@@ -137,7 +135,15 @@ def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_b
         sine, flat = np.sqrt(np.clip(1 - cosine**2, 0, 1)), np.hypot(grid_l - l0, grid_m - m0)
         shrink = sine / np.where(flat > 0, flat, 1)
         average += weight * response((grid_l - l0) * shrink, (grid_m - m0) * shrink)
-    spline = RectBivariateSpline(coarse_l, coarse_m, average)
+    return between_pixels(coarse_l, coarse_m, average, l, m)
+
+
+def between_pixels(coarse_l, coarse_m, values, l, m) -> np.ndarray:
+    """A smooth map of (growing) coarse_l and coarse_m, at l (nx,) and m (ny,), growing or falling,
+    by a bicubic spline: (nx, ny), float32."""
+    from scipy.interpolate import RectBivariateSpline
+
+    spline = RectBivariateSpline(coarse_l, coarse_m, values)
     forward, upward = (1 if x[-1] > x[0] else -1 for x in (l, m))
     fine = spline(l[::forward], m[::upward]).astype(np.float32)
     return fine[::forward, ::upward]

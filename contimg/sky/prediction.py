@@ -136,6 +136,47 @@ def _smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.n
     )
 
 
+def mean_smearing(
+    *, vectors, shares, phase_axes, pointing, positions_m, ant_1, ant_2, freq_hz, weights, smearing
+) -> np.ndarray:
+    """What smearing leaves of the peaks of sources in an image, (nsource,).
+
+    vectors  apparent, (ntime, nsource, 3)
+    shares   of a source's flux that the beam passes, (ntime, nsource)
+    weights  of the image, (ntime, nbaseline, nchan); the other arguments as of `predictor`
+    """
+    used = np.unique(np.concatenate([ant_1, ant_2]))
+    one, two = np.searchsorted(used, ant_1), np.searchsorted(used, ant_2)
+    antennas_m = meridian_frame_m(positions_m[used])
+    kept, total = np.zeros(shares.shape[1]), np.zeros(shares.shape[1])
+    for t in range(len(vectors)):
+        path = antennas_m @ (vectors[t] - phase_axes[t, 2]).T
+        smear = _smearing_turns(antennas_m, vectors[t] - pointing, path, smearing)
+        left = _weigh_smearing(smear, one, two, freq_hz / SPEED_OF_LIGHT_M_S, weights[t])
+        kept += shares[t] * left
+        total += shares[t] * weights[t].sum(dtype=float)
+    return np.where(total > 0, kept / np.where(total > 0, total, 1), 1.0)
+
+
+@njit(parallel=True, cache=True)
+def _weigh_smearing(smear, one, two, waves_per_m, weights):
+    """Sum of weights (nbaseline, nchan) times what smearing leaves of each source."""
+    kept = np.zeros(smear.shape[2])
+    for s in prange(len(kept)):
+        for b in range(len(one)):
+            i, j = one[b], two[b]
+            across = (
+                _sinc(smear[1, i, s] - smear[1, j, s])
+                * _sinc(smear[2, i, s] - smear[2, j, s])
+                / _sinc(smear[3, i, s] - smear[3, j, s])
+            )
+            for c in range(len(waves_per_m)):
+                if weights[b, c] > 0:
+                    turns = (smear[0, i, s] - smear[0, j, s]) * waves_per_m[c]
+                    kept[s] += weights[b, c] * across * _sinc(turns)
+    return kept
+
+
 @njit(cache=True, fastmath=True)
 def _sinc(turns):
     """sin(pi x) / (pi x); inside the first null by its series (to 1e-6), which is quicker."""

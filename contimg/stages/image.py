@@ -18,6 +18,7 @@ from contimg.imaging.bright import Subtracted, bright_sources, subtract
 from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, backend, robust_rms
 from contimg.imaging.plane import Plane, between_grids
 from contimg.imaging.restoring import expected_beam, restore
+from contimg.imaging.smearing import smearing_map
 from contimg.imaging.stokes import StokesI, read_stokes_i
 from contimg.imaging.validation import assess, compare_catalogue, used_of
 from contimg.paths import Paths
@@ -95,6 +96,7 @@ def image_group(
     ]
     taken, absent = _subtract_bright(averaged, stokes, catalogue, options, own)
     grid, pb, summary = files.primary_beam(stokes, averaged, options)
+    smearing = smearing_map(stokes, averaged, *grid.axes_lm())
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
     gated = _found_before(group, converted, applied or {})
@@ -104,7 +106,7 @@ def image_group(
         del stokes, averaged  # a gigabyte
         result, cleaned = _clean(ImageRequest(inputs, options, Path(work), threads, logfile))
         result.notes = expected | result.notes
-        _put_back(result, taken, grid)
+        _put_back(result, taken, grid, smearing)
         image = restore(
             residual=result.residual,
             components=result.components,
@@ -118,6 +120,7 @@ def image_group(
             image=image,
             beam=result.beam,
             pb=pb,
+            smearing=smearing,
             grid=grid,
             rms_jy=numbers["rms_jy"],
             catalogue=in_image,
@@ -129,6 +132,7 @@ def image_group(
         )
         science = chosen["science"] and options.mode == "full" and not of_level(gated, "fail")
         verdict = _Verdict(judged, findings, science, config, options.mode)
+        least = float(smearing[pb >= 0.5].min(initial=1.0))
         keywords = {
             "OBJECT": group,
             "RMS": numbers["rms_jy"],
@@ -139,6 +143,7 @@ def image_group(
             "CLEANED": cleaned,
             "ANTENNAS": len(used.antennas),
             "DATAFRAC": round(used.data, 4),
+            "SMEARING": round(1 - least, 5),
             **_of_calibration(chosen, refined or {}),
             **verdict.keywords(),
             **_of_origin(config),
@@ -150,6 +155,7 @@ def image_group(
             image=image,
             result=result,
             pb=pb,
+            smearing=smearing,
             summary=summary,
             options=options,
             keywords=keywords,
@@ -164,6 +170,7 @@ def image_group(
         **numbers,
         **result.notes,
         **_of_place(grid, pb, summary, options),
+        "smearing_loss": 1 - least,
         "subtracted": [one.summary for one in taken],
         "bright_not_found": absent,
         **verdict.as_json(),
@@ -401,12 +408,16 @@ def _slanted(result: Deconvolved, options: ImagingConfig) -> tuple[np.ndarray, P
     return image, plane
 
 
-def _put_back(result: Deconvolved, taken: Sequence[Subtracted], grid: files.Grid) -> None:
-    """Subtracted sources inside the image, at their mean apparent flux, are components of it."""
+def _put_back(
+    result: Deconvolved, taken: Sequence[Subtracted], grid: files.Grid, smearing: np.ndarray
+) -> None:
+    """Subtracted sources inside the image, at their mean apparent flux, are components of it,
+    smeared as all others are."""
     wcs = grid.wcs()
     for one in taken:
         x, y = wcs.wcs_world2pix(one.source.ra_deg, one.source.dec_deg, 0)
         if np.isfinite([x, y]).all() and min(x, y) >= 0 and max(x, y) <= grid.npix - 1:
-            point = [float(x), float(y), one.mean_apparent_jy]
+            kept = float(smearing[round(float(x)), round(float(y))])
+            point = [float(x), float(y), one.mean_apparent_jy * kept]
             result.components = np.vstack([result.components, point])
             one.summary["put_back"] = True

@@ -15,6 +15,7 @@ from contimg.imaging import files
 from contimg.imaging.averaging import average
 from contimg.imaging.interface import Diverged, ImageRequest, backend, robust_rms
 from contimg.imaging.restoring import expected_beam, restore
+from contimg.imaging.smearing import smearing_map
 from contimg.imaging.stokes import StokesI
 from contimg.sky.catalogues import DEFAULT_ALPHA
 from contimg.sky.skymodel import Source
@@ -35,6 +36,7 @@ def own_sources(
     options = _options(stokes, config)
     averaged = average(stokes, options)
     grid, pb, summary = files.primary_beam(stokes, averaged, options)
+    response = pb * smearing_map(stokes, averaged, *grid.axes_lm())
     with tempfile.TemporaryDirectory(prefix="contimg-own-") as work:
         imager = backend(options.backend)
         inputs = imager.prepare(averaged, stokes, Path(work))
@@ -59,7 +61,7 @@ def own_sources(
     for x, y in np.argwhere(is_peak):
         peak_jy, dx, dy = _peak(image[x - 1 : x + 2, y - 1 : y + 2])
         ra_deg, dec_deg = wcs.wcs_pix2world(x + dx, y + dy, 0)
-        flux_jy = peak_jy / pb[x, y] * (1.4e9 / summary["freq_hz"]) ** DEFAULT_ALPHA
+        flux_jy = peak_jy / response[x, y] * (1.4e9 / summary["freq_hz"]) ** DEFAULT_ALPHA
         name = f"own {len(sources)}"
         sources.append(Source.power_law(name, float(ra_deg), float(dec_deg), float(flux_jy)))
     return sources

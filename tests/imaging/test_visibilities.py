@@ -11,8 +11,10 @@ from contimg.errors import ConfigError
 from contimg.findings import of_level
 from contimg.imaging.averaging import MAX_LOSS, average, plan_averaging, smearing
 from contimg.imaging.bright import bright_sources, subtract
+from contimg.imaging.files import primary_beam
 from contimg.imaging.interface import Beam, ImageRequest, backend, robust_rms
 from contimg.imaging.restoring import restore
+from contimg.imaging.smearing import smearing_map
 from contimg.imaging.stokes import StokesI
 from contimg.imaging.validation import Used, assess
 from contimg.simulate import station_positions
@@ -383,3 +385,40 @@ def test_one_channel_is_enough_to_subtract_a_source():
     assert taken.summary["fitted_over_catalogue"] == pytest.approx(1, abs=0.02)
     stokes.weights[...] = 0
     assert subtract([source], [], stokes) == ([], ["a"])
+
+
+def test_the_smearing_map_is_what_is_left_of_peaks():
+    """1.35 and 1.77 deg off, in all four directions, summed by hand."""
+    stokes = observed(nchan=192, ntime=8, every=2)
+    mjd = stokes.rows.time_mjd[0] + np.arange(8) * 3 * 12.9 / 86400  # all of a group
+    stations = meridian_frame_m(stokes.observation.positions_m)
+    one, two = stokes.rows.ant_1, stokes.rows.ant_2
+    axes = track(*CENTRE_DEG, mjd).axes
+    uvw_m = np.einsum("tij,bj->tbi", axes, stations[one] - stations[two])
+    stokes = replace(stokes, rows=replace(stokes.rows, uvw_m=uvw_m, time_mjd=mjd))
+    options = ImagingConfig(imsize=3000, cell_arcsec=5.0, average_channels=2)
+    averaged = average(stokes, options)
+    grid, _, _ = primary_beam(stokes, averaged, options)
+    kept = smearing_map(stokes, averaged, *grid.axes_lm())
+    pointing, (ra0, dec0) = meridian_vector(np.radians(DEC_DEG)), CENTRE_DEG
+    seen = {"mjd": mjd, "phase_axes": axes, "pointing": pointing, "ant_1": one, "ant_2": two}
+    seen |= {"positions_m": stokes.observation.positions_m, "freq_hz": averaged.freq_hz}
+    width_hz = stokes.observation.channel_width_hz
+    smeared = Smearing(12.9, width_hz, averaged.channels * width_hz)
+    weights = averaged.weights.reshape(8, -1, len(averaged.freq_hz)).astype(float)
+    found = {}
+    for away_deg in (1.35, 1.77):
+        for name, e, n in (("E", 1, 0), ("W", -1, 0), ("N", 0, 1), ("S", 0, -1)):
+            dec = dec0 + n * away_deg
+            ra = ra0 + e * away_deg / np.cos(np.radians(dec))
+            source = Source.power_law("one", ra, dec, 1.0, 0.0)
+            whole = predict(sources=[source], **seen)
+            left = predict(sources=[source], smearing=smeared, **seen)
+            size = np.abs(whole)
+            peak = (weights * (left * np.conj(whole)).real / size).sum() / (weights * size).sum()
+            x, y = np.round(grid.wcs().wcs_world2pix(ra, dec, 0)).astype(int)
+            assert kept[x, y] == pytest.approx(peak, abs=3e-4)
+            found[name, away_deg] = peak
+    assert found["E", 1.77] < found["E", 1.35] < 0.99
+    x, y = grid.npix // 2, grid.npix // 2
+    assert kept[x, y] == pytest.approx(1, abs=2e-3)
