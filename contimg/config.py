@@ -436,6 +436,13 @@ class GatesConfig(_Section):
     gradient_arcsec: float = Field(
         5.0, gt=0, description="phases that moved along the array, as a shift of the sky, are said"
     )
+    moved_sky_arcsec: float = Field(
+        2.0, gt=0, description="a group's own phases that did so since its set, the same"
+    )
+    warn_parts: float = Field(
+        0.05, gt=0, description="flux of a part of band or time, or of X or Y, against the rest"
+    )
+    fail_parts: float = Field(0.5, gt=0, description="the same")
     warn_antennas_changed: float = Field(
         0.2, gt=0, le=1, description="share of the antennas that changed"
     )
@@ -540,6 +547,12 @@ class ValidationConfig(_Section):
     fail_flux: float = Field(0.2, gt=0, description="the same")
     warn_offset_arcsec: float = Field(1.0, gt=0, description="median offset from the catalogue")
     fail_offset_arcsec: float = Field(5.0, gt=0, description="the same")
+    warn_flux_place: float = Field(
+        0.08,
+        gt=0,
+        description="change of fluxes, against the catalogue, from the centre to half power",
+    )
+    fail_flux_place: float = Field(0.5, gt=0, description="the same")
     warn_lost: float = Field(
         0.1, ge=0, description="share of the catalogue's bright sources that were not found"
     )

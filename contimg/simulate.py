@@ -84,6 +84,21 @@ class Simulation:
     vanished: float = 0.0  # share that is not there
     exchanged: tuple[tuple[int, int], ...] = ()  # stations whose cables are, before the receivers
     exchanged_polarisations: tuple[int, ...] = ()  # stations whose X is Y, after the receivers
+    beam_wider: tuple[float, float] = (1.0, 1.0)  # to the east and north, than a dish of DISH_M
+    pointing_deg: tuple[float, float] = (0.0, 0.0)  # of all dishes, to the east and north
+    pointing_scatter_deg: float = 0.0  # rms of each dish's own, the same for one gain_seed
+    header_dec_deg: float | None = None  # declination that the header says, instead of the true one
+    clock_s: float = 0.0  # that time_array is late
+    conjugated: bool = False  # the correlator's output
+    # (station, east, north, up in m): where it is, off the place in the files
+    displaced: tuple[tuple[int, float, float, float], ...] = ()
+    exchanged_subbands: tuple[tuple[int, int], ...] = ()  # whose data are in each other's file
+    late_subbands: tuple[int, ...] = ()  # whose data are an integration late
+    brighter: tuple[tuple[str, float], ...] = ()  # (source, times the catalogue's flux)
+    resolved: tuple[tuple[str, float], ...] = ()  # (source, FWHM of a round Gaussian in arcsec)
+    noisy: tuple[tuple[int, float], ...] = ()  # (station, times the noise)
+    jammed: tuple[int, ...] = ()  # stations with interference of their own
+    lost: float = 0.0  # share of integrations of each file whose samples never arrived
 
 
 def tee() -> EarthLocation:
@@ -173,6 +188,16 @@ def _unit_vectors(hour_angle_rad: np.ndarray, dec_rad: np.ndarray) -> np.ndarray
     )
 
 
+def _beam_power(sim, directions, tracked, offset_deg, freq_hz) -> np.ndarray:
+    """Response (nsource, nchan) of a dish that points `offset_deg` to the east and north of the
+    tracked direction."""
+    east, north = np.array([0.0, 1.0, 0.0]), np.cross(tracked, [0.0, 1.0, 0.0])
+    along, up = directions @ east, directions @ north
+    aside, above = np.sin(np.radians(offset_deg))
+    wide, high = sim.beam_wider
+    return _airy_power(np.arcsin(np.hypot((along - aside) / wide, (up - above) / high)), freq_hz)
+
+
 def _airy_power(angle_rad: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
     """Response (nangle, nchan) of a uniformly lit dish."""
     x = np.pi * DISH_M * np.sin(angle_rad)[:, None] * freq_hz / SPEED_OF_LIGHT
@@ -201,11 +226,12 @@ def _far_places(names: tuple[str, ...], time: Time) -> SkyCoord:
 
 
 @njit(parallel=True, cache=True, fastmath=True)
-def _add_up(path_m, pace_m, flux_jy, freq_hz, width_hz, one, two, total):
+def _add_up(path_m, pace_m, flux_jy, voltage, freq_hz, width_hz, one, two, total):
     """Sum sources into `total` (nbaseline, nchan): V_ij, smeared where pace and width are not 0.
 
     path_m, pace_m  (nant, nsource): along the source, and how that changes in an integration
     flux_jy         (nsource, nchan)
+    voltage         (nant, nsource): of each dish, relative to the array's
     """
     nchan = len(freq_hz)
     step_hz = freq_hz[1] - freq_hz[0] if nchan > 1 else 0.0
@@ -216,6 +242,7 @@ def _add_up(path_m, pace_m, flux_jy, freq_hz, width_hz, one, two, total):
             turns_s = (pace_m[j, s] - pace_m[i, s]) / SPEED_OF_LIGHT
             across = np.pi * delay_s * width_hz
             kept = np.sin(across) / across if abs(across) > 1e-9 else 1.0
+            kept *= voltage[i, s] * voltage[j, s]
             phase, turn = 2 * np.pi * delay_s * freq_hz[0], 2 * np.pi * delay_s * step_hz
             now, by = complex(np.cos(phase), np.sin(phase)), complex(np.cos(turn), np.sin(turn))
             x, more = np.pi * turns_s * freq_hz[0], np.pi * turns_s * step_hz
@@ -244,20 +271,31 @@ def _visibilities(sim, positions_m, order, times, freq_hz, width_hz, sources):
         freq_hz / REFERENCE_HZ
     ) ** np.array([s["alpha"] for s in sources]).reshape(-1, 1)
     far_jy = np.array([FAR_SOURCES[name][2] for name in sim.far])[:, None]
+    offsets = np.random.default_rng([sim.gain_seed, 79]).normal(
+        sim.pointing_deg, sim.pointing_scatter_deg, (len(antennas_m), 2)
+    )
+    middle_hz = np.array([freq_hz.mean()])
     for time in times:
         directions = _directions(sky, time)
-        angle = np.arccos(np.clip(directions @ tracked, -1, 1))
-        apparent = spectra * _airy_power(angle, freq_hz)
+        response = _beam_power(sim, directions, tracked, sim.pointing_deg, freq_hz)
+        apparent = spectra * response
+        voltage = np.ones((len(antennas_m), len(sources)))
+        if sim.pointing_scatter_deg:
+            mean = _beam_power(sim, directions, tracked, sim.pointing_deg, middle_hz)[:, 0]
+            for a, offset in enumerate(offsets):
+                of_dish = _beam_power(sim, directions, tracked, offset, middle_hz)[:, 0]
+                voltage[a] = np.sqrt(of_dish / np.maximum(mean, 1e-4))
         if sim.far:
             directions = np.vstack([directions, _directions(_far_places(sim.far, time), time)])
             apparent = np.vstack([apparent, far_jy * np.ones(len(freq_hz))])
+            voltage = np.hstack([voltage, np.ones((len(voltage), len(sim.far)))])
         away = directions - tracked
         # the sky turns to the west: x to the meridian, y to the east
         pace = SKY_TURNS_RAD_S * np.stack([away[:, 1], -away[:, 0], 0 * away[:, 0]], axis=1)
         seconds, width = (INTEGRATION_S, width_hz) if sim.smeared else (0.0, 0.0)
         total = np.zeros((len(order), len(freq_hz)), np.complex128)
         path_m, pace_m = antennas_m @ away.T, antennas_m @ pace.T * seconds
-        _add_up(path_m, pace_m, apparent, freq_hz, width, one, two, total)
+        _add_up(path_m, pace_m, apparent, voltage, freq_hz, width, one, two, total)
         yield total
 
 
@@ -280,8 +318,13 @@ def real_sky(sim: Simulation, sources: list[dict], centre: SkyCoord) -> list[dic
     ones."""
     rng = np.random.default_rng([sim.gain_seed, 78])
     fate = rng.random(len(sources))
-    found = []
+    found, brighter, resolved = [], dict(sim.brighter), dict(sim.resolved)
     for source, chance in zip(sources, fate, strict=True):
+        if source["name"] in brighter:
+            source = source | {"flux": source["flux"] * brighter[source["name"]]}
+        if source["name"] in resolved:
+            found += _resolved(source, resolved[source["name"]])
+            continue
         if chance < sim.vanished:
             continue
         if chance < sim.vanished + sim.doubles:
@@ -300,6 +343,33 @@ def real_sky(sim: Simulation, sources: list[dict], centre: SkyCoord) -> list[dic
         ra, dec = float(place.ra.deg), float(place.dec.deg)
         found.append({"name": f"faint {k}", "ra": ra, "dec": dec, "flux": flux_jy, "alpha": -0.7})
     return found
+
+
+def _resolved(source: dict, fwhm_arcsec: float) -> list[dict]:
+    """A round Gaussian as points."""
+    steps = np.linspace(-1, 1, 7)
+    east, north = (x.ravel() for x in np.meshgrid(steps, steps))
+    share = np.exp(-4 * np.log(2) * (east**2 + north**2))
+    share /= share.sum()
+    size_deg = fwhm_arcsec / 3600
+    return [
+        source
+        | {
+            "ra": float(source["ra"] + e * size_deg / np.cos(np.radians(source["dec"]))),
+            "dec": float(source["dec"] + n * size_deg),
+            "flux": float(source["flux"] * s),
+        }
+        for e, n, s in zip(east, north, share, strict=True)
+    ]
+
+
+def _displace(places_m: np.ndarray, numbers: np.ndarray, displaced) -> None:
+    """Move antennas (ITRF offsets, in place) to the east, north and up."""
+    lat, lon = TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD
+    east = np.array([-np.sin(lon), np.cos(lon), 0])
+    up = np.array([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+    for station, *moved_m in displaced:
+        places_m[numbers + 1 == station] += np.array(moved_m) @ [east, np.cross(up, east), up]
 
 
 def _add_rfi(rng, raw, amplitude):
@@ -332,7 +402,8 @@ def simulate_group(
     positions_m, active = station_positions(stations)
     numbers = choose_antennas(active, sim.antennas, sim.stations)
     named = {*sim.dead, *sim.exchanged_polarisations, *(station for station, _, _ in sim.steps)}
-    named |= {station for pair in sim.exchanged for station in pair}
+    named |= {station for pair in sim.exchanged for station in pair} | set(sim.jammed)
+    named |= {station for station, *_ in (*sim.displaced, *sim.noisy)}
     if absent := named - set((numbers + 1).tolist()):
         raise ValueError(
             f"stations {sorted(absent)} are not among those simulated: {(numbers + 1).tolist()}"
@@ -372,6 +443,7 @@ def simulate_group(
     for pair in sim.exchanged:
         a, b = (int(np.flatnonzero(numbers + 1 == station)[0]) for station in pair)
         places_m[[a, b]] = places_m[[b, a]]
+    _displace(places_m, numbers, sim.displaced)
     # X of the one and Y of the other have nothing in common: the sky is not polarised
     sees = (alive[first] & alive[second] & (crossed[first] == crossed[second]))[:, None]
     raw = np.empty((sim.integrations, len(order), nchan, 2), np.complex64)
@@ -383,6 +455,8 @@ def simulate_group(
     receivers = np.exp(
         np.random.default_rng(sim.gain_seed + 1).normal(0, sim.sefd_scatter, len(numbers))
     ).astype(np.float32)
+    for station, factor in sim.noisy:
+        receivers[numbers + 1 == station] *= np.float32(factor)
     raw += (
         parts.view(np.complex64)[..., 0]
         * np.sqrt(receivers[first] * receivers[second])[:, None, None]
@@ -391,6 +465,20 @@ def simulate_group(
     raw *= (sim.scale * np.conj(gains[first]) * gains[second]).astype(np.complex64)
     raw *= (np.conj(motion[:, first]) * motion[:, second])[:, :, None].astype(np.complex64)
     rfi = _add_rfi(rng, raw, sim.scale * noise_jy) if sim.rfi else None
+    for station in sim.jammed:  # a channel in four, half of the time
+        mine = np.flatnonzero((numbers[first] + 1 == station) | (numbers[second] + 1 == station))
+        on = np.flatnonzero(rng.random(sim.integrations) < 0.5)
+        shape = (len(on), len(mine), len(range(0, nchan, 4)), 2)
+        noise = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+        raw[np.ix_(on, mine, np.arange(0, nchan, 4))] += 20 * sim.scale * noise_jy * noise
+    if sim.conjugated:
+        raw = raw.conj()
+    by_subband = raw.reshape(*raw.shape[:2], sim.subbands, sim.channels, 2)
+    for a, b in sim.exchanged_subbands:
+        by_subband[:, :, [a, b]] = by_subband[:, :, [b, a]]
+    for late in sim.late_subbands:
+        by_subband[1:, :, late] = by_subband[:-1, :, late].copy()
+    arrived = rng.random((sim.subbands, sim.integrations)) >= sim.lost if sim.lost else None
 
     skew = (
         np.sort(rng.uniform(0, sim.skew_s, sim.subbands)).round()
@@ -415,6 +503,7 @@ def simulate_group(
             freq_hz[channels],
             width_hz,
             raw[:, :, channels],
+            None if arrived is None else arrived[sb],
         )
         if sb in sim.truncated:
             with path.open("r+b") as file:
@@ -432,10 +521,16 @@ def simulate_group(
     return written
 
 
-def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz, raw):
-    """One file as the correlator writes it; `raw` (ntime, nbl, nchan, 2)."""
+def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz, raw, arrived):
+    """One file as the correlator writes it; `raw` (ntime, nbl, nchan, 2); `arrived` (ntime,): None
+    is all."""
     ntime, nbaseline, nchan, npol = raw.shape
     lon, dec = TEE_LONGITUDE_RAD, np.radians(sim.dec_deg)
+    if sim.header_dec_deg is not None:
+        dec = np.radians(sim.header_dec_deg)
+    samples = np.full(raw.shape, 48.0, np.float32)
+    if arrived is not None:
+        raw, samples = raw * arrived[:, None, None, None], samples * arrived[:, None, None, None]
     x = positions_m[:, 0] * np.cos(lon) + positions_m[:, 1] * np.sin(lon)
     y = -positions_m[:, 0] * np.sin(lon) + positions_m[:, 1] * np.cos(lon)
     z = positions_m[:, 2]
@@ -477,7 +572,7 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
             "polarization_array": np.array([-5, -6]),
             "spw_array": np.array([1]),
             "telescope_name": np.bytes_("OVRO_MMA"),
-            "time_array": np.repeat(times.jd, nbaseline),
+            "time_array": np.repeat(times.jd + sim.clock_s / 86400, nbaseline),
             "uvw_array": np.tile(
                 (meridian_uvw[ant_2] - meridian_uvw[ant_1]).astype(np.float32), (ntime, 1)
             ),
@@ -493,7 +588,7 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
         chunks = (min(nrow, 4 * nbaseline), 1, nchan, npol)
         data.create_dataset("visdata", data=raw.reshape(shape), chunks=chunks)
         data.create_dataset("flags", data=np.zeros(shape, bool), chunks=chunks)
-        data.create_dataset("nsamples", data=np.full(shape, 48.0, np.float32), chunks=chunks)
+        data.create_dataset("nsamples", data=samples.reshape(shape), chunks=chunks)
     partial.rename(path)
 
 

@@ -442,7 +442,7 @@ def against_other_set(
         why = f"set {other_name} shares too few antennas: gains not compared"
         return {}, [unknown(name="gains_change", why=why)]
     typical = float(np.median(amplitude[known]))
-    gradient, fitted = _gradient(phase, known, places_m, float(freq_hz.mean()))
+    gradient, fitted = gradient_of(phase, known, places_m, float(freq_hz.mean()))
     left_deg = np.degrees(np.abs(np.angle(np.exp(1j * (phase - fitted)))))
     delay_ns = 1e9 * np.abs(delay_s - np.nanmedian(delay_s))
     with np.errstate(invalid="ignore"):
@@ -507,7 +507,7 @@ def _change(
     return amplitude, phase, delay_s
 
 
-def _gradient(
+def gradient_of(
     phase: np.ndarray, known: np.ndarray, places_m: np.ndarray, freq_hz: np.ndarray
 ) -> tuple[dict | None, np.ndarray]:
     """The phase that grows along the array as a shift of the sky, and what it is at each antenna

@@ -12,14 +12,20 @@ from scipy import optimize
 from contimg.config import ImagingConfig, ValidationConfig
 from contimg.findings import LEVELS, UNKNOWN, Finding, judged, unknown
 from contimg.imaging.interface import Beam
+from contimg.imaging.peaks import bright_peaks
+from contimg.imaging.places import match_words, search
 from contimg.imaging.stokes import StokesI
+from contimg.sky.geometry import direction_cosines
 
 DETECTION_SIGMA = 5.0
 GOOD_SIGMA = 20.0
+_FEW_EXPECTED, _MOSTLY_FOUND = 4, 0.7
+_MOST_PEAKS, _MOST_EXPECTED = 40, 80
+_SEARCHED_DEG, _SEARCH_CELL_ARCSEC = 1.0, 40.0
 _SAID_ARCSEC = 0.3  # a difference between two lists of places
 _COMPARED = (
     *("name", "ra_deg", "dec_deg", "catalogue_jy", "flux_jy", "east_arcsec", "north_arcsec"),
-    *("snr", "beam", "found"),
+    *("snr", "beam", "found", "east_deg", "north_deg"),
 )
 
 
@@ -104,6 +110,7 @@ def compare_catalogue(
                 "beam": response,
                 "found": peak > DETECTION_SIGMA * rms_jy
                 and np.hypot(east, north) < beam.major_arcsec,
+                **dict(zip(("east_deg", "north_deg"), _from_centre(source, grid), strict=True)),
             }
         )
     table = pd.DataFrame(rows, columns=_COMPARED).astype({"found": bool})
@@ -114,6 +121,46 @@ def compare_catalogue(
         if one.moved_arcsec > _SAID_ARCSEC
     }
     return _summary(table, rms_jy) | {"moved_by_list_arcsec": moved}, table
+
+
+def _from_centre(places, grid) -> tuple:
+    """Of places with ra_deg and dec_deg, to the east and north of an image's centre, in deg."""
+    return tuple(
+        np.degrees(x) for x in direction_cosines(places.ra_deg, places.dec_deg, *grid.centre_deg)
+    )
+
+
+def search_sky(
+    *, image, beam: Beam, grid, rms_jy: float, catalogue: pd.DataFrame, check: Mapping
+) -> list[Finding]:
+    """Where the catalogue's sky would be, when it is not where it should be; nothing is said where
+    most of it is found.
+
+    catalogue  around the image, wider than it
+    """
+    expected, found = check["bright_expected"], check["bright_found"]
+    if expected < _FEW_EXPECTED or found > _MOSTLY_FOUND * expected:
+        return []
+    least_jy = GOOD_SIGMA * rms_jy
+    peaks = bright_peaks(
+        image=image, beam=beam, cell_arcsec=grid.cell_deg * 3600, least_jy=least_jy
+    )
+    peaks = peaks[np.argsort(-peaks[:, 2])][:_MOST_PEAKS]
+    (l, m), pixels = grid.axes_lm(), np.arange(grid.npix)
+    seen = np.stack(
+        [np.degrees(np.interp(peaks[:, k], pixels, axis)) for k, axis in enumerate((l, m))], axis=1
+    )
+    brightest = catalogue.iloc[np.argsort(-catalogue.flux_jy.values)[:_MOST_EXPECTED]]
+    match = search(
+        found_deg=seen,
+        expected_deg=np.stack(_from_centre(brightest, grid), axis=1),
+        within_deg=_SEARCHED_DEG,
+        cell_deg=max(beam.major_arcsec / 2, _SEARCH_CELL_ARCSEC) / 3600,
+    )
+    if match is None:
+        words = "no shift within 1 deg and no mirror image of the catalogue matches the sources"
+        return [Finding("searched", "warn", words)]
+    return [Finding("searched", "warn", match_words(match, len(peaks), grid.centre_deg[1]))]
 
 
 def _in_image(

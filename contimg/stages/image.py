@@ -16,11 +16,12 @@ from contimg.imaging import files
 from contimg.imaging.averaging import Averaged, average
 from contimg.imaging.bright import Subtracted, bright_sources, subtract
 from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, backend, robust_rms
+from contimg.imaging.places import beam_of_fluxes, frame_of_offsets
 from contimg.imaging.plane import Plane, between_grids
 from contimg.imaging.restoring import expected_beam, restore
 from contimg.imaging.smearing import smearing_map
 from contimg.imaging.stokes import StokesI, read_stokes_i
-from contimg.imaging.validation import assess, compare_catalogue, used_of
+from contimg.imaging.validation import assess, compare_catalogue, search_sky, used_of
 from contimg.paths import Paths
 from contimg.products.publishing import ACTIVE, unpublishable
 from contimg.sky.calibrators import mean_beam, read_corrected
@@ -127,8 +128,25 @@ def image_group(
             freq_hz=summary["freq_hz"],
             options=options,
         )
+        of_beam, placed = beam_of_fluxes(table, config.validation)
+        of_frame, framed = frame_of_offsets(table, result.beam.major_arcsec, config.validation)
+        placed += framed + search_sky(
+            image=image,
+            beam=result.beam,
+            grid=grid,
+            rms_jy=numbers["rms_jy"],
+            catalogue=catalogue.within(*grid.centre_deg, radius_deg + 1, numbers["rms_jy"]),
+            check=check,
+        )
         judged, findings = assess(
-            numbers, check, cleaned, used, result.beam, all_antennas, gated, config.validation
+            numbers,
+            check,
+            cleaned,
+            used,
+            result.beam,
+            all_antennas,
+            [*gated, *placed],
+            config.validation,
         )
         science = chosen["science"] and options.mode == "full" and not of_level(gated, "fail")
         verdict = _Verdict(judged, findings, science, config, options.mode)
@@ -177,6 +195,7 @@ def image_group(
         "used": used.as_json(),
         "catalogue_problems": list(catalogue.problems),
         "catalogue": check,
+        "places": {**of_beam, **of_frame},
         "sources": table.round(6).to_dict("records"),
         "images": {suffix: str(path) for suffix, path in published.items()},
     }

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numba
 import numpy as np
-from scipy.ndimage import maximum_filter
 
 from contimg.calibration.field import Calibrated
 from contimg.calibration.refine import Coarse
@@ -14,6 +13,7 @@ from contimg.config import Config, ImagingConfig
 from contimg.imaging import files
 from contimg.imaging.averaging import average
 from contimg.imaging.interface import Diverged, ImageRequest, backend, robust_rms
+from contimg.imaging.peaks import bright_peaks
 from contimg.imaging.restoring import expected_beam, restore
 from contimg.imaging.smearing import smearing_map
 from contimg.imaging.stokes import StokesI
@@ -53,15 +53,15 @@ def own_sources(
         cell_arcsec=options.cell_arcsec,
     )
     least_jy = _SIGMAS * robust_rms(result.residual[pb >= 0.5])
-    reach = int(np.ceil(result.beam.major_arcsec / options.cell_arcsec))
-    is_peak = (image == maximum_filter(image, size=2 * reach + 1)) & (image > least_jy)
-    is_peak &= pb >= _LEAST_BEAM
-    is_peak[[0, -1]] = is_peak[:, [0, -1]] = False
     wcs, sources = grid.wcs(), []
-    for x, y in np.argwhere(is_peak):
-        peak_jy, dx, dy = _peak(image[x - 1 : x + 2, y - 1 : y + 2])
-        ra_deg, dec_deg = wcs.wcs_pix2world(x + dx, y + dy, 0)
-        flux_jy = peak_jy / response[x, y] * (1.4e9 / summary["freq_hz"]) ** DEFAULT_ALPHA
+    for x, y, peak_jy in bright_peaks(
+        image=image, beam=result.beam, cell_arcsec=options.cell_arcsec, least_jy=least_jy
+    ):
+        pixel = round(x), round(y)
+        if pb[pixel] < _LEAST_BEAM:
+            continue
+        ra_deg, dec_deg = wcs.wcs_pix2world(x, y, 0)
+        flux_jy = peak_jy / response[pixel] * (1.4e9 / summary["freq_hz"]) ** DEFAULT_ALPHA
         name = f"own {len(sources)}"
         sources.append(Source.power_law(name, float(ra_deg), float(dec_deg), float(flux_jy)))
     return sources
@@ -90,18 +90,3 @@ def _options(stokes: StokesI, config: Config) -> ImagingConfig:
     cell_arcsec = max(beam.minor_arcsec / _PIXELS_A_BEAM, finest) if beam else finest
     imsize = 64 * int(np.ceil(_FIELD_DEG * 3600 / cell_arcsec / 64))
     return options.model_copy(update={"cell_arcsec": float(cell_arcsec), "imsize": imsize})
-
-
-def _peak(stamp: np.ndarray) -> tuple[float, float, float]:
-    """Peak and its place in 3 x 3 pixels: of the parabolas through the logarithm along each
-    axis."""
-    if not (stamp > 0).all():
-        return float(stamp[1, 1]), 0.0, 0.0
-    log, place = np.log(stamp), []
-    top = log[1, 1]
-    for before, after in ((log[0, 1], log[2, 1]), (log[1, 0], log[1, 2])):
-        curve, slope = before + after - 2 * log[1, 1], (after - before) / 2
-        step = -slope / curve if curve < 0 else 0.0
-        place.append(float(np.clip(step, -0.5, 0.5)))
-        top += slope * place[-1] + curve * place[-1] ** 2 / 2
-    return float(np.exp(top)), *place

@@ -9,19 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
-from contimg.calibration import far, faults, refine
+from contimg.calibration import consistency, far, faults, gates, refine
 from contimg.calibration.apply import correct_in_time
 from contimg.calibration.field import FIELD_RADIUS_DEG, Calibrated, Seen
 from contimg.calibration.solver import Gains, averaged
 from contimg.calibration.tables import write_gains
 from contimg.clock import now
-from contimg.config import CalibrationConfig, Config
+from contimg.config import CalibrationConfig, Config, GatesConfig
 from contimg.findings import Finding
 from contimg.paths import Paths
 from contimg.sky.calibrators import mean_beam, read_corrected
 from contimg.sky.catalogues import CATALOGUE_HZ
 from contimg.sky.far import far_sources
-from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_vector
+from contimg.sky.geometry import (
+    SKY_ARCSEC_S,
+    SPEED_OF_LIGHT_M_S,
+    meridian_frame_m,
+    meridian_vector,
+    track,
+)
 from contimg.sky.skymodel import Source, as_sources
 from contimg.stages.own_image import own_sources
 from contimg.store.files import remove, write_json
@@ -52,6 +58,7 @@ class Refined:
     solved: refine.FieldGains | None = None
     faulty: tuple[faults.Fault, ...] = ()
     explained: float = 0.0  # share of the coherent power
+    findings: tuple[Finding, ...] = ()
 
     @property
     def is_enough(self) -> bool:
@@ -173,6 +180,7 @@ def refine_and_correct(
         Finding("antenna_fault", "warn", fault.words + (" (flagged)" * options.flag_faulty))
         for fault in refined.faulty
     ]
+    findings += refined.findings
     result = {
         "stage": "refine",
         "group": group,
@@ -238,7 +246,7 @@ def refine_group(one: Calibrated, config: Config) -> Refined:
     if len(near):
         around = as_sources(catalogue.within(*centre_deg, 3 * FIELD_RADIUS_DEG))
         sky = _Sky.of(around, one, freq_hz, width_hz)
-        attempts.append(_against_sky(sky, one, coarse, options))
+        attempts.append(_against_sky(sky, one, coarse, config))
         if options.refine == "off" or attempts[0].is_enough:
             return attempts[0]
     elif options.refine == "off":
@@ -267,17 +275,16 @@ def _averaged(one: Calibrated) -> tuple[refine.Coarse, np.ndarray, float]:
     return coarse, freq_hz.reshape(-1, channels).mean(axis=1), width_hz
 
 
-def _against_sky(
-    sky: _Sky, one: Calibrated, coarse: refine.Coarse, options: CalibrationConfig
-) -> Refined:
+def _against_sky(sky: _Sky, one: Calibrated, coarse: refine.Coarse, config: Config) -> Refined:
     """The outcome with the catalogue as the sky."""
+    options = config.calibration
     found = refine.sums(coarse=coarse, model=sky.model)
     fit = _fit_of(sky, coarse)
     before = _fluxes(sky, fit, _ones(coarse))
     interval = refine.interval_for(found=found, coarse=coarse)
     if options.refine == "off" or interval is None:
         why = _OFF if options.refine == "off" else "rejected: too little catalogued sky"
-        return _outcome(None, why, [], sky, found, coarse, before, None, options)
+        return _outcome(None, why, [], sky, found, one, coarse, before, None, config)
     reference = _reference(coarse)
     faulty, why = None, []
     for amplitudes in (True, False) if options.refine == "ap" else (False,):
@@ -313,7 +320,9 @@ def _against_sky(
         wrong = refine.against(trial, amplitudes, options)
         if not wrong:
             verdict = "ap" if amplitudes else "phase"
-            return _outcome(gains, verdict, why, sky, mended, coarse, scale, trial, options, faulty)
+            return _outcome(
+                gains, verdict, why, sky, mended, one, coarse, scale, trial, config, faulty
+            )
         why.append("; ".join(wrong))
         if wrong[0].startswith(refine.UNCHANGED):
             break
@@ -325,10 +334,11 @@ def _against_sky(
         why,
         sky,
         found,
+        one,
         coarse,
         before,
         trial,
-        options,
+        config,
         faulty,
         tried=gains,
     )
@@ -499,10 +509,11 @@ def _against_own_image(
         wrong,
         sky,
         found,
+        one,
         coarse,
         scale,
         trial,
-        options,
+        config,
         faulty,
         own_image=True,
     )
@@ -514,10 +525,11 @@ def _outcome(
     why: Sequence[str],
     sky: _Sky,
     found: refine.Sums,
+    one: Calibrated,
     coarse: refine.Coarse,
     scale: _Fluxes,
     trial: refine.Trial | None,
-    options: CalibrationConfig,
+    config: Config,
     faulty: Sequence[faults.Fault] | None = None,
     own_image: bool = False,
     tried: refine.FieldGains | None = None,
@@ -527,6 +539,7 @@ def _outcome(
 
     tried  gains that were not accepted: how far they moved is an error of the set's scale, too
     """
+    options, limits = config.calibration, config.gates
     gain = _ones(coarse) if gains is None else gains.gain
     fit, fit_error, explained = refine.model_fit(found=found, coarse=coarse, gain=gain)
     unfit = verdict.startswith("rejected") and refine.UNCHANGED not in verdict and verdict != _OFF
@@ -570,13 +583,60 @@ def _outcome(
         ],
     }
     changed = gains is not None or factor != 1.0
+    findings = []
+    if not own_image:
+        result["parts"], findings = _parts(sky, one, coarse, scale, gain, limits)
+    if gains is not None:
+        result["moved_sky"], moved = _moved_sky(gains, one, sky.freq_hz, limits)
+        findings += moved
     return Refined(
         gain=gain * np.sqrt(factor) if changed else None,
         solved=gains,
         faulty=tuple(faulty or ()),
         explained=explained,
+        findings=tuple(findings),
         result=result,
     )
+
+
+def _parts(
+    sky: _Sky,
+    one: Calibrated,
+    coarse: refine.Coarse,
+    scale: _Fluxes,
+    gain: np.ndarray,
+    limits: GatesConfig,
+) -> tuple[dict, list[Finding]]:
+    """The sky in parts of band and time, and in X and Y."""
+    found = consistency.sums(
+        coarse=coarse,
+        model=sky.scaled(scale.mended),
+        gain=gain,
+        uvw_m=one.rows.uvw_m,
+        freq_hz=sky.freq_hz,
+    )
+    return consistency.judge(found=found, freq_hz=sky.freq_hz, limits=limits)
+
+
+def _moved_sky(
+    gains: refine.FieldGains, one: Calibrated, freq_hz: np.ndarray, limits: GatesConfig
+) -> tuple[dict | None, list[Finding]]:
+    """Phases that moved along the array since the set, as if the sky had."""
+    mean = gains.gain.mean(axis=0)
+    known = np.isfinite(gains.error).any(axis=0) & ~gains.lost
+    middle = track(*one.observation.phase_centre_deg, one.rows.time_mjd[len(gains.gain) // 2][None])
+    places_m = meridian_frame_m(one.observation.positions_m) @ middle.axes[0, :2].T
+    number, _ = gates.gradient_of(np.angle(mean), known, places_m, float(freq_hz.mean()))
+    if not number or number["arcsec"] <= limits.moved_sky_arcsec:
+        return number, []
+    pace = SKY_ARCSEC_S * np.cos(np.radians(one.app_dec_deg))
+    words = (
+        f"phases moved along the array since the set, as if the sky were {number['arcsec']:.1f} "
+        f"arcsec off ({number['east_arcsec']:+.1f} east, {number['north_arcsec']:+.1f} north): a "
+        f"clock that is off by {abs(number['east_arcsec']) / pace:.2f} s, a position, or the "
+        "ionosphere; refined"
+    )
+    return number, [Finding("moved_sky", "warn", words, number["arcsec"], limits.moved_sky_arcsec)]
 
 
 def _fit_of(sky: _Sky, coarse: refine.Coarse) -> refine.SourceFit:
