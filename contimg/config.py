@@ -497,8 +497,13 @@ class ImagingConfig(_Section):
     subtract_outside_above_jy: FluxJy = Field(
         0.02, description="the same for sources outside the image, which no clean reaches"
     )
+    beam: Literal["airy", "fitted"] = Field(
+        "airy",
+        description="primary beam of models and images: the Airy disk, or the one fitted to images "
+        "of the strip (contimg instrument --fit)",
+    )
     beam_file: Path | None = Field(
-        None, description="measured primary beam (FITS, power) instead of the Airy disk"
+        None, description="measured primary beam (FITS, power) instead of these"
     )
     niter: int = Field(50000, ge=0, description="most clean components")
     gain: float = Field(0.1, gt=0, lt=1, description="of the clean's minor cycle")

@@ -69,6 +69,19 @@ class Paths:
         """Image product, by its suffix."""
         return self.products / "images" / f"{group}{QUICK_MARK if quick else ''}.{suffix}"
 
+    @property
+    def beams(self) -> Path:
+        """Fitted primary beams."""
+        return self.products / "beams"
+
+    def beam(self, app_dec_deg: float, first: str, last: str) -> Path:
+        """A beam fitted to the images of a strip from one group to another."""
+        return self.beams / f"{app_dec_deg:+05.1f}_{first}_{last}.fits"
+
+    def instrument(self, day: str, ending: str) -> Path:
+        """What the groups of a day say of the instrument (json), and pictures (png)."""
+        return self.products / "instrument" / f"{day}.{ending}"
+
     def quicklook(self, group: str, ending: str) -> Path:
         """Image (fits) and picture (png) of `contimg quicklook`."""
         return self.products / "quicklooks" / f"{group}.{ending}"

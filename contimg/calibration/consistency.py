@@ -103,6 +103,34 @@ def parts(found: np.ndarray) -> Parts:
     return Parts(amplitude, error, shift / scale * arcsec, np.abs(shift_error / scale) * arcsec)
 
 
+def pointing_east_deg(
+    *, gain: np.ndarray, error: np.ndarray, east_deg: np.ndarray, fwhm_deg: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far to the east of the array each antenna points, and the error, (nant,): from the slope
+    of its amplitude while one source drifts through the beam.
+
+    gain, error  free gains (ntime, nant, npol) against a model through the array's beam
+    east_deg     of the source from the tracked direction, (ntime,)
+
+    The voltage beam exp(-2 ln 2 x^2 / F^2), d aside, makes ln|g| = 4 ln 2 x d / F^2 + constant.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.where(np.abs(gain) > 0, np.log(np.abs(gain)), np.nan)
+        weight = np.where(np.isfinite(size) & np.isfinite(error), 1 / error**2, 0)
+        size = np.where(weight > 0, size, 0)
+        total = weight.sum(axis=(0, 2))
+        x = np.broadcast_to(east_deg[:, None, None], size.shape)
+        middle = (weight * x).sum(axis=(0, 2)) / total
+        # X and Y have amplitudes of their own
+        mean = (weight * size).sum(axis=0) / weight.sum(axis=0)
+        away = x - middle[:, None]
+        power = (weight * away**2).sum(axis=(0, 2))
+        slope = (weight * away * (size - mean)).sum(axis=(0, 2)) / power
+        per_slope = fwhm_deg**2 / (4 * np.log(2))
+        aside = slope * per_slope
+        return aside - np.nanmedian(aside), per_slope / np.sqrt(power)
+
+
 def judge(
     *, found: np.ndarray, freq_hz: np.ndarray, limits: GatesConfig
 ) -> tuple[dict, list[Finding]]:

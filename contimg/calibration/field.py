@@ -9,6 +9,7 @@ import numpy as np
 
 from contimg.errors import ValidationError
 from contimg.sky import catalogues
+from contimg.sky.beam import AIRY, Beam
 from contimg.sky.calibrators import mean_beam
 from contimg.sky.geometry import meridian_vector, track
 from contimg.sky.prediction import Smearing, predict, predictor
@@ -26,6 +27,7 @@ class Seen:
     rows: mset.Rows
     app_dec_deg: float
     sources: Sequence[Source]
+    beam: Beam = AIRY
 
     def model(self, **of_what) -> np.ndarray:
         """Visibilities (ntime, nbaseline, nchan), smeared; arguments as of `predictor`."""
@@ -54,6 +56,7 @@ class Seen:
             "freq_hz": observation.freq_hz if freq_hz is None else freq_hz,
             "smearing": Smearing(rows.integration_s, observation.channel_width_hz, averaged_hz),
             "scale": scale,
+            "beam": self.beam,
         }
 
 
@@ -71,6 +74,7 @@ class Calibrated:
     # of the autocorrelations, (nant, nchan, npol); and with the other polarisation's gains
     spectra: np.ndarray | None = None
     other_spectra: np.ndarray | None = None
+    beam: Beam = AIRY
 
 
 def modelled_share(sources, calibrator, catalogue, centre_deg) -> float:

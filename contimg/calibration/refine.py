@@ -197,6 +197,18 @@ def _solve_once(
     return FieldGains(gain[of_interval], error[of_interval], lost, interval, amplitudes)
 
 
+def by_integration(*, found: Sums, coarse: Coarse, reference: int) -> tuple[np.ndarray, np.ndarray]:
+    """Free gains (ntime, nant, npol) of each integration, 0 where there are none, and the relative
+    error that noise makes."""
+    common = (coarse.ant_1, coarse.ant_2, coarse.nant, [reference])
+    free = solve_grid(
+        found.product.transpose(1, 0, 2), found.power.transpose(1, 0, 2), *common, False
+    )
+    information = _by_antenna(found.power, coarse)
+    with np.errstate(divide="ignore"):
+        return free.transpose(1, 0, 2), 1 / np.sqrt(information)
+
+
 def _unit(values: np.ndarray) -> np.ndarray:
     """Of length 1; 0 where it is 0."""
     size = np.abs(values)

@@ -39,7 +39,11 @@ def bright_sources(
         return []
     middle = np.array([stokes.observation.freq_hz.mean()])
     _, fluxes = apparent_fluxes(
-        sources=sources, mjd=stokes.rows.time_mjd, pointing=_pointing(stokes), freq_hz=middle
+        sources=sources,
+        mjd=stokes.rows.time_mjd,
+        pointing=_pointing(stokes),
+        freq_hz=middle,
+        beam=stokes.beam,
     )
     most = fluxes.max(axis=(0, 2))
     places = np.array([[s.ra_deg, s.dec_deg] for s in sources]).T
@@ -116,7 +120,7 @@ def subtract(
     for t in range(len(mjd)):
         stokes.vis[t] -= predicted(t)
     _, apparent = apparent_fluxes(
-        sources=fitted, mjd=mjd, pointing=_pointing(stokes), freq_hz=freq_hz
+        sources=fitted, mjd=mjd, pointing=_pointing(stokes), freq_hz=freq_hz, beam=stokes.beam
     )
     taken = []
     apparent *= scale[..., None]
@@ -171,7 +175,7 @@ def _solve_bounded(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _seen(stokes: StokesI, sources: Sequence[Source]) -> Seen:
-    return Seen(stokes.observation, stokes.rows, stokes.app_dec_deg, sources)
+    return Seen(stokes.observation, stokes.rows, stokes.app_dec_deg, sources, stokes.beam)
 
 
 def _pointing(stokes: StokesI) -> np.ndarray:

@@ -19,7 +19,7 @@ from contimg.imaging.plane import Plane
 from contimg.imaging.restoring import model_of
 from contimg.imaging.stokes import StokesI
 from contimg.paths import CASA_IMAGES, FITS_IMAGES, SLANTED_FITS, SMEARING_FITS
-from contimg.sky.beam import airy_beam, drift_beam, read_beam
+from contimg.sky.beam import drift_beam
 from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
 from contimg.store.files import publish, remove
 from contimg.visibilities import measurement_set as mset
@@ -66,9 +66,8 @@ def primary_beam(
     beam_ra, beam_dec = meridian_icrs_deg(rows.time_mjd, np.radians(stokes.app_dec_deg))
     beam_lm = np.stack(direction_cosines(beam_ra, beam_dec, ra, dec), axis=1)
     time_weights, freq_weights = averaged.time_weights, averaged.freq_weights
-    power = read_beam(options.beam_file) if options.beam_file else airy_beam
     response = drift_beam(
-        *grid.axes_lm(), beam_lm, observation.freq_hz, time_weights, freq_weights, power
+        *grid.axes_lm(), beam_lm, observation.freq_hz, time_weights, freq_weights, stokes.beam
     )
     summary = {
         "time_weights": time_weights,

@@ -5,7 +5,7 @@ import numpy as np
 
 from contimg.imaging.averaging import Averaged
 from contimg.imaging.stokes import StokesI
-from contimg.sky.beam import airy_power, between_pixels
+from contimg.sky.beam import beam_track, between_pixels
 from contimg.sky.geometry import meridian_vector, track
 from contimg.sky.prediction import Smearing, mean_smearing
 
@@ -29,8 +29,9 @@ def smearing_map(stokes: StokesI, averaged: Averaged, l: np.ndarray, m: np.ndarr
     axes = track(*observation.phase_centre_deg, rows.time_mjd[times]).axes
     vectors = places @ axes
     pointing = meridian_vector(np.radians(stokes.app_dec_deg))
-    away = np.linalg.norm(np.cross(vectors, pointing), axis=-1)
-    beam = np.maximum(airy_power(away, float(averaged.freq_hz.mean())), _LEAST_BEAM)
+    middle_hz = averaged.freq_hz.mean()
+    beam = beam_track(vectors, pointing, middle_hz[None], stokes.beam)[..., 0]
+    beam = np.maximum(beam, _LEAST_BEAM)
     parts = np.array_split(np.arange(len(averaged.freq_hz)), _FREQUENCIES)
     parts = [part for part in parts if len(part)]
     weights = averaged.weights.reshape(ntime, -1, len(averaged.freq_hz))[times]

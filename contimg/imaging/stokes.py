@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from contimg.errors import ImagingError
+from contimg.sky.beam import AIRY, Beam
 from contimg.visibilities import measurement_set as mset
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class StokesI:
     app_dec_deg: float
     rows_used: int  # of ntime * nbaseline: cross-correlations in the uvrange
     averaged_hz: float = 0.0  # that the correlator's channels were averaged over, if they were
+    beam: Beam = AIRY  # of the dishes
 
     @property
     def freq_weights(self) -> np.ndarray:
@@ -47,7 +49,9 @@ def _stokes_i(data, flags, weights, use, vis, weight):
                 weight[b, c] = 0
 
 
-def read_stokes_i(ms: Path, app_dec_deg: float, uvrange: str | None = None) -> StokesI:
+def read_stokes_i(
+    ms: Path, app_dec_deg: float, uvrange: str | None = None, beam: Beam = AIRY
+) -> StokesI:
     """One pass over CORRECTED_DATA, FLAG and WEIGHT_SPECTRUM. Raises ImagingError when nothing is
     left to image."""
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
@@ -72,4 +76,5 @@ def read_stokes_i(ms: Path, app_dec_deg: float, uvrange: str | None = None) -> S
         raise ImagingError(
             f"{ms}: no visibility has both polarisations unflagged. Nothing to image."
         )
-    return StokesI(observation, rows, vis, weights, app_dec_deg, np.count_nonzero(use))
+    used = np.count_nonzero(use)
+    return StokesI(observation, rows, vis, weights, app_dec_deg, used, beam=beam)

@@ -1,6 +1,7 @@
 """Primary beam of a uniformly lit 4.65 m dish, and what a drift scan makes of it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,76 @@ def airy_power(sin_theta: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
     return (2 * j1(x) / x) ** 2
 
 
-def beam_track(vectors: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
-    """Response (ntime, nsource, nchan) towards apparent unit vectors (ntime, nsource, 3) of a dish
-    on `pointing` (3,)."""
-    sin_theta = np.linalg.norm(np.cross(vectors, pointing), axis=-1)
-    return airy_power(sin_theta[..., None], freq_hz)
+@dataclass(frozen=True)
+class AiryDisk:
+    """The beam of a uniformly lit dish."""
+
+    def power(self, east: np.ndarray, north: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
+        """Response at offsets from the tracked direction (direction cosines); arguments
+        broadcast."""
+        return airy_power(np.hypot(east, north), freq_hz)
+
+    def averaged(self, freq_hz: np.ndarray, freq_weights: np.ndarray) -> Response:
+        """The same over channels (nchan,) with weights."""
+        grid = np.linspace(0, _MOST_OFFSET, _PROFILE_POINTS)
+        few_hz, shares = _few_frequencies(freq_hz, freq_weights, _PROFILE_FREQUENCIES)
+        profile = airy_power(grid[:, None], few_hz) @ shares
+        return lambda east, north: np.interp(np.hypot(east, north), grid, profile, right=0.0)
 
 
-def airy_beam(freq_hz: np.ndarray, freq_weights: np.ndarray) -> Response:
-    """The Airy disk, averaged over channels."""
-    grid = np.linspace(0, _MOST_OFFSET, _PROFILE_POINTS)
-    few_hz, shares = _few_frequencies(freq_hz, freq_weights, _PROFILE_FREQUENCIES)
-    profile = airy_power(grid[:, None], few_hz) @ shares
-    return lambda east, north: np.interp(np.hypot(east, north), grid, profile, right=0.0)
+AIRY = AiryDisk()
+
+
+@dataclass(frozen=True)
+class BeamMap:
+    """A measured beam: a map (y, x), its spline's coefficients, in steps of deg to the east and
+    north of the tracked direction at `pixels`, at one frequency.
+
+    At others it is wider or narrower about its own axis, as a diffraction pattern is; 0 where it
+    was not measured.
+    """
+
+    coefficients: np.ndarray
+    at_hz: float
+    steps_deg: tuple[float, float]
+    pixels: tuple[float, float]
+    axis_deg: tuple[float, float] = (0.0, 0.0)
+
+    def power(self, east: np.ndarray, north: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
+        """As of `AiryDisk`."""
+        from scipy.ndimage import map_coordinates  # half a second, at the start of each Snakemake
+
+        scale = np.asarray(freq_hz) / self.at_hz
+        x, y = (
+            ((np.degrees(np.arcsin(v)) - axis) * scale + axis) / step + pixel
+            for v, axis, step, pixel in zip(
+                (east, north), self.axis_deg, self.steps_deg, self.pixels, strict=True
+            )
+        )
+        values = map_coordinates(
+            self.coefficients, np.broadcast_arrays(y, x), mode="constant", prefilter=False
+        )
+        return np.maximum(values, 0)
+
+    def averaged(self, freq_hz: np.ndarray, freq_weights: np.ndarray) -> Response:
+        """As of `AiryDisk`."""
+        few_hz, shares = _few_frequencies(freq_hz, freq_weights, 8)
+        return lambda east, north: sum(
+            share * self.power(east, north, hz) for hz, share in zip(few_hz, shares, strict=True)
+        )
+
+
+Beam = AiryDisk | BeamMap
+
+
+def beam_track(
+    vectors: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray, beam: Beam = AIRY
+) -> np.ndarray:
+    """Response (ntime, nsource, nchan) towards apparent unit vectors (ntime, nsource, 3) of dishes
+    that track `pointing` (3,)."""
+    east = np.array([0.0, 1.0, 0.0])
+    along, up = vectors @ east, vectors @ np.cross(pointing, east)
+    return beam.power(along[..., None], up[..., None], freq_hz)
 
 
 def _few_frequencies(
@@ -55,62 +113,40 @@ def _few_frequencies(
     return few_hz, np.array([weights[p].sum() for p in parts]) / weights.sum()
 
 
-def read_beam(path: Path) -> Callable[[np.ndarray, np.ndarray], Response]:
-    """A measured power beam (FITS; axes in deg from the axis, to the east and north, CRVAL3 in Hz),
-    to be used like `airy_beam`.
-
-    It is scaled to other frequencies as a diffraction pattern is, is 1 on the axis, and 0 where it
-    was not measured.
-    """
-    from astropy.io import (
-        fits,  # with what only images need, half a second at the start of each Snakemake
-    )
-    from scipy.ndimage import map_coordinates
+def read_beam(path: Path) -> BeamMap:
+    """A measured power beam (FITS; axes in deg from the tracked direction, to the east and north,
+    CRVAL3 in Hz; AXISEAST, AXISNORT: its own axis), 1 in its middle."""
+    from astropy.io import fits
+    from scipy.ndimage import map_coordinates, spline_filter
 
     try:
         with fits.open(path) as hdus:
             power, header = np.nan_to_num(hdus[0].data.squeeze().astype(float)), hdus[0].header
             at_hz = float(header["CRVAL3"])
-            steps_deg = [header[f"CDELT{k}"] for k in (1, 2)]
-            pixels = [header[f"CRPIX{k}"] - 1 for k in (1, 2)]
+            steps_deg = tuple(header[f"CDELT{k}"] for k in (1, 2))
+            pixels = tuple(header[f"CRPIX{k}"] - 1 for k in (1, 2))
+            axis_deg = tuple(float(header.get(key, 0.0)) for key in ("AXISEAST", "AXISNORT"))
     except (OSError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"{path}: no primary beam (FITS with CRPIX, CDELT, CRVAL3): {error}. See "
-            "imaging.beam_file."
+            f"{path}: no primary beam (FITS with CRPIX, CDELT, CRVAL3): {error}. See imaging.beam."
         ) from None
-    centre = (
-        map_coordinates(power, [[pixels[1]], [pixels[0]]], order=1)[0] if power.ndim == 2 else 0.0
-    )
-    if not centre > 0 or 0 in steps_deg:
+    middle = [
+        [pixel + axis / step]
+        for pixel, axis, step in zip(pixels, axis_deg, steps_deg, strict=True)
+        if step
+    ]
+    is_map = power.ndim == 2 and len(middle) == 2
+    centre = map_coordinates(power, middle[::-1], order=1)[0] if is_map else 0.0
+    if not centre > 0:
         raise ConfigError(
-            f"{path}: no primary beam: no map with a positive response at CRPIX. See "
-            "imaging.beam_file."
+            f"{path}: no primary beam: no map with a positive response at CRPIX. See imaging.beam."
         )
-    power = power / centre
-
-    def averaged(freq_hz, freq_weights):
-        few_hz, shares = _few_frequencies(freq_hz, freq_weights, 8)
-        scales = few_hz / at_hz
-
-        def response(east, north):
-            x, y = (
-                np.degrees(np.arcsin(v)) / step
-                for v, step in zip((east, north), steps_deg, strict=True)
-            )
-            return sum(
-                share
-                * map_coordinates(
-                    power, [y * scale + pixels[1], x * scale + pixels[0]], order=3, mode="constant"
-                )
-                for share, scale in zip(shares, scales, strict=True)
-            )
-
-        return response
-
-    return averaged
+    return BeamMap(spline_filter(power / centre), at_hz, steps_deg, pixels, axis_deg)
 
 
-def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_beam) -> np.ndarray:
+def drift_beam(
+    l, m, track_lm, freq_hz, time_weights, freq_weights, beam: Beam = AIRY
+) -> np.ndarray:
     """Primary-beam power averaged over a drift scan, on an image grid.
 
     l, m          direction cosines from the phase centre along the two image axes, shapes (nx,) and
@@ -119,7 +155,6 @@ def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_b
     freq_hz       channel frequencies, shape (nchan,)
     time_weights  sum of the data's weights at each integration, shape (ntime,)
     freq_weights  sum of the data's weights in each channel, shape (nchan,)
-    power         the dishes' response: airy_beam, or a measured one (read_beam)
 
     Returns shape (nx, ny). The beam varies over degrees, so it is computed on a coarse grid and
     interpolated by a bicubic spline (error below 1e-6).
@@ -128,7 +163,7 @@ def drift_beam(l, m, track_lm, freq_hz, time_weights, freq_weights, power=airy_b
     coarse_m = np.linspace(m.min(), m.max(), _COARSE_PIXELS)
     grid_l, grid_m = np.meshgrid(coarse_l, coarse_m, indexing="ij")
     grid_n = np.sqrt(np.clip(1 - grid_l**2 - grid_m**2, 0, 1))
-    average, response = np.zeros_like(grid_l), power(freq_hz, freq_weights)
+    average, response = np.zeros_like(grid_l), beam.averaged(freq_hz, freq_weights)
     for (l0, m0), weight in zip(track_lm, time_weights / time_weights.sum(), strict=True):
         # Offsets from the beam's centre: the sine of the angle between, along east and north.
         cosine = grid_l * l0 + grid_m * m0 + grid_n * np.sqrt(1 - l0**2 - m0**2)

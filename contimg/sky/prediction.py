@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, prange
 
+from contimg.sky.beam import AIRY, Beam
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m
 from contimg.sky.skymodel import Source, apparent_fluxes
 
@@ -44,6 +45,7 @@ def predictor(
     freq_hz,
     smearing: Smearing | None = None,
     scale: np.ndarray | float = 1.0,
+    beam: Beam = AIRY,
 ) -> Callable[..., np.ndarray]:
     """A function of an integration's number, and of which sources (default: all), that gives model
     visibilities (nbaseline, nchan), complex64, in the Measurement Set's convention.
@@ -54,11 +56,14 @@ def predictor(
     ant_1, ant_2  (nbaseline,)
     smearing      None: of an instant and a frequency
     scale         of the sources' fluxes, (nsource,) or (ntime, nsource)
+    beam          of the dishes
 
     M_12 = sum_s S_s(nu) B_s(t, nu) exp(+2 pi i nu (r_1 - r_2).(k_s - k_0) / c) with exact apparent
     directions k_s: what conversion makes of the sky. Channels are evenly spaced.
     """
-    vectors, fluxes = apparent_fluxes(sources=sources, mjd=mjd, pointing=pointing, freq_hz=freq_hz)
+    vectors, fluxes = apparent_fluxes(
+        sources=sources, mjd=mjd, pointing=pointing, freq_hz=freq_hz, beam=beam
+    )
     fluxes *= np.atleast_2d(scale)[..., None]
 
     def predicted(t: int, which: slice | Sequence[int] = slice(None)) -> np.ndarray:

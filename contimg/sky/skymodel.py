@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from contimg.sky.beam import beam_track
+from contimg.sky.beam import AIRY, Beam, beam_track
 from contimg.sky.catalogues import CATALOGUE_HZ, DEFAULT_ALPHA, Sky
 from contimg.sky.geometry import apparent_vectors, separation_deg
 
@@ -58,16 +58,22 @@ def as_sources(table: pd.DataFrame) -> list[Source]:
 
 
 def apparent_fluxes(
-    *, sources: Sequence[Source], mjd: np.ndarray, pointing: np.ndarray, freq_hz: np.ndarray
+    *,
+    sources: Sequence[Source],
+    mjd: np.ndarray,
+    pointing: np.ndarray,
+    freq_hz: np.ndarray,
+    beam: Beam = AIRY,
 ):
     """Apparent unit vectors (ntime, nsource, 3) and fluxes through the beam (ntime, nsource, nchan)
     in Jy.
 
     mjd       UTC of each integration, (ntime,)
     pointing  unit vector of the dishes in the meridian frame, (3,)
+    beam      of the dishes
     """
     vectors = apparent_vectors(
         np.array([s.ra_deg for s in sources]), np.array([s.dec_deg for s in sources]), mjd
     )
     spectra = np.stack([s.flux_jy(freq_hz) for s in sources])
-    return vectors, beam_track(vectors, pointing, freq_hz) * spectra[None]
+    return vectors, beam_track(vectors, pointing, freq_hz, beam) * spectra[None]

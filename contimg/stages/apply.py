@@ -10,11 +10,12 @@ import numpy as np
 
 from contimg.calibration import apply as application
 from contimg.calibration import gates, weighing
+from contimg.calibration.beams import choose_beam
 from contimg.calibration.field import FIELD_RADIUS_DEG, Calibrated
 from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.findings import Finding, judged, of_level, unknown
-from contimg.paths import FAST_SUFFIX
+from contimg.paths import FAST_SUFFIX, Paths
 from contimg.stages import refine
 from contimg.stages.job import Job
 from contimg.store.files import altered, read_json
@@ -64,7 +65,14 @@ def apply_set(
     found = application.calibrated(ms, tables, logfile, other, beyond.get("share", 0.0))
     data, flags, rows = found.data, found.flags, found.rows
     observation = mset.read_observation(ms)
-    one = Calibrated(data, flags, observation, rows, app_dec_deg)
+    beam, of_beam = choose_beam(
+        config.imaging,
+        Paths.of(config).beams,
+        app_dec_deg,
+        rows.time_mjd.mean(),
+        config.calibration.dec_tolerance_deg,
+    )
+    one = Calibrated(data, flags, observation, rows, app_dec_deg, beam=beam)
     far_found = refine.subtract_far(one) if config.calibration.subtract_far else []
     weighed, noise, weights = weighing.weigh(
         ms=ms, data=data, flags=flags, rows=rows, nant=len(observation.antenna_names)
@@ -101,6 +109,13 @@ def apply_set(
         if finding.level != "good":
             log.warning("%s: %s", finding.level, finding.words)
     applied = {"set_name": chosen["set_name"], "science": chosen["science"], **weighed}
+    applied["primary_beam"] = of_beam
+    if (of_set := (solved or {}).get("primary_beam")) and of_set["checksum"] != of_beam["checksum"]:
+        words = (
+            f"the set was solved with another primary beam ({of_set['beam']}) than the image is "
+            f"made with ({of_beam['beam']}). contimg reprocess {chosen['set_name']} --from solve"
+        )
+        findings.append(Finding("primary_beam", "warn", words))
     if found.change:
         applied["between"] = {"set_name": beyond["set_name"], "share": beyond["share"]}
         applied["between"] |= found.change

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from contimg.calibration.beams import choose_beam
 from contimg.config import Config, ImagingConfig
 from contimg.errors import ImagingError, ValidationError
 from contimg.findings import Finding, of_level
@@ -30,7 +31,7 @@ from contimg.sky.skymodel import Source, as_sources
 from contimg.stages.job import Job
 from contimg.store.files import remove
 from contimg.store.identity import made_by
-from contimg.visibilities.measurement_set import DAY_S
+from contimg.visibilities.measurement_set import DAY_S, read_rows
 from contimg.visibilities.uvh5 import changed_since
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,14 @@ def image_group(
     """
     options, paths = effective_options(config.imaging), Paths.of(config)
     folder = _cleared_folder(paths, group)
-    stokes = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange)
+    beam, of_beam = choose_beam(
+        options,
+        paths.beams,
+        converted["app_dec_deg"],
+        read_rows(ms).time_mjd.mean(),
+        config.calibration.dec_tolerance_deg,
+    )
+    stokes = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange, beam)
     catalogue = read_corrected(config.catalogues, config.calibration)
     averaged = average(stokes, options)
     own = [
@@ -162,6 +170,7 @@ def image_group(
             "ANTENNAS": len(used.antennas),
             "DATAFRAC": round(used.data, 4),
             "SMEARING": round(1 - least, 5),
+            "PRIMBEAM": of_beam["beam"],
             **_of_calibration(chosen, refined or {}),
             **verdict.keywords(),
             **_of_origin(config),
@@ -189,6 +198,7 @@ def image_group(
         **result.notes,
         **_of_place(grid, pb, summary, options),
         "smearing_loss": 1 - least,
+        "primary_beam": of_beam,
         "subtracted": [one.summary for one in taken],
         "bright_not_found": absent,
         **verdict.as_json(),

@@ -76,7 +76,7 @@ def _stokes(one: Calibrated, coarse: Coarse, freq_hz: np.ndarray, width_hz: floa
     vis = np.where(both, coarse.data.mean(axis=-1), 0).astype(np.complex64)
     observation = replace(one.observation, freq_hz=freq_hz)
     used = np.count_nonzero(coarse.ant_1 != coarse.ant_2) * len(vis)
-    return StokesI(observation, one.rows, vis, weights, one.app_dec_deg, used, width_hz)
+    return StokesI(observation, one.rows, vis, weights, one.app_dec_deg, used, width_hz, one.beam)
 
 
 def _options(stokes: StokesI, config: Config) -> ImagingConfig:

@@ -11,6 +11,7 @@ import numpy as np
 
 from contimg.calibration import consistency, far, faults, gates, refine
 from contimg.calibration.apply import correct_in_time
+from contimg.calibration.beamfit import airy_fwhm_deg
 from contimg.calibration.field import FIELD_RADIUS_DEG, Calibrated, Seen
 from contimg.calibration.solver import Gains, averaged
 from contimg.calibration.tables import write_gains
@@ -24,6 +25,7 @@ from contimg.sky.far import far_sources
 from contimg.sky.geometry import (
     SKY_ARCSEC_S,
     SPEED_OF_LIGHT_M_S,
+    apparent_vectors,
     meridian_frame_m,
     meridian_vector,
     track,
@@ -45,6 +47,8 @@ _ENOUGH_EXPLAINED = 0.4  # of the coherent power, by the catalogue: with less th
 _OWN_IMAGES = 3
 _MOST_DOUBLES = 8
 _DOUBLE_TIMES, _DOUBLE_CHANNELS = 4, 8
+_OUTSHINES = 0.9  # of the power of the field, by one source: antennas' pointing is known from it
+_POINTING_KNOWN_DEG = 0.05
 _OFF = "rejected: switched off (calibration.refine)"
 
 
@@ -89,7 +93,8 @@ class _Sky:
         beam = mean_beam(*places, *one.observation.phase_centre_deg)
         apparent_jy = beam * np.array([float(s.flux_jy(freq_hz.mean())) for s in sources])
         order = np.argsort(-apparent_jy)[:_MOST_SOURCES]
-        seen = Seen(one.observation, one.rows, one.app_dec_deg, [sources[k] for k in order])
+        chosen = [sources[k] for k in order]
+        seen = Seen(one.observation, one.rows, one.app_dec_deg, chosen, one.beam)
         model = seen.model(freq_hz=freq_hz, averaged_hz=width_hz)
         return cls(seen.sources, apparent_jy[order], beam[order], seen, freq_hz, width_hz, model)
 
@@ -586,7 +591,10 @@ def _outcome(
     findings = []
     if not own_image:
         result["parts"], findings = _parts(sky, one, coarse, scale, gain, limits)
+        if pointing := _pointings(sky, one, coarse, found):
+            result["pointing_east_deg"] = pointing
     if gains is not None:
+        result["gains"] = _by_antenna(gains, one)
         result["moved_sky"], moved = _moved_sky(gains, one, sky.freq_hz, limits)
         findings += moved
     return Refined(
@@ -616,6 +624,43 @@ def _parts(
         freq_hz=sky.freq_hz,
     )
     return consistency.judge(found=found, freq_hz=sky.freq_hz, limits=limits)
+
+
+def _pointings(
+    sky: _Sky, one: Calibrated, coarse: refine.Coarse, found: refine.Sums
+) -> dict[str, list[float]]:
+    """Where each antenna points (deg to the east of the array), and the error, where one source
+    outshines the field."""
+    power_jy = sky.apparent_jy**2
+    if power_jy.max() < _OUTSHINES * power_jy.sum():
+        return {}
+    brightest = sky.sources[int(np.argmax(power_jy))]
+    vectors = apparent_vectors([brightest.ra_deg], [brightest.dec_deg], one.rows.time_mjd)
+    gain, error = refine.by_integration(found=found, coarse=coarse, reference=_reference(coarse))
+    aside, of_it = consistency.pointing_east_deg(
+        gain=gain,
+        error=error,
+        east_deg=np.degrees(np.arcsin(vectors[:, 0, 1])),
+        fwhm_deg=airy_fwhm_deg(float(sky.freq_hz.mean())),
+    )
+    names = one.observation.antenna_names
+    return {
+        names[a]: [round(float(aside[a]), 4), round(float(of_it[a]), 4)]
+        for a in np.flatnonzero(np.isfinite(aside) & (of_it < _POINTING_KNOWN_DEG))
+    }
+
+
+def _by_antenna(gains: refine.FieldGains, one: Calibrated) -> dict[str, dict[str, list[float]]]:
+    """Mean gains since the set: amplitude and phase (deg) of X and Y by station."""
+    mean, known = gains.gain.mean(axis=0), np.isfinite(gains.error).any(axis=(0, 2))
+    size = np.abs(gains.gain).mean(axis=0)
+    return {
+        one.observation.antenna_names[a]: {
+            "amplitude": size[a].round(4).tolist(),
+            "phase_deg": np.degrees(np.angle(mean[a])).round(2).tolist(),
+        }
+        for a in np.flatnonzero(known)
+    }
 
 
 def _moved_sky(

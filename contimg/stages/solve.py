@@ -11,6 +11,7 @@ import numpy as np
 from contimg.calibration import apply as application
 from contimg.calibration import casa_tasks, field, gates, weighing
 from contimg.calibration import tables as caltables
+from contimg.calibration.beams import choose_beam
 from contimg.calibration.field import FIELD_RADIUS_DEG, Seen, modelled_share
 from contimg.calibration.solver import Gains, averaged, phase_channels, solve
 from contimg.config import CalibrationConfig, Config
@@ -55,7 +56,10 @@ def solve_group(
     outputs = {kind: paths.caltable(name, kind) for kind in kinds}
     flags = flag_versions.read(ms, rows.shape[0])
     refants = _reference_antennas(ms, observation, rows, flags, options.refant)
-    seen = Seen(observation, rows, app_dec_deg, sources)
+    beam, of_beam = choose_beam(
+        config.imaging, paths.beams, app_dec_deg, rows.time_mjd.mean(), options.dec_tolerance_deg
+    )
+    seen = Seen(observation, rows, app_dec_deg, sources, beam)
     solve_with = _solve_averaged if options.fast else _solve_whole
     solver, amplitude, quality, solved_on = solve_with(
         ms, seen, flags, refants, outputs, options, logfile
@@ -74,6 +78,7 @@ def solve_group(
         "flux_jy": float(calibrator.source.flux_jy(catalogues.CATALOGUE_HZ)),
         "flux_scale": calibrator.flux_origin + variable,
         "mean_beam": calibrator.mean_beam,
+        "primary_beam": of_beam,
         "field_sources": len(sources) - 1,
         "modelled_share": modelled,
         "problems": wrong,

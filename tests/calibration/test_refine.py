@@ -9,7 +9,7 @@ import pytest
 from contimg.calibration import apply as application
 from contimg.calibration import far, faults, refine
 from contimg.calibration.field import Calibrated, Seen
-from contimg.config import CalibrationConfig
+from contimg.config import CalibrationConfig, Config
 from contimg.sky.far import FarSource, far_sources
 from contimg.sky.geometry import meridian_vector
 from contimg.sky.skymodel import Source
@@ -90,7 +90,8 @@ def outcome(field, coarse, options=OPTIONS, sources=None, **about):
         coarse.weights,
         **({"sefd_jy": sefd_jy} | about),
     )
-    return stage._against_sky(sky_of(field, sources), one, coarse, options)
+    config = Config().model_copy(update={"calibration": options})
+    return stage._against_sky(sky_of(field, sources), one, coarse, config)
 
 
 def apart_deg(found, true):

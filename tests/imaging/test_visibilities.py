@@ -18,7 +18,7 @@ from contimg.imaging.smearing import smearing_map
 from contimg.imaging.stokes import StokesI
 from contimg.imaging.validation import Used, assess
 from contimg.simulate import station_positions
-from contimg.sky.beam import airy_beam, airy_power, drift_beam, read_beam
+from contimg.sky.beam import AIRY, airy_power, drift_beam, read_beam
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m, meridian_vector, track
 from contimg.sky.prediction import Smearing, predict
 from contimg.sky.skymodel import Source
@@ -210,12 +210,12 @@ def test_a_measured_beam_takes_the_place_of_the_airy_disk(tmp_path):
     freq_hz = np.linspace(1.31e9, 1.5e9, 16)
     ours, theirs = (
         drift_beam(l, l, track_lm, freq_hz, np.ones(3), np.ones(16), power)
-        for power in (airy_beam, read_beam(tmp_path / "beam.fits"))
+        for power in (AIRY, read_beam(tmp_path / "beam.fits"))
     )
     assert np.abs(ours - theirs).max() < 2e-3
     header.remove("CRVAL3")
     fits.writeto(tmp_path / "odd.fits", power, header)
-    with pytest.raises(ConfigError, match=r"odd\.fits: no primary beam.*imaging\.beam_file"):
+    with pytest.raises(ConfigError, match=r"odd\.fits: no primary beam.*imaging\.beam"):
         read_beam(tmp_path / "odd.fits")
 
 
