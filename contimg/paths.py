@@ -82,6 +82,12 @@ class Paths:
         """What the groups of a day say of the instrument (json), and pictures (png)."""
         return self.products / "instrument" / f"{day}.{ending}"
 
+    def instrument_days(self) -> list[str]:
+        """Days that `instrument` knows, the latest first."""
+        return sorted(
+            (path.stem for path in self.instrument("x", "json").parent.glob("*.json")), reverse=True
+        )
+
     def quicklook(self, group: str, ending: str) -> Path:
         """Image (fits) and picture (png) of `contimg quicklook`."""
         return self.products / "quicklooks" / f"{group}.{ending}"
@@ -89,6 +95,12 @@ class Paths:
     def result(self, group: str, stage: str) -> Path:
         """JSON result of a finished stage."""
         return self.products / "results" / f"{group}.{stage}.json"
+
+    def with_result(self, stage: str, begin: str = "") -> list[str]:
+        """Groups that have a stage's result, of those whose ids begin so; in order."""
+        ending = f".{stage}.json"
+        found = self.result("x", stage).parent.glob(f"{begin}*{ending}")
+        return sorted(path.name.removesuffix(ending) for path in found)
 
     def qa(self, group: str, name: str) -> Path:
         """QA plot."""

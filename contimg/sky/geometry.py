@@ -82,6 +82,13 @@ def meridian_frame_m(itrf_offsets_m: np.ndarray) -> np.ndarray:
     return itrf_offsets_m @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
+def on_the_ground_m(itrf_offsets_m: np.ndarray) -> np.ndarray:
+    """Station offsets (nant, 3) from ITRF axes to the east and north (nant, 2)."""
+    away, east, pole = meridian_frame_m(itrf_offsets_m).T
+    north = pole * np.cos(TEE_LATITUDE_RAD) - away * np.sin(TEE_LATITUDE_RAD)
+    return np.stack([east, north], axis=1)
+
+
 @dataclass(frozen=True)
 class Tracking:
     """How one ICRS phase centre moves through the meridian frame."""

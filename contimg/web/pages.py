@@ -29,7 +29,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
 }
-_THUMBNAILS, _FOOTPRINTS = 12, 2000
+_THUMBNAILS, _FOOTPRINTS, _DAYS = 12, 2000, 60
 
 
 def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
@@ -115,6 +115,20 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             "timeline": timeline(read.validity(), db.mjd(now())),
         }
         return templates.TemplateResponse(request, "calibration.html", about)
+
+    @app.get("/instrument", response_class=HTMLResponse, include_in_schema=False)
+    def instrument(request: Request, day: str | None = None):
+        days = read.paths.instrument_days()
+        if day is not None and day not in days:
+            raise HTTPException(404, "nothing is known of this day: contimg instrument DAY")
+        chosen = day or (days[0] if days else None)
+        found = found_json(read.paths.instrument(chosen, "json")) if chosen else None
+        about = {
+            "days": days[:_DAYS],
+            "day": found,
+            "pictures": [Path(path).name for path in (found or {}).get("pictures", [])],
+        }
+        return templates.TemplateResponse(request, "instrument.html", about)
 
     @app.get("/api", response_class=HTMLResponse, include_in_schema=False)
     def api(request: Request):

@@ -30,6 +30,7 @@ from contimg.products import tables as product_tables
 from contimg.queue import moves
 from contimg.queue import tables as queue_tables
 from contimg.store import db
+from contimg.store.files import found_json, read_json
 from contimg.web.downloads import served, tar_blocks
 from contimg.web.reader import (
     API_KEY,
@@ -52,6 +53,8 @@ from contimg.web.reader import (
 
 _MOST_WAITING = 100
 _FITS_NAME = rf"^{GROUP_PATTERN}(\.quick)?\.(image|pbcor|pb)\.fits$"
+_PICTURE = r"^[0-9T:-]{4,19}\.[a-z]+([+-][0-9.]{4})?\.png$"
+_OF_ANTENNAS = ("sefd_jy", "amplitude", "coherence", "flagged", "pointing_east_deg")
 GroupId = Annotated[
     str, PathParameter(pattern=f"^{GROUP_PATTERN}$", examples=["2026-01-25T22:26:05"])
 ]
@@ -128,7 +131,28 @@ def metrics(read: Read) -> Response:
     }
     for name, (value, what) in values.items():
         Gauge(f"contimg_{name}", what, registry=collected).set(float(value))
+    _instrument_metrics(read, collected)
     return PlainTextResponse(generate_latest(collected), media_type="text/plain; version=0.0.4")
+
+
+def _instrument_metrics(read: Reader, collected: CollectorRegistry) -> None:
+    """What the last day that `contimg instrument` looked at says of each antenna and the beam."""
+    days = read.paths.instrument_days()
+    found = found_json(read.paths.instrument(days[0], "json")) if days else None
+    if not found:
+        return
+    for key in _OF_ANTENNAS:
+        gauge = Gauge(
+            f"contimg_antenna_{key}", "Median of the day", ["antenna"], registry=collected
+        )
+        for name, one in found["antennas"].items():
+            if key in one:
+                gauge.labels(name).set(one[key])
+    for key in ("fwhm_east_deg", "fwhm_north_deg", "east_deg", "north_deg"):
+        gauge = Gauge(f"contimg_beam_{key}", "Fitted", ["declination"], registry=collected)
+        for dec, beam in found["beams"].items():
+            if key in beam:
+                gauge.labels(dec).set(beam[key])
 
 
 @router.get("/api/status")
@@ -280,6 +304,27 @@ def file(
     if not found:
         raise HTTPException(404, f"there is no image {name}")
     return served(request, read.file(found[0]), "image/fits", download=True)
+
+
+@router.get("/api/instrument")
+def instrument(read: Read, day: str | None = None) -> dict:
+    """What a day's groups say of antennas, beam, clock and interference, as `contimg instrument`
+    found it; the last day by default."""
+    days = read.paths.instrument_days()
+    if not days or (day is not None and day not in days):
+        raise HTTPException(404, "nothing is known of this day: contimg instrument DAY")
+    return {"days": days, **read_json(read.paths.instrument(day or days[0], "json"))}
+
+
+@router.get("/api/instrument/{name}", response_class=FileResponse)
+def instrument_picture(
+    read: Read, name: Annotated[str, PathParameter(pattern=_PICTURE)]
+) -> Response:
+    """A picture of a day of the instrument."""
+    path = read.paths.instrument(name.removesuffix(".png"), "png")
+    if not path.is_file():
+        raise HTTPException(404, "no such picture")
+    return FileResponse(path, media_type="image/png")
 
 
 def _of_day(read: Reader, day: str, type: str, publishable: bool) -> list[Path]:
