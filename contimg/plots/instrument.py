@@ -122,7 +122,8 @@ def draw_beam_fit(fit: BeamFit, app_dec_deg: float) -> Figure:
     panel.set_title(
         f"Declination {app_dec_deg:.1f}: beam at {fit.freq_hz / 1e9:.3f} GHz from "
         f"{fit.measurements} fluxes of {fit.sources} sources in {fit.groups} groups\n"
-        f"points {fit.east_deg:+.3f} +- {fit.east_error_deg:.3f} deg east, {fit.north_deg:+.3f} +- {fit.north_error_deg:.3f} "
+        f"points {fit.east_deg:+.3f} +- {fit.east_error_deg:.3f} deg east, "
+        f"{fit.north_deg:+.3f} +- {fit.north_error_deg:.3f} "
         f"north; Airy disk {airy_fwhm_deg(fit.freq_hz):.3f} deg; chi squared {fit.chi2:.2f}",
         fontsize=10,
     )
