@@ -112,7 +112,7 @@ def draw_beam_fit(fit: BeamFit, app_dec_deg: float) -> Figure:
         away,
         fit.power(np.full_like(away, fit.east_deg), away),
         color=ORANGE,
-        label=f"north-south, FWHM {fit.fwhm_north_deg:.3f} +- {fit.fwhm_north_error_deg:.3f} deg",
+        label=f"north-south, FWHM {high} deg",
     )
     panel.axhline(0.5, color="0.8", lw=0.8)
     panel.set(

@@ -136,7 +136,7 @@ def image_group(
             freq_hz=summary["freq_hz"],
             options=options,
         )
-        of_beam, placed = beam_of_fluxes(table, config.validation)
+        of_fluxes, placed = beam_of_fluxes(table, config.validation)
         of_frame, framed = frame_of_offsets(table, result.beam.major_arcsec, config.validation)
         placed += framed + search_sky(
             image=image,
@@ -205,7 +205,7 @@ def image_group(
         "used": used.as_json(),
         "catalogue_problems": list(catalogue.problems),
         "catalogue": check,
-        "places": {**of_beam, **of_frame},
+        "places": {**of_fluxes, **of_frame},
         "sources": table.round(6).to_dict("records"),
         "images": {suffix: str(path) for suffix, path in published.items()},
     }

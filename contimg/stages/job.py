@@ -137,14 +137,18 @@ def _work_and_record(job: Job, work: Callable[[Job], dict]) -> None:
         "group": job.group,
         "seconds": seconds,
         "finished_at": now(),
-        "run": run_id,
-        "host": platform.node(),
+        **by_whom(),
         **_used(),
         **_made_by(job.config),
     }
     write_json(job.paths.result(job.group, job.stage), result)
     job.paths.error(job.group).unlink(missing_ok=True)
     log.info("%s: done in %.1f s", job.stage, seconds)
+
+
+def by_whom() -> dict:
+    """Which run makes a result, and where."""
+    return {"run": os.environ.get(RUN_ID), "host": platform.node()}
 
 
 _WITHOUT_A_WORD = "ended without a word (killed, or out of memory?)"

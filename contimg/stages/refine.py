@@ -31,6 +31,7 @@ from contimg.sky.geometry import (
     track,
 )
 from contimg.sky.skymodel import Source, as_sources
+from contimg.stages.job import by_whom
 from contimg.stages.own_image import own_sources
 from contimg.store.files import remove, write_json
 
@@ -197,6 +198,7 @@ def refine_and_correct(
         "far_sources": [found.as_json() for found in far_found],
         "seconds": round(time.perf_counter() - begin, 3),
         "finished_at": now(),
+        **by_whom(),
     }
     write_json(paths.result(group, "refine"), result)
     return result | {"findings": findings}
