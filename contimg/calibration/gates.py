@@ -26,6 +26,7 @@ _CELL = (2, 2e6)  # integrations, Hz: in which sources of the whole beam are coh
 _SIGNIFICANT = 6.0  # errors: an offset of less is none
 _FEW = 3  # antennas: with fewer, nothing is said of each
 _MAD = 1.4826
+_SEARCHED_ARCSEC, _STEP_ARCSEC = 180.0, 3.0  # shifts of the sky that phases are tried with
 _STRAIGHT = 0.6  # of the scatter of phases: a gradient that leaves more explains little
 
 
@@ -519,10 +520,13 @@ def gradient_of(
     design, kept = turns[rows], np.ones(len(values), bool)
     if len(values) < 3 * _FEW:
         return None, np.zeros_like(phase)
+    fit = _best_shift(design, values)
     for _ in range(5):  # one odd antenna is none
-        matrix = design[kept]
-        fit, *_ = np.linalg.lstsq(matrix, values[kept], rcond=None)
-        left = values - design @ fit
+        turned = np.exp(1j * (values - design @ fit))  # far apart, phases wrap
+        common = np.angle(turned[kept].sum())
+        left = np.angle(turned * np.exp(-1j * common))
+        fit = fit + np.linalg.lstsq(design[kept], left[kept], rcond=None)[0]
+        left = np.angle(np.exp(1j * (values - design @ fit - common)))
         scatter = _MAD * np.median(np.abs(left))
         kept = np.abs(left) <= max(3 * scatter, 1e-6)
     if scatter > _STRAIGHT * _MAD * np.median(np.abs(values)):
@@ -534,7 +538,19 @@ def gradient_of(
         "arcsec": round(float(np.hypot(east, north)), 2),
         "left_deg": round(float(np.degrees(scatter)), 2),
     }
-    return numbers, np.broadcast_to((turns @ fit)[:, None], phase.shape)
+    return numbers, np.broadcast_to((turns @ fit)[:, None] + common, phase.shape)
+
+
+def _best_shift(design: np.ndarray, phases: np.ndarray) -> np.ndarray:
+    """The shift (rad, to the east and north) that most phases agree with, wrapped or not, to a
+    step of the search."""
+    steps = np.radians(np.arange(-_SEARCHED_ARCSEC, _SEARCHED_ARCSEC + 1, _STEP_ARCSEC) / 3600)
+    east, north = (np.exp(-1j * design[:, k, None] * steps) for k in (0, 1))
+    agree = np.abs((east * np.exp(1j * phases)[:, None]).T @ north)
+    # of those that agree as well, the nearest
+    agree -= 1e-3 * len(phases) * np.hypot(*np.meshgrid(steps, steps, indexing="ij")) / steps[-1]
+    k, m = np.unravel_index(np.argmax(agree), agree.shape)
+    return np.array([steps[k], steps[m]])
 
 
 def _of_change(

@@ -379,6 +379,9 @@ def _neighbours(values: np.ndarray) -> np.ndarray:
     return median_filter(padded, size=(1, _CHANNELS_AROUND), mode="nearest")[:, half:-half]
 
 
+_TOO_FAINT = "sky too faint"
+
+
 def dead_antennas(
     *, data, flags, noise, ant_1, ant_2, times, channels, threshold
 ) -> tuple[list[int], dict[int, float], str]:
@@ -389,8 +392,24 @@ def dead_antennas(
     does not depend on the phases of the gains, so it needs no calibration; relative to the noise it
     does not depend on their amplitudes either. A dead antenna has less than `threshold` of the
     median one's, and none beyond what noise and left interference give: one that sees less of the
-    sky than others do (their arm sees a bright source in the sidelobes) lives.
+    sky than others do (their arm sees a bright source in the sidelobes) lives. So does one that has
+    power within single integrations: it is elsewhere than its place in the list says (exchanged
+    cables), and its fringes turn from one to the next.
     """
+    found = _without_power(data, flags, noise, ant_1, ant_2, times, channels, threshold)
+    dead, relative, note = found
+    if dead:
+        one = np.ones_like(times), np.maximum(channels, 2)
+        still, _, too_faint = _without_power(data, flags, noise, ant_1, ant_2, *one, threshold)
+        if not too_faint.startswith(_TOO_FAINT):
+            dead = [a for a in dead if a in still]
+    return dead, relative, note
+
+
+def _without_power(
+    data, flags, noise, ant_1, ant_2, times, channels, threshold
+) -> tuple[list[int], dict[int, float], str]:
+    """As of `dead_antennas`, for cells of one size."""
     excess, error = _coherent_power(data, flags, noise, times, channels)
     antennas = np.unique(np.concatenate([ant_1, ant_2]))
     per_antenna, errors = {}, {}
@@ -408,7 +427,7 @@ def dead_antennas(
         return (
             [],
             relative,
-            f"sky too faint ({typical / scatter:.1f} sigma per antenna) to tell a dead antenna",
+            f"{_TOO_FAINT} ({typical / scatter:.1f} sigma per antenna) to tell a dead antenna",
         )
     none = {a: max(_COHERENCE_SIGMA * errors[a], _NO_COHERENCE * typical) for a in per_antenna}
     dead = [a for a, r in relative.items() if r < threshold and per_antenna[a] < none[a]]
