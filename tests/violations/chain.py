@@ -32,6 +32,9 @@ class Outcome:
     science: bool
     words: tuple[str, ...]
     image: dict
+    applied: dict
+    converted: dict
+    chosen: dict
 
     @property
     def said(self) -> str:
@@ -60,9 +63,16 @@ def calibrate(folder: Path, sky: list[dict], config: Config, **options) -> dict:
     return solve_group(ms, CALIBRATOR_START, app_dec_deg, config, folder / "casa.log")
 
 
-def observe(folder: Path, sky: list[dict], config: Config, solved: dict, **options) -> Outcome:
+def observe(
+    folder: Path,
+    sky: list[dict],
+    config: Config,
+    solved: dict,
+    start: str = TARGET_START,
+    **options,
+) -> Outcome:
     """A target, with the set that was solved, however good that is."""
-    ms, app_dec_deg = group(folder, TARGET_START, sky, **{"seed": 12} | options)
+    ms, app_dec_deg = group(folder, start, sky, **{"seed": 12} | options)
     chosen = {
         "set_name": CALIBRATOR_START,
         "set_mid_mjd": 0.0,
@@ -72,11 +82,12 @@ def observe(folder: Path, sky: list[dict], config: Config, solved: dict, **optio
         "tables": solved["tables"],
         "checksums": [checksum(Path(path)) for path in solved["tables"].values()],
     }
-    applied = apply_set(ms, TARGET_START, chosen, app_dec_deg, config, None, solved)
-    refined = read_json(Paths.of(config).result(TARGET_START, "refine"))
+    applied = apply_set(ms, start, chosen, app_dec_deg, config, None, solved)
+    refined = read_json(Paths.of(config).result(start, "refine"))
     converted = {"app_dec_deg": app_dec_deg, "subbands": list(range(16))}
-    image = image_group(
-        ms, TARGET_START, config, converted, chosen, 2, folder / "log", applied, refined
-    )
+    image = image_group(ms, start, config, converted, chosen, 2, folder / "log", applied, refined)
     words = (*image["verdict_reasons"], *refinement_words.summary(refined))
-    return Outcome(tuple(solved["problems"]), image["verdict"], image["science"], words, image)
+    refused = tuple(solved["problems"])
+    return Outcome(
+        refused, image["verdict"], image["science"], words, image, applied, converted, chosen
+    )

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from contimg.config import from_mapping
+from tests.conftest import ROOT
 from tests.violations.chain import calibrate, observe
 from tests.violations.rows import ROWS
 
@@ -83,3 +84,11 @@ def test_what_passes_unnoticed_costs_little(row, site, sky, clean_set, figure):
     assert not found.refused
     assert found.verdict == "good", found.said
     is_right(found)
+
+
+def test_the_table_is_published():
+    table = (ROOT / "docs" / "violations.md").read_text()
+    for row in ROWS:
+        (line,) = [one for one in table.splitlines() if one.startswith(f"| {row.name} |")]
+        assert f"| {row.size} |" in line
+        assert not row.small or f"| {row.small} |" in line

@@ -677,6 +677,34 @@ def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figu
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+def test_a_day_of_the_instrument_is_on_the_command_line_api_page_and_metrics(browser, api, site):
+    from selenium.webdriver.common.by import By
+
+    assert api.get("/api/instrument").status_code == 404
+    day = TARGET_START[:10]
+    found = json.loads(site.contimg("instrument", day, "--fit", "--json").stdout)
+    assert [one["group"] for one in found["groups"]] == [CALIBRATOR_START, TARGET_START]
+    assert found["antennas"]["42"]["sefd_jy"] == pytest.approx(6500, rel=0.1)
+    assert abs(found["antennas"]["42"]["pointing_east_deg"]) < 0.05  # of the calibrator's transit
+    assert "too few" in found["beams"]["16.1"]["not_fitted"]
+    for path in found["pictures"]:
+        assert Path(path).read_bytes().startswith(b"\x89PNG")
+    assert api.get("/api/instrument").json()["antennas"] == found["antennas"]
+    name = Path(found["pictures"][0]).name
+    assert api.get(f"/api/instrument/{name}").content.startswith(b"\x89PNG")
+    assert api.get("/api/instrument/..%2F..%2Fqa.png").status_code in (404, 422)
+    assert 'contimg_antenna_sefd_jy{antenna="42"} 6' in api.get("/metrics").text
+    browser.get(f"{api.base_url}/instrument")
+    assert browser.find_element(By.TAG_NAME, "h1").text == f"Instrument on {day}"
+    rows = browser.find_elements(By.CSS_SELECTOR, "#antennas tbody tr")
+    assert len(rows) == len(found["antennas"])
+    pictures = browser.find_elements(By.CSS_SELECTOR, "#pictures img")
+    assert len(pictures) == 2
+    assert all(int(one.get_attribute("naturalWidth")) > 500 for one in pictures[:1])
+    again = site.contimg("instrument", "2020-01-01")
+    assert (again.returncode, again.stderr.count("no group of 2020-01-01 was imaged")) == (1, 1)
+
+
 def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):
     """A wrong key is refused in words; the right one puts the group back, and the page says so by
     itself; a run does it."""
