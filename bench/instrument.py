@@ -147,7 +147,8 @@ def _row(folder: Path, number: int, beam: dict) -> str:
     true_deg = airy_fwhm_deg(fit.freq_hz) * np.array(beam["beam_wider"])
     return (
         f"{fit.fwhm_east_deg:.4f} +- {fit.fwhm_east_error_deg:.4f} (true {true_deg[0]:.4f}) | "
-        f"{fit.fwhm_north_deg:.4f} +- {fit.fwhm_north_error_deg:.4f} (true {true_deg[1]:.4f}) | {fit.east_deg:+.4f} +- {fit.east_error_deg:.4f} | "
+        f"{fit.fwhm_north_deg:.4f} +- {fit.fwhm_north_error_deg:.4f} (true {true_deg[1]:.4f}) | "
+        f"{fit.east_deg:+.4f} +- {fit.east_error_deg:.4f} | "
         f"{fit.north_deg:+.4f} +- {fit.north_error_deg:.4f} | {fit.chi2:.2f} | "
         f"{np.median(one[:, 0]):.3f}, {one[:, 0].std():.3f} | {np.median(other[:, 0]):.3f}, "
         f"{other[:, 0].std():.3f} ({len(other)}; pulls {pulls.std():.2f}) | {each:.1f}, "

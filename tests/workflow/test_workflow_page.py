@@ -267,7 +267,7 @@ def test_the_api_tells_what_the_databases_know(api, site):
     assert 'contimg_groups{state="failed"} 1.0' in metrics
     assert "contimg_disk_free_bytes" in metrics
     paths = api.get("/openapi.json").json()["paths"]
-    assert len([p for p in paths if p.startswith("/api")]) == 16
+    assert len([p for p in paths if p.startswith("/api")]) == 18
 
 
 def test_images_are_found_by_time_place_noise_and_verdict(api):
