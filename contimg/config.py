@@ -577,6 +577,10 @@ class ValidationConfig(_Section):
     fail_band: float = Field(0.2, ge=0, le=1, description="the same")
     warn_time: float = Field(0.8, ge=0, le=1, description="share of the integrations")
     fail_time: float = Field(0.2, ge=0, le=1, description="the same")
+    warn_polarised: float = Field(
+        2.0, gt=0, description="noise of XX - YY over the thermal expectation"
+    )
+    fail_polarised: float = Field(100.0, gt=0, description="the same")
     warn_beam: float = Field(
         0.2, gt=0, description="area of the beam against that of all antennas, larger or smaller by"
     )

@@ -19,6 +19,7 @@ from contimg.imaging.bright import Subtracted, bright_sources, subtract
 from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, backend, robust_rms
 from contimg.imaging.places import beam_of_fluxes, frame_of_offsets
 from contimg.imaging.plane import Plane, between_grids
+from contimg.imaging.polarised import judge_q, noise_of_q
 from contimg.imaging.restoring import expected_beam, restore
 from contimg.imaging.smearing import smearing_map
 from contimg.imaging.stokes import StokesI, read_stokes_i
@@ -105,6 +106,7 @@ def image_group(
     ]
     taken, absent = _subtract_bright(averaged, stokes, catalogue, options, own)
     grid, pb, summary = files.primary_beam(stokes, averaged, options)
+    of_q = noise_of_q(stokes, threads)
     smearing = smearing_map(stokes, averaged, *grid.axes_lm())
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
@@ -138,7 +140,8 @@ def image_group(
         )
         of_fluxes, placed = beam_of_fluxes(table, config.validation)
         of_frame, framed = frame_of_offsets(table, result.beam.major_arcsec, config.validation)
-        placed += framed + search_sky(
+        placed += [judge_q(of_q, config.validation), *framed]
+        placed += search_sky(
             image=image,
             beam=result.beam,
             grid=grid,
@@ -205,6 +208,7 @@ def image_group(
         "used": used.as_json(),
         "catalogue_problems": list(catalogue.problems),
         "catalogue": check,
+        "noise_of_q": of_q,
         "places": {**of_fluxes, **of_frame},
         "sources": table.round(6).to_dict("records"),
         "images": {suffix: str(path) for suffix, path in published.items()},
