@@ -577,6 +577,10 @@ class ValidationConfig(_Section):
     fail_band: float = Field(0.2, ge=0, le=1, description="the same")
     warn_time: float = Field(0.8, ge=0, le=1, description="share of the integrations")
     fail_time: float = Field(0.2, ge=0, le=1, description="the same")
+    warn_fringes: float = Field(
+        4.0, gt=0, description="power of a residual at one spacing and angle over that at others"
+    )
+    fail_fringes: float = Field(1000.0, gt=0, description="the same")
     warn_polarised: float = Field(
         2.0, gt=0, description="noise of XX - YY over the thermal expectation"
     )

@@ -16,6 +16,7 @@ from contimg.findings import Finding, of_level
 from contimg.imaging import files
 from contimg.imaging.averaging import Averaged, average
 from contimg.imaging.bright import Subtracted, bright_sources, subtract
+from contimg.imaging.fringes import fringe_power, judge_fringes
 from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, backend, robust_rms
 from contimg.imaging.places import beam_of_fluxes, frame_of_offsets
 from contimg.imaging.plane import Plane, between_grids
@@ -140,7 +141,12 @@ def image_group(
         )
         of_fluxes, placed = beam_of_fluxes(table, config.validation)
         of_frame, framed = frame_of_offsets(table, result.beam.major_arcsec, config.validation)
-        placed += [judge_q(of_q, config.validation), *framed]
+        stripes = fringe_power(result.residual, result.psf, options.cell_arcsec)
+        placed += [
+            judge_q(of_q, config.validation),
+            judge_fringes(stripes, config.validation),
+            *framed,
+        ]
         placed += search_sky(
             image=image,
             beam=result.beam,
