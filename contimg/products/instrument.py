@@ -16,6 +16,7 @@ from contimg.store.files import found_json
 
 _CHANNEL_BINS = 96
 _FEW_GROUPS = 3
+_LEAST_SNR = 12.0  # expected, of a source that the beam is fitted to
 _POINTS_ELSEWHERE_DEG = 0.05
 
 
@@ -126,8 +127,11 @@ def measured_of(images: Sequence[Mapping]) -> Measured:
     tables = []
     for number, image in enumerate(images):
         table = pd.DataFrame(image["sources"])
-        if len(table):
-            tables.append(table[table.found].assign(group=number))
+        if not len(table):
+            continue
+        # by what is expected, not by what is seen: noise must not choose
+        expected = table.snr * table.catalogue_jy / table.flux_jy.where(table.flux_jy > 0)
+        tables.append(table[table.found & (expected >= _LEAST_SNR)].assign(group=number))
     if not tables:
         raise ValueError("no source of the catalogue is in any of the images")
     table = pd.concat(tables)
