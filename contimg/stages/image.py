@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from contimg.calibration.beams import choose_beam
 from contimg.config import Config, ImagingConfig
@@ -126,35 +127,10 @@ def image_group(
             cell_arcsec=options.cell_arcsec,
         )
         numbers = _numbers(ms, image, result, pb)
-        radius_deg = grid.npix * grid.cell_deg * np.sqrt(0.5)
-        in_image = catalogue.within(*grid.centre_deg, radius_deg, numbers["rms_jy"])
-        check, table = compare_catalogue(
-            image=image,
-            beam=result.beam,
-            pb=pb,
-            smearing=smearing,
-            grid=grid,
-            rms_jy=numbers["rms_jy"],
-            catalogue=in_image,
-            freq_hz=summary["freq_hz"],
-            options=options,
+        check, table, places, placed = _compared(
+            image, result, pb, smearing, grid, numbers, catalogue, summary["freq_hz"], config
         )
-        of_fluxes, placed = beam_of_fluxes(table, config.validation)
-        of_frame, framed = frame_of_offsets(table, result.beam.major_arcsec, config.validation)
-        stripes = fringe_power(result.residual, result.psf, options.cell_arcsec)
-        placed += [
-            judge_q(of_q, config.validation),
-            judge_fringes(stripes, config.validation),
-            *framed,
-        ]
-        placed += search_sky(
-            image=image,
-            beam=result.beam,
-            grid=grid,
-            rms_jy=numbers["rms_jy"],
-            catalogue=catalogue.within(*grid.centre_deg, radius_deg + 1, numbers["rms_jy"]),
-            check=check,
-        )
+        placed.append(judge_q(of_q, config.validation))
         judged, findings = assess(
             numbers,
             check,
@@ -215,7 +191,7 @@ def image_group(
         "catalogue_problems": list(catalogue.problems),
         "catalogue": check,
         "noise_of_q": of_q,
-        "places": {**of_fluxes, **of_frame},
+        "places": places,
         "sources": table.round(6).to_dict("records"),
         "images": {suffix: str(path) for suffix, path in published.items()},
     }
@@ -255,6 +231,47 @@ def _numbers(ms: Path, image: np.ndarray, result: Deconvolved, pb: np.ndarray) -
         "thermal_jy": result.notes.pop("thermal_jy"),
         "dynamic_range": peak_jy / rms_jy,
     }
+
+
+def _compared(
+    image: np.ndarray,
+    result: Deconvolved,
+    pb: np.ndarray,
+    smearing: np.ndarray,
+    grid: files.Grid,
+    numbers: Mapping,
+    catalogue: Sky,
+    freq_hz: float,
+    config: Config,
+) -> tuple[dict, pd.DataFrame, dict, list[Finding]]:
+    """The image against the catalogue: summary and table, how both depend on the place, and what is
+    to be said of that, of stripes, and of a sky that is elsewhere."""
+    options, limits = effective_options(config.imaging), config.validation
+    radius_deg, rms_jy = grid.npix * grid.cell_deg * np.sqrt(0.5), numbers["rms_jy"]
+    check, table = compare_catalogue(
+        image=image,
+        beam=result.beam,
+        pb=pb,
+        smearing=smearing,
+        grid=grid,
+        rms_jy=rms_jy,
+        catalogue=catalogue.within(*grid.centre_deg, radius_deg, rms_jy),
+        freq_hz=freq_hz,
+        options=options,
+    )
+    of_fluxes, findings = beam_of_fluxes(table, limits)
+    of_frame, framed = frame_of_offsets(table, result.beam.major_arcsec, limits)
+    stripes = fringe_power(result.residual, result.psf, options.cell_arcsec)
+    elsewhere = search_sky(
+        image=image,
+        beam=result.beam,
+        grid=grid,
+        rms_jy=rms_jy,
+        catalogue=catalogue.within(*grid.centre_deg, radius_deg + 1, rms_jy),
+        check=check,
+    )
+    said = [*findings, *framed, judge_fringes(stripes, limits), *elsewhere]
+    return check, table, {**of_fluxes, **of_frame}, said
 
 
 class _Verdict:
