@@ -21,7 +21,7 @@ from contimg.products import instrument
 from contimg.simulate import read_sky
 from contimg.stages.apply import apply_set
 from contimg.stages.image import image_group
-from contimg.store.files import checksum, read_json, write_json
+from contimg.store.files import checksum, read_json, remove, write_json
 from tests.conftest import CALIBRATOR_START
 from tests.violations import chain
 
@@ -120,13 +120,14 @@ def _row(folder: Path, number: int, beam: dict) -> str:
         write_json(paths.result(start, "apply"), found.applied)
         before += edge_fluxes(found.image, true_jy)
         last = {"start": start, "found": found} if k == number // 2 else last
-        if k == number // 2:
-            kept = folder / "kept.ms"
-            (folder / f"{start}.ms").rename(kept)
+        if k != number // 2:
+            remove(folder / f"{start}.ms")
     each = (time.perf_counter() - begin) / number
     day, begin = instrument.of_day(paths, ""), time.perf_counter()
     fit, groups = instrument.fit_strip(paths, day, instrument.strips(day)[0])
     seconds = time.perf_counter() - begin
+    print(fit.as_json(), file=sys.stderr)
+    kept = folder / f"{last['start']}.ms"
     instrument.keep_beam(paths, day, fit, 16.15, groups)
     fitted = config.model_copy(
         update={"imaging": config.imaging.model_copy(update={"beam": "fitted"})}
