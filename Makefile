@@ -55,7 +55,8 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/calibration.py
 	PYTHONPATH=. .venv/bin/python bench/calibration.py field
 	PYTHONPATH=. .venv/bin/python bench/imaging.py
-	PYTHONPATH=. .venv/bin/python bench/refinement.py
+	PATH=$(CURDIR)/.venv/bin:$$PATH PYTHONPATH=. .venv/bin/python bench/refinement.py
+	PYTHONPATH=. .venv/bin/python bench/instrument.py
 	PYTHONPATH=. .venv/bin/python bench/api.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py running

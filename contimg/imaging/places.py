@@ -110,7 +110,8 @@ def beam_of_fluxes(table: pd.DataFrame, limits: ValidationConfig) -> tuple[dict,
             percent=True,
             words=f"fluxes at the half-power point are {np.exp(terms[3]):.2f} (east and west) and "
             f"{np.exp(terms[4]):.2f} (north and south) times those in the centre: as if the beam "
-            f"were {fwhm_deg[0]:.2f} x {fwhm_deg[1]:.2f} deg wide where {_FWHM_DEG:g} deg is taken",
+            f"were {fwhm_deg[0]:.2f} x {fwhm_deg[1]:.2f} deg wide, if the one that is taken has "
+            f"{_FWHM_DEG:g} deg",
             cause="contimg instrument DAY --fit, then imaging.beam: fitted",
         ),
     ]
