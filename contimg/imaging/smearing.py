@@ -1,55 +1,92 @@
 """What the correlator's integrations and channels, and averaging, take from the peak of a source at
 each place of an image."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from contimg.imaging.averaging import Averaged
+from contimg.imaging.interface import Beam
 from contimg.imaging.stokes import StokesI
 from contimg.sky.beam import beam_track, between_pixels
-from contimg.sky.geometry import meridian_vector, track
-from contimg.sky.prediction import Smearing, mean_smearing
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_vector, track
+from contimg.sky.prediction import Smearing, smearing_turns
 
 _PLACES = 11  # along a side of the image, between which the map is smooth
-_INTEGRATIONS, _FREQUENCIES = 8, 4
+_INTEGRATIONS = 8
 _LEAST_BEAM = 0.01  # where it is less, the average over the drift is not weighted by it
+_NODES = 9  # of Gauss and Hermite, along each axis of the uv plane
 
 
-def smearing_map(stokes: StokesI, averaged: Averaged, l: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Share (nx, ny) that smearing leaves of a peak at direction cosines l (nx,) and m (ny,) from
-    the phase centre, with the image's weights, averaged over the drift as the beam weighs it.
+@dataclass(frozen=True)
+class Smeared:
+    """What is needed of a group to know its smearing: axes of the phase centre, directions and
+    weights of some integrations, and how w follows from u and v there."""
 
-    Peaks of the image are the sky times beam times this (Bridle & Schwab 1999, ASP Conf. 180, 371;
-    `sky.prediction.Smearing`).
-    """
-    observation, rows, ntime = stokes.observation, stokes.rows, len(stokes.rows.time_mjd)
-    times = np.unique(np.linspace(0, ntime - 1, min(_INTEGRATIONS, ntime)).round().astype(int))
-    coarse_l, coarse_m = (np.linspace(x.min(), x.max(), _PLACES) for x in (l, m))
-    places = np.stack(np.meshgrid(coarse_l, coarse_m, indexing="ij"), axis=-1).reshape(-1, 2)
-    places = np.column_stack([places, np.sqrt(np.clip(1 - (places**2).sum(axis=1), 0, 1))])
-    axes = track(*observation.phase_centre_deg, rows.time_mjd[times]).axes
-    vectors = places @ axes
-    pointing = meridian_vector(np.radians(stokes.app_dec_deg))
-    middle_hz = averaged.freq_hz.mean()
-    beam = beam_track(vectors, pointing, middle_hz[None], stokes.beam)[..., 0]
-    beam = np.maximum(beam, _LEAST_BEAM)
-    parts = np.array_split(np.arange(len(averaged.freq_hz)), _FREQUENCIES)
-    parts = [part for part in parts if len(part)]
-    weights = averaged.weights.reshape(ntime, -1, len(averaged.freq_hz))[times]
-    width_hz = observation.channel_width_hz
-    kept = mean_smearing(
-        vectors=vectors,
-        shares=beam,
-        phase_axes=axes,
-        pointing=pointing,
-        positions_m=observation.positions_m,
-        ant_1=rows.ant_1,
-        ant_2=rows.ant_2,
-        freq_hz=np.array([averaged.freq_hz[part].mean() for part in parts]),
-        weights=np.stack([weights[..., part].sum(axis=-1) for part in parts], axis=-1),
-        smearing=Smearing(
-            rows.integration_s,
-            width_hz,
-            averaged.channels * width_hz if averaged.channels > 1 else stokes.averaged_hz,
-        ),
-    )
-    return between_pixels(coarse_l, coarse_m, kept.reshape(_PLACES, _PLACES), l, m)
+    axes: np.ndarray  # (ntime, 3, 3)
+    pointing: np.ndarray
+    beam_at: np.ndarray  # (ntime, nplace)
+    time_weights: np.ndarray
+    planes: np.ndarray  # (ntime, 2): w = a u + b v
+    places: np.ndarray  # (nplace, 3)
+    coarse_lm: tuple[np.ndarray, np.ndarray]
+    freq_hz: float
+    smearing: Smearing
+
+    @classmethod
+    def of(cls, stokes: StokesI, averaged: Averaged, l: np.ndarray, m: np.ndarray) -> "Smeared":
+        """Of an image at direction cosines l (nx,) and m (ny,) from the phase centre."""
+        observation, rows, ntime = stokes.observation, stokes.rows, len(stokes.rows.time_mjd)
+        times = np.unique(np.linspace(0, ntime - 1, min(_INTEGRATIONS, ntime)).round().astype(int))
+        coarse = tuple(np.linspace(x.min(), x.max(), _PLACES) for x in (l, m))
+        places = np.stack(np.meshgrid(*coarse, indexing="ij"), axis=-1).reshape(-1, 2)
+        places = np.column_stack([places, np.sqrt(np.clip(1 - (places**2).sum(axis=1), 0, 1))])
+        axes = track(*observation.phase_centre_deg, rows.time_mjd[times]).axes
+        pointing = meridian_vector(np.radians(stokes.app_dec_deg))
+        freq_hz, width_hz = float(averaged.freq_hz.mean()), observation.channel_width_hz
+        beam = beam_track(places @ axes, pointing, np.array([freq_hz]), stokes.beam)[..., 0]
+        planes = np.stack(
+            [np.linalg.lstsq(uvw[:, :2], uvw[:, 2], rcond=None)[0] for uvw in rows.uvw_m[times]]
+        )
+        averaged_hz = averaged.channels * width_hz if averaged.channels > 1 else stokes.averaged_hz
+        return cls(
+            axes,
+            pointing,
+            np.maximum(beam, _LEAST_BEAM),
+            averaged.time_weights[times],
+            planes,
+            places,
+            coarse,
+            freq_hz,
+            Smearing(rows.integration_s, width_hz, averaged_hz),
+        )
+
+    def left(self, restoring: Beam, l: np.ndarray, m: np.ndarray) -> np.ndarray:
+        """Share (nx, ny) that smearing leaves of a restored peak, averaged over the drift as the
+        beam weighs it.
+
+        Cleaned and restored, a source is its visibilities weighted as the restoring beam weighs the
+        uv plane, whatever the image's weights are: with beam exp(-x' Q x), as a Gaussian of
+        covariance Q / (2 pi^2). Each visibility keeps sinc(turns) (Bridle & Schwab 1999, ASP Conf.
+        180, 371; `sky.prediction.Smearing`).
+        """
+        a, b, c = restoring.quadratic() * np.degrees(3600.0) ** 2
+        spread = np.linalg.cholesky(np.array([[a, b / 2], [b / 2, c]]) / (2 * np.pi**2))
+        nodes, shares = np.polynomial.hermite.hermgauss(_NODES)
+        grid = np.stack(np.meshgrid(nodes, nodes, indexing="ij"), axis=-1).reshape(-1, 2)
+        shares = np.outer(shares, shares).ravel() / np.pi
+        wavelength_m = SPEED_OF_LIGHT_M_S / self.freq_hz
+        uv_m = np.sqrt(2) * grid @ spread.T * wavelength_m
+        kept, total = 0.0, 0.0
+        for t, weight in enumerate(self.time_weights):
+            baselines_m = np.column_stack([uv_m, uv_m @ self.planes[t]]) @ self.axes[t]
+            vectors = self.places @ self.axes[t]
+            path_m = baselines_m @ (vectors - self.axes[t, 2]).T
+            turns = smearing_turns(baselines_m, vectors - self.pointing, path_m, self.smearing)
+            left = np.sinc(turns[0] / wavelength_m) * np.sinc(turns[1])
+            left = left * np.sinc(turns[2]) / np.sinc(turns[3])
+            kept = kept + weight * self.beam_at[t] * (shares @ left)
+            total = total + weight * self.beam_at[t]
+        shape = (len(self.coarse_lm[0]), len(self.coarse_lm[1]))
+        found = np.where(total > 0, kept / np.where(total > 0, total, 1), 1.0)
+        return between_pixels(*self.coarse_lm, found.reshape(shape), l, m)

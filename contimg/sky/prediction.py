@@ -109,7 +109,7 @@ def predict_integration(
     one, two = np.searchsorted(used, ant_1), np.searchsorted(used, ant_2)
     antennas_m = meridian_frame_m(positions_m[used])
     path = antennas_m @ (vectors - phase_axes[2]).T  # (nant, nsource)
-    smear = _smearing_turns(antennas_m, vectors - pointing, path, smearing)
+    smear = smearing_turns(antennas_m, vectors - pointing, path, smearing)
     first = freq_hz[0] / SPEED_OF_LIGHT_M_S
     step = (freq_hz[-1] - freq_hz[0]) / max(1, len(freq_hz) - 1) / SPEED_OF_LIGHT_M_S
     model = np.empty((len(ant_1), len(freq_hz)), np.complex64)
@@ -118,7 +118,7 @@ def predict_integration(
     return model
 
 
-def _smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.ndarray:
+def smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.ndarray:
     """What each antenna adds to a baseline's turns, (4, nant, nsource): in an integration, for a
     wavelength of 1 m; across a channel; about the phase centre, across the average of channels, and
     across one of them. Empty without smearing.
@@ -141,47 +141,6 @@ def _smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.n
     )
 
 
-def mean_smearing(
-    *, vectors, shares, phase_axes, pointing, positions_m, ant_1, ant_2, freq_hz, weights, smearing
-) -> np.ndarray:
-    """What smearing leaves of the peaks of sources in an image, (nsource,).
-
-    vectors  apparent, (ntime, nsource, 3)
-    shares   of a source's flux that the beam passes, (ntime, nsource)
-    weights  of the image, (ntime, nbaseline, nchan); the other arguments as of `predictor`
-    """
-    used = np.unique(np.concatenate([ant_1, ant_2]))
-    one, two = np.searchsorted(used, ant_1), np.searchsorted(used, ant_2)
-    antennas_m = meridian_frame_m(positions_m[used])
-    kept, total = np.zeros(shares.shape[1]), np.zeros(shares.shape[1])
-    for t in range(len(vectors)):
-        path = antennas_m @ (vectors[t] - phase_axes[t, 2]).T
-        smear = _smearing_turns(antennas_m, vectors[t] - pointing, path, smearing)
-        left = _weigh_smearing(smear, one, two, freq_hz / SPEED_OF_LIGHT_M_S, weights[t])
-        kept += shares[t] * left
-        total += shares[t] * weights[t].sum(dtype=float)
-    return np.where(total > 0, kept / np.where(total > 0, total, 1), 1.0)
-
-
-@njit(parallel=True, cache=True)
-def _weigh_smearing(smear, one, two, waves_per_m, weights):
-    """Sum of weights (nbaseline, nchan) times what smearing leaves of each source."""
-    kept = np.zeros(smear.shape[2])
-    for s in prange(len(kept)):
-        for b in range(len(one)):
-            i, j = one[b], two[b]
-            across = (
-                _sinc(smear[1, i, s] - smear[1, j, s])
-                * _sinc(smear[2, i, s] - smear[2, j, s])
-                / _sinc(smear[3, i, s] - smear[3, j, s])
-            )
-            for c in range(len(waves_per_m)):
-                if weights[b, c] > 0:
-                    turns = (smear[0, i, s] - smear[0, j, s]) * waves_per_m[c]
-                    kept[s] += weights[b, c] * across * _sinc(turns)
-    return kept
-
-
 @njit(cache=True, fastmath=True)
 def _sinc(turns):
     """sin(pi x) / (pi x); inside the first null by its series (to 1e-6), which is quicker."""
@@ -196,7 +155,7 @@ def _sinc(turns):
 @njit(parallel=True, cache=True, fastmath=True)
 def _sum_sources(path_m, first, step, flux_jy, one, two, smear, model):
     """Fill model (nbaseline, nchan): path_m (nant, nsource), flux_jy (nchan, nsource); first, step:
-    nu / c of the channels; smear: of `_smearing_turns`."""
+    nu / c of the channels; smear: of `smearing_turns`."""
     nant, nsource = path_m.shape
     nchan = flux_jy.shape[0]
     blocks = (nchan + _CHANNELS_AT_ONCE - 1) // _CHANNELS_AT_ONCE

@@ -23,7 +23,7 @@ from contimg.imaging.places import beam_of_fluxes, frame_of_offsets
 from contimg.imaging.plane import Plane, between_grids
 from contimg.imaging.polarised import judge_q, noise_of_q
 from contimg.imaging.restoring import expected_beam, restore
-from contimg.imaging.smearing import smearing_map
+from contimg.imaging.smearing import Smeared
 from contimg.imaging.stokes import StokesI, read_stokes_i
 from contimg.imaging.validation import assess, compare_catalogue, search_sky, used_of
 from contimg.paths import Paths
@@ -109,7 +109,7 @@ def image_group(
     taken, absent = _subtract_bright(averaged, stokes, catalogue, options, own)
     grid, pb, summary = files.primary_beam(stokes, averaged, options)
     of_q = noise_of_q(stokes, threads)
-    smearing = smearing_map(stokes, averaged, *grid.axes_lm())
+    smeared = Smeared.of(stokes, averaged, *grid.axes_lm())
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
     gated = _found_before(group, converted, applied or {})
@@ -119,6 +119,7 @@ def image_group(
         del stokes, averaged  # a gigabyte
         result, cleaned = _clean(ImageRequest(inputs, options, Path(work), threads, logfile))
         result.notes = expected | result.notes
+        smearing = smeared.left(result.beam, *grid.axes_lm())
         _put_back(result, taken, grid, smearing)
         image = restore(
             residual=result.residual,

@@ -15,7 +15,7 @@ from contimg.imaging.averaging import average
 from contimg.imaging.interface import Diverged, ImageRequest, backend, robust_rms
 from contimg.imaging.peaks import bright_peaks
 from contimg.imaging.restoring import expected_beam, restore
-from contimg.imaging.smearing import smearing_map
+from contimg.imaging.smearing import Smeared
 from contimg.imaging.stokes import StokesI
 from contimg.sky.catalogues import DEFAULT_ALPHA
 from contimg.sky.skymodel import Source
@@ -36,7 +36,6 @@ def own_sources(
     options = _options(stokes, config)
     averaged = average(stokes, options)
     grid, pb, summary = files.primary_beam(stokes, averaged, options)
-    response = pb * smearing_map(stokes, averaged, *grid.axes_lm())
     with tempfile.TemporaryDirectory(prefix="contimg-own-") as work:
         imager = backend(options.backend)
         inputs = imager.prepare(averaged, stokes, Path(work))
@@ -53,6 +52,8 @@ def own_sources(
         cell_arcsec=options.cell_arcsec,
     )
     least_jy = _SIGMAS * robust_rms(result.residual[pb >= 0.5])
+    smeared = Smeared.of(stokes, averaged, *grid.axes_lm())
+    response = pb * smeared.left(result.beam, *grid.axes_lm())
     wcs, sources = grid.wcs(), []
     for x, y, peak_jy in bright_peaks(
         image=image, beam=result.beam, cell_arcsec=options.cell_arcsec, least_jy=least_jy
