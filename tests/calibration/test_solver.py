@@ -305,7 +305,7 @@ def test_a_calibrator_a_degree_off_gives_the_same_scale(tmp_path, sky, monkeypat
     monkeypatch.setattr(
         skymodel,
         "beam_track",
-        lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))),
+        lambda vectors, pointing, freq_hz, *_: np.ones((*vectors.shape[:2], len(freq_hz))),
     )
     _, beamless, _ = calibrated(tmp_path / "beamless", sky, dec_deg=DEC_DEG - 1.0)
     biased, _ = against_truth(beamless["fast"], truth)
@@ -651,7 +651,7 @@ def test_a_model_of_nothing_and_a_dead_reference_antenna_are_refused(solved, tmp
     monkeypatch.setattr(
         skymodel,
         "beam_track",
-        lambda vectors, pointing, freq_hz: np.zeros((*vectors.shape[:2], len(freq_hz))),
+        lambda vectors, pointing, freq_hz, *_: np.zeros((*vectors.shape[:2], len(freq_hz))),
     )
     for fast in (True, False):
         with pytest.raises(ValidationError, match="the sky model is zero"):
@@ -684,7 +684,7 @@ def test_the_model_is_that_of_casas_ft(solved, tmp_path, monkeypatch, figure):
     monkeypatch.setattr(
         skymodel,
         "beam_track",
-        lambda vectors, pointing, freq_hz: np.ones((*vectors.shape[:2], len(freq_hz))),
+        lambda vectors, pointing, freq_hz, *_: np.ones((*vectors.shape[:2], len(freq_hz))),
     )
     axes = track(ra, dec, rows.time_mjd).axes
     ours = prediction.predict(

@@ -88,12 +88,18 @@ def test_stokes_i_and_its_weight():
     weights = np.broadcast_to(1 / sigma**2, data.shape).astype(np.float32)
     data, use = data.astype(np.complex64), np.ones(len(data), bool)
     vis, weight = np.empty(data.shape[:2], np.complex64), np.empty(data.shape[:2], np.float32)
-    _stokes_i(data, np.zeros(data.shape, bool), weights, use, vis, weight)
+    polarised, of_polarised = np.zeros_like(vis), np.zeros_like(weight)
+    none = np.zeros(data.shape, bool)
+    _stokes_i(data, none, weights, use, vis, weight, polarised, of_polarised)
+    assert polarised.mean() == pytest.approx(0, abs=0.02)
+    assert polarised.real.var() == pytest.approx(1 / of_polarised[0, 0], rel=0.02)
     assert vis.mean() == pytest.approx(5, abs=0.02)
     assert vis.real.var() == pytest.approx(1 / weight[0, 0], rel=0.02)
     flags = np.zeros(data.shape, bool)
     flags[7, 0, 1] = True
     use[3] = False
-    _stokes_i(data, flags, weights, use, vis, weight)
+    polarised[:], of_polarised[:] = 0, 0
+    _stokes_i(data, flags, weights, use, vis, weight, polarised, of_polarised)
+    assert not of_polarised[[3, 7], 0].any()
     assert not weight[[3, 7], 0].any()
     assert weight[8, 0] > 0
