@@ -35,9 +35,9 @@ def of_day(paths: Paths, day: str) -> dict:
             continue
         groups.append(_of_group(group, found))
         _add_antennas(antennas, found)
-        by_channel = np.array(found["prepare"].get("flagged_by_channel") or [np.nan])
-        parts = np.array_split(by_channel, min(_CHANNEL_BINS, len(by_channel)))
-        interference.append([round(float(np.mean(part)), 4) for part in parts])
+        by_channel = np.array(found["prepare"].get("flagged_by_channel", []))
+        parts = np.array_split(by_channel, max(1, min(_CHANNEL_BINS, len(by_channel))))
+        interference.append([round(float(np.mean(part)), 4) for part in parts if len(part)])
     return {
         "day": day,
         "groups": groups,
