@@ -23,7 +23,7 @@ from contimg.sky.beam import DISH_DIAMETER_M
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 
 _AIRY_FWHM = 1.02899  # lambda / D
-_NAMES = ("width_east", "width_north", "east_deg", "north_deg", "taper")
+# of the terms: widths to the east and north, east_deg, north_deg, taper
 _STEPS = np.array([1e-3, 1e-3, 1e-3, 1e-3, 1e-2])
 _BOUNDS = np.array([[0.6, 0.6, -1, -1, -0.5], [1.7, 1.7, 1, 1, 1.5]])
 _CATALOGUE_SCATTER = 0.1  # of ln S: what a catalogue knows of one source
@@ -114,7 +114,8 @@ def _fwhm_of_taper(taper: float) -> float:
 
 
 def tapered(east_deg, north_deg, terms: np.ndarray, freq_hz: float) -> np.ndarray:
-    """Power response for `_NAMES`: widths are stretches of the dish's."""
+    """Power response for widths to the east and north (stretches of the dish's), pointing in deg
+    to the east and north, and taper."""
     wide, high, east, north, taper = terms
     away = np.hypot(
         np.sin(np.radians(east_deg - east)) / wide, np.sin(np.radians(north_deg - north)) / high

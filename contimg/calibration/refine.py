@@ -177,14 +177,11 @@ def _solve_once(
     product, power = (
         np.add.reduceat(values, starts, axis=0) for values in (found.product, found.power)
     )
-    common = (coarse.ant_1, coarse.ant_2, coarse.nant, [reference])
-    free = solve_grid(product.transpose(1, 0, 2), power.transpose(1, 0, 2), *common, False)
-    phases = _unit(free).transpose(1, 0, 2)
+    phases = _unit(_free(product, power, coarse, reference))
     phases = phases * np.conj(_unit(phases.sum(axis=1, keepdims=True)))
     turn = (np.conj(phases[:, coarse.ant_1]) * phases[:, coarse.ant_2])[of_interval]
-    turned = (found.product * turn).sum(axis=0)[:, None]
-    kept = (found.power * (turn != 0)).sum(axis=0)[:, None]
-    whole = solve_grid(turned, kept, *common, False)[:, 0]
+    turned, kept = (found.product * turn).sum(axis=0), (found.power * (turn != 0)).sum(axis=0)
+    whole = _free(turned[None], kept[None], coarse, reference)[0]
     size = np.abs(whole) if amplitudes else (whole != 0).astype(float)
     information = _by_antenna(power, coarse)
     takes_part = (information > 0).any(axis=0)
@@ -200,13 +197,16 @@ def _solve_once(
 def by_integration(*, found: Sums, coarse: Coarse, reference: int) -> tuple[np.ndarray, np.ndarray]:
     """Free gains (ntime, nant, npol) of each integration, 0 where there are none, and the relative
     error that noise makes."""
-    common = (coarse.ant_1, coarse.ant_2, coarse.nant, [reference])
-    free = solve_grid(
-        found.product.transpose(1, 0, 2), found.power.transpose(1, 0, 2), *common, False
-    )
     information = _by_antenna(found.power, coarse)
     with np.errstate(divide="ignore"):
-        return free.transpose(1, 0, 2), 1 / np.sqrt(information)
+        return _free(found.product, found.power, coarse, reference), 1 / np.sqrt(information)
+
+
+def _free(product: np.ndarray, power: np.ndarray, coarse: Coarse, reference: int) -> np.ndarray:
+    """Gains (n, nant, npol) of n sums (n, nbaseline, npol), amplitude and phase; 0 where none."""
+    pairs = (coarse.ant_1, coarse.ant_2, coarse.nant, [reference])
+    sums = (values.transpose(1, 0, 2) for values in (product, power))
+    return solve_grid(*sums, *pairs, False).transpose(1, 0, 2)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -60,9 +60,7 @@ def _stokes_i(data, flags, weights, use, vis, weight, polarised, of_polarised):
                 polarised[b, k] /= of_polarised[b, k]
 
 
-def read_stokes_i(
-    ms: Path, app_dec_deg: float, uvrange: str | None = None, beam: Beam = AIRY
-) -> StokesI:
+def read_stokes_i(ms: Path, app_dec_deg: float, uvrange: str | None = None) -> StokesI:
     """One pass over CORRECTED_DATA, FLAG and WEIGHT_SPECTRUM. Raises ImagingError when nothing is
     left to image."""
     observation, rows = mset.read_observation(ms), mset.read_rows(ms)
@@ -94,4 +92,4 @@ def read_stokes_i(
         )
     used = np.count_nonzero(use)
     both = polarised, of_polarised
-    return StokesI(observation, rows, vis, weights, app_dec_deg, used, 0.0, beam, both)
+    return StokesI(observation, rows, vis, weights, app_dec_deg, used, polarised=both)

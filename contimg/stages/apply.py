@@ -10,13 +10,13 @@ import numpy as np
 
 from contimg.calibration import apply as application
 from contimg.calibration import gates, weighing
-from contimg.calibration.beams import choose_beam
 from contimg.calibration.field import FIELD_RADIUS_DEG, Calibrated
 from contimg.config import Config
 from contimg.errors import CalibrationError
 from contimg.findings import Finding, judged, of_level, unknown
-from contimg.paths import FAST_SUFFIX, Paths
+from contimg.paths import FAST_SUFFIX
 from contimg.stages import refine
+from contimg.stages.beams import beam_of
 from contimg.stages.job import Job
 from contimg.store.files import altered, read_json
 from contimg.visibilities import measurement_set as mset
@@ -65,13 +65,7 @@ def apply_set(
     found = application.calibrated(ms, tables, logfile, other, beyond.get("share", 0.0))
     data, flags, rows = found.data, found.flags, found.rows
     observation = mset.read_observation(ms)
-    beam, of_beam = choose_beam(
-        config.imaging,
-        Paths.of(config).beams,
-        app_dec_deg,
-        rows.time_mjd.mean(),
-        config.calibration.dec_tolerance_deg,
-    )
+    beam, of_beam = beam_of(config, app_dec_deg, rows.time_mjd.mean())
     one = Calibrated(data, flags, observation, rows, app_dec_deg, beam=beam)
     far_found = refine.subtract_far(one) if config.calibration.subtract_far else []
     weighed, noise, weights = weighing.weigh(

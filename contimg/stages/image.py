@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from contimg.calibration.beams import choose_beam
 from contimg.config import Config, ImagingConfig
 from contimg.errors import ImagingError, ValidationError
 from contimg.findings import Finding, of_level
@@ -31,10 +30,11 @@ from contimg.products.publishing import ACTIVE, unpublishable
 from contimg.sky.calibrators import mean_beam, read_corrected
 from contimg.sky.catalogues import Sky
 from contimg.sky.skymodel import Source, as_sources
+from contimg.stages.beams import beam_of
 from contimg.stages.job import Job
 from contimg.store.files import remove
 from contimg.store.identity import made_by
-from contimg.visibilities.measurement_set import DAY_S, read_rows
+from contimg.visibilities.measurement_set import DAY_S
 from contimg.visibilities.uvh5 import changed_since
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,9 @@ def image_group(
     """
     options, paths = effective_options(config.imaging), Paths.of(config)
     folder = _cleared_folder(paths, group)
-    beam, of_beam = choose_beam(
-        options,
-        paths.beams,
-        converted["app_dec_deg"],
-        read_rows(ms).time_mjd.mean(),
-        config.calibration.dec_tolerance_deg,
-    )
-    stokes = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange, beam)
+    stokes = read_stokes_i(ms, converted["app_dec_deg"], options.uvrange)
+    beam, of_beam = beam_of(config, stokes.app_dec_deg, stokes.rows.time_mjd.mean())
+    stokes = replace(stokes, beam=beam)
     catalogue = read_corrected(config.catalogues, config.calibration)
     averaged = average(stokes, options)
     own = [

@@ -11,7 +11,6 @@ import numpy as np
 from contimg.calibration import apply as application
 from contimg.calibration import casa_tasks, field, gates, weighing
 from contimg.calibration import tables as caltables
-from contimg.calibration.beams import choose_beam
 from contimg.calibration.field import FIELD_RADIUS_DEG, Seen, modelled_share
 from contimg.calibration.solver import Gains, averaged, phase_channels, solve
 from contimg.config import CalibrationConfig, Config
@@ -24,6 +23,7 @@ from contimg.sky import catalogues
 from contimg.sky.calibrators import Candidate, find_candidates, read_calibrators, read_corrected
 from contimg.sky.catalogues import Sky
 from contimg.sky.skymodel import calibrator_model
+from contimg.stages.beams import beam_of
 from contimg.stages.job import Job
 from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
@@ -56,9 +56,7 @@ def solve_group(
     outputs = {kind: paths.caltable(name, kind) for kind in kinds}
     flags = flag_versions.read(ms, rows.shape[0])
     refants = _reference_antennas(ms, observation, rows, flags, options.refant)
-    beam, of_beam = choose_beam(
-        config.imaging, paths.beams, app_dec_deg, rows.time_mjd.mean(), options.dec_tolerance_deg
-    )
+    beam, of_beam = beam_of(config, app_dec_deg, rows.time_mjd.mean())
     seen = Seen(observation, rows, app_dec_deg, sources, beam)
     solve_with = _solve_averaged if options.fast else _solve_whole
     solver, amplitude, quality, solved_on = solve_with(
