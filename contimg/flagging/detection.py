@@ -15,6 +15,7 @@ from numba import njit, prange
 from scipy.ndimage import median_filter
 
 from contimg.config import FlaggingConfig
+from contimg.sky.geometry import SKY_TURNS_RAD_S
 
 _RAYLEIGH_MEDIAN = 1.1774100225  # median of |x + iy| for unit rms of x and of y
 _SECOND_DIFFERENCE = np.sqrt(6.0)  # rms of v[k-1] - 2 v[k] + v[k+1] per rms of v
@@ -27,7 +28,6 @@ _POWER_TIMES, _LOUD = 6, 1.1  # integrations for a baseline's power; times the m
 _COHERENCE_CELL_S, _COHERENCE_CELL_HZ = 160.0, 4e6
 _BEAM_EDGE = 0.026  # direction cosine: the half-power point
 _MOST_TURNS = 0.3  # of a source there, in a cell
-_SKY_TURNS_RAD_S = 7.2921e-5
 _NO_COHERENCE = (
     0.01  # of the median antenna's: what is left of interference gives a dead antenna as much
 )
@@ -277,7 +277,7 @@ def coherence_cells(
     """
     edge_m = np.maximum(np.asarray(length_m, float), 1.0) * _BEAM_EDGE
     longest_s = np.minimum(
-        _MOST_TURNS * wavelength_m / (edge_m * _SKY_TURNS_RAD_S), _COHERENCE_CELL_S
+        _MOST_TURNS * wavelength_m / (edge_m * SKY_TURNS_RAD_S), _COHERENCE_CELL_S
     )
     widest_hz = np.minimum(_MOST_TURNS * 299792458.0 / edge_m, _COHERENCE_CELL_HZ)
     times, channels = np.floor(longest_s / integration_s), np.floor(widest_hz / channel_width_hz)

@@ -22,7 +22,8 @@ from contimg.errors import ContimgError
 from contimg.sky import earth_orientation
 
 SPEED_OF_LIGHT_M_S = 299792458.0
-SKY_ARCSEC_S = 15.041  # that the sky turns in a second, at the equator
+SKY_TURNS_RAD_S = 7.2921159e-5  # IERS: the Earth's rotation
+SKY_ARCSEC_S = float(np.degrees(SKY_TURNS_RAD_S)) * 3600  # the same, at the equator
 TEE_LATITUDE_RAD = 0.6498455107238486
 TEE_LONGITUDE_RAD = -2.064427799136453
 TEE_HEIGHT_M = 1188.0519

@@ -8,11 +8,10 @@ import numpy as np
 from numba import njit, prange
 
 from contimg.sky.beam import AIRY, Beam
-from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_frame_m
+from contimg.sky.geometry import SKY_TURNS_RAD_S, SPEED_OF_LIGHT_M_S, meridian_frame_m
 from contimg.sky.skymodel import Source, apparent_fluxes
 
 _CHANNELS_AT_ONCE = 48
-_SKY_TURNS_RAD_S = 7.2921159e-5  # IERS: the Earth's rotation
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def smearing_turns(antennas_m, away, path_m, smearing: Smearing | None) -> np.nd
     """
     if smearing is None:
         return np.empty((0, *path_m.shape))
-    pace = _SKY_TURNS_RAD_S * np.stack([away[:, 1], -away[:, 0], 0 * away[:, 0]], axis=1)
+    pace = SKY_TURNS_RAD_S * np.stack([away[:, 1], -away[:, 0], 0 * away[:, 0]], axis=1)
     channel = smearing.channel_width_hz / SPEED_OF_LIGHT_M_S
     averaged = smearing.averaged_hz / SPEED_OF_LIGHT_M_S
     return np.stack(
