@@ -8,9 +8,9 @@ import numpy as np
 
 from contimg.calibration.beamfit import BeamFit
 from contimg.config import ImagingConfig
-from contimg.errors import ConfigError
+from contimg.errors import CalibrationError, ConfigError
 from contimg.sky.beam import AIRY, Beam, read_beam
-from contimg.store.files import checksum, replacing
+from contimg.store.files import checksum, found_json, replacing, write_json
 
 _REACH_DEG, _STEP_DEG = 4.0, 0.05
 _FIT_KEYWORDS = {
@@ -60,16 +60,21 @@ def write_beam(
 
 
 def known_beams(folder: Path) -> list[dict]:
-    """What is said of each fitted beam, by its header; the oldest first."""
+    """What is said of each fitted beam, by its header, and whether it may be used; the oldest
+    first."""
     from astropy.io import fits
 
     found = []
     for path in sorted(folder.glob("*.fits")):
         header = fits.getheader(path)
         numbers = {name: header[keyword] for name, keyword in _FIT_KEYWORDS.items()}
+        decided = found_json(_decision(path))
         found.append(
             {
+                "name": path.stem,
                 "path": str(path),
+                "status": "retired" if decided else "active",
+                "notes": decided["notes"] if decided else "",
                 "app_dec_deg": header["BEAMDEC"],
                 "first_mjd": header["MJD-BEG"],
                 "last_mjd": header["MJD-END"],
@@ -79,6 +84,19 @@ def known_beams(folder: Path) -> list[dict]:
             }
         )
     return sorted(found, key=lambda one: one["first_mjd"])
+
+
+def _decision(path: Path) -> Path:
+    """Beside a fitted beam: that somebody retired it."""
+    return path.with_name(f".{path.stem}.retired.json")
+
+
+def retire_beam(folder: Path, name: str, reason: str) -> None:
+    """Never choose a fitted beam again, also when its groups are fitted once more."""
+    path = folder / f"{name}.fits"
+    if not path.is_file():
+        raise CalibrationError(f"beam {name} is not in {folder}. See `contimg registry beams`.")
+    write_json(_decision(path), {"beam": name, "status": "retired", "notes": reason})
 
 
 def choose_beam(
@@ -103,11 +121,11 @@ def choose_beam(
     near = [
         one
         for one in known_beams(folder)
-        if abs(one["app_dec_deg"] - app_dec_deg) <= dec_tolerance_deg
+        if abs(one["app_dec_deg"] - app_dec_deg) <= dec_tolerance_deg and one["status"] == "active"
     ]
     if not near:
         raise ConfigError(
-            f"imaging.beam is fitted, and no beam of declination {app_dec_deg:.1f} +- "
+            f"imaging.beam is fitted, and no active beam of declination {app_dec_deg:.1f} +- "
             f"{dec_tolerance_deg:g} is in {folder}. Fit one: contimg instrument DAY --fit (with "
             "images made with imaging.beam: airy), or choose airy"
         )

@@ -11,7 +11,9 @@ from rich.table import Table
 from contimg.cli.shared import AsJson, ConfigFiles, command, console_of, site
 from contimg.errors import RequestError
 from contimg.paths import Paths
+from contimg.store.files import found_json, write_json
 
+_DAYS = 60  # that are drawn side by side
 _COLUMNS = (
     ("sefd_jy", "noise (Jy)", "{:.0f}"),
     ("amplitude", "amplitude", "{:.3f}"),
@@ -36,7 +38,6 @@ def instrument(
     """What a day's groups say of each antenna, the beam, the clock and interference; with
     pictures."""
     from contimg.products import instrument as found
-    from contimg.store.files import write_json
 
     config = site(configfile, begun=True)
     paths = Paths.of(config)
@@ -53,6 +54,7 @@ def instrument(
         pictures += more
     seen |= {"beams": beams, "pictures": pictures, "remarkable": found.remarkable(seen)}
     write_json(paths.instrument(day, "json"), seen)
+    seen["pictures"].append(_draw_days(paths))
     if as_json:
         print(json.dumps(seen, indent=1))
         return
@@ -75,6 +77,17 @@ def _draw(config, paths: Paths, seen: dict) -> list[str]:
     for name, draw in pictures.items():
         save_plot(draw, paths.instrument(f"{seen['day']}.{name}", "png"))
     return [str(paths.instrument(f"{seen['day']}.{name}", "png")) for name in pictures]
+
+
+def _draw_days(paths: Paths) -> str:
+    """The last days side by side."""
+    from contimg.plots.instrument import draw_days
+    from contimg.plots.style import save_plot
+
+    last = paths.instrument_days()[:_DAYS][::-1]
+    days = [found for day in last if (found := found_json(paths.instrument(day, "json")))]
+    save_plot(lambda: draw_days(days), paths.instrument("days", "png"))
+    return str(paths.instrument("days", "png"))
 
 
 def _fit(paths: Paths, seen: dict, app_dec_deg: float) -> tuple[dict, list[str]]:

@@ -13,7 +13,8 @@ from contimg.errors import CalibrationError
 from contimg.paths import Paths
 
 registry_app = typer.Typer(
-    help="Calibration sets: what is known of them, and which may be used.", no_args_is_help=True
+    help="Calibration sets and beams: what is known of them, and which may be used.",
+    no_args_is_help=True,
 )
 
 
@@ -46,6 +47,31 @@ def registry_list(configfile: ConfigFiles = None, as_json: AsJson = False):
     console_of().print(table if sets else "no calibration set is known")
 
 
+@registry_app.command("beams")
+@reported
+def registry_beams(configfile: ConfigFiles = None, as_json: AsJson = False):
+    """Every fitted primary beam: of which strip and days, its numbers, and whether it may be
+    used."""
+    from contimg.calibration.beams import known_beams
+    from contimg.store.db import utc_of_mjd
+
+    beams = known_beams(Paths.of(site(configfile)).beams)
+    if as_json:
+        print(json.dumps(beams, indent=1))
+        return
+    columns = ("FWHM east-west (deg)", "north-south", "points east (deg)", "north", "sources")
+    table = Table("beam", "status", "dec (deg)", "from", "until", *columns, "notes")
+    for one in beams:
+        numbers = (
+            f"{one[name]:.3f} +- {one[name.replace('_deg', '_error_deg')]:.3f}"
+            for name in ("fwhm_east_deg", "fwhm_north_deg", "east_deg", "north_deg")
+        )
+        when = (utc_of_mjd(one[name])[:16] for name in ("first_mjd", "last_mjd"))
+        about = (one["name"], one["status"], f"{one['app_dec_deg']:.1f}", *when, *numbers)
+        table.add_row(*about, str(one["sources"]), escape(one["notes"]))
+    console_of().print(table if beams else "no beam was fitted: contimg instrument DAY --fit")
+
+
 @registry_app.command("show")
 @reported
 def registry_show(
@@ -64,36 +90,43 @@ def registry_show(
 @registry_app.command("retire")
 @reported
 def registry_retire(
-    name: Annotated[str, typer.Argument(help="Name of the set.")],
+    name: Annotated[str, typer.Argument(help="Name of the set, or of a fitted beam.")],
     reason: Annotated[str, typer.Option(help="Why; it is shown wherever the set is refused.")],
     configfile: ConfigFiles = None,
     reprocess: Annotated[
         bool, typer.Option("--reprocess", help="Do the groups that were made with it again.")
     ] = False,
 ):
-    """Never choose a set again. Images made with it are marked as not to be published, and
-    listed."""
+    """Never choose a set again, or a fitted beam. Images made with a set are marked as not to be
+    published, and listed; those made with a beam are listed."""
+    from contimg.calibration.beams import known_beams, retire_beam
     from contimg.calibration.registry import retire
     from contimg.products import publishing
 
     config = site(configfile, begun=True)
     paths = Paths.of(config)
+    if name in (one["name"] for one in known_beams(paths.beams)):
+        retire_beam(paths.beams, name, reason)
+        _of_retired(config, name, publishing.images_of_beam(paths, name), "apply", reprocess)
+        return
     retire(paths.registry_db, name, reason)
     publishing.mark(config)
-    groups = publishing.images_of_set(config, name)
+    _of_retired(config, name, publishing.images_of_set(config, name), "caltables", reprocess)
+
+
+def _of_retired(config, name: str, groups: list[str], stage: str, reprocess: bool) -> None:
+    """Say which images were made with what was retired, and do them again if that was asked."""
     print(
         f"{name}: retired; {len(groups) or 'no'} "
         f"{'image was' if len(groups) == 1 else 'images were'} made with it"
     )
+    must = ": must not be published" if stage == "caltables" else ""
     for group in groups:
-        print(f"  {group}: must not be published")
+        print(f"  {group}{must}")
     if groups and not reprocess:
-        print(
-            f"to do them again with another set: contimg reprocess {' '.join(groups)} --from "
-            "caltables"
-        )
+        print(f"to do them again: contimg reprocess {' '.join(groups)} --from {stage}")
     if reprocess:
-        do_again(config, groups, "caltables")
+        do_again(config, groups, stage)
 
 
 @registry_app.command("verify")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import tempfile
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -83,6 +84,14 @@ def simulate(
     exchanged_polarisations: Annotated[
         list[int] | None, typer.Option(help="Station whose X is Y; may be given again.")
     ] = None,
+    further: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="NAME=VALUE",
+            help="Any option of contimg.simulate.Simulation, its value as JSON; again.",
+        ),
+    ] = None,
 ):
     """Write simulated subband files in the telescope's format, with their truth beside them."""
     from contimg.simulate import Simulation, read_sky, simulate_demo, simulate_group
@@ -132,6 +141,7 @@ def simulate(
                 exchanged=tuple(_numbers(text, int, int) for text in exchanged or ()),
                 exchanged_polarisations=tuple(exchanged_polarisations or ()),
             )
+            options = replace(options, **dict(_setting(text) for text in further or ()))
             written = simulate_group(
                 folder, options, read_sky(lists.sky, lists.calibrators), lists.stations
             )
@@ -139,6 +149,26 @@ def simulate(
         raise RequestError(str(error)) from None
     size_mb = sum(f.stat().st_size for f in written) / 1e6
     print(f"{len(written)} files, {size_mb:.0f} MB, in {time.perf_counter() - begin:.0f} s")
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """NAME=VALUE as an option of the simulator; raises ValueError for what it does not have."""
+    from contimg.simulate import Simulation
+
+    name, _, value = text.partition("=")
+    known = sorted(one.name for one in fields(Simulation))
+    if name not in known:
+        raise ValueError(f"--with {text}: expected one of {', '.join(known)}")
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = value  # a word needs no quotes
+    return name, _tuples(found)
+
+
+def _tuples(value):
+    """Lists of JSON, also within lists, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _numbers(text: str, *kinds: type) -> tuple:

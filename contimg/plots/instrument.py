@@ -1,6 +1,6 @@
 """Pictures of a day of the instrument."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -90,6 +90,94 @@ def draw_day(day: Mapping) -> Figure:
     figure.colorbar(drawn, ax=channels, label="Flagged (%)")
     figure.suptitle(f"{day['day']}  ·  {len(groups)} groups")
     return figure
+
+
+def draw_days(days: Sequence[Mapping]) -> Figure:
+    """Days side by side, the oldest first: each antenna's numbers, the fitted beams, noise, fluxes,
+    and how far the sky seemed to move."""
+    names = list(dict.fromkeys(name for day in days for name in day["antennas"]))
+    known = [q for q in _QUANTITIES if any(q[0] in a for d in days for a in d["antennas"].values())]
+    rows = 2 + -(-len(known) // 2)
+    figure, panels = plt.subplots(
+        rows, 2, figsize=(12, 3.4 * rows), layout="constrained", squeeze=False
+    )
+    width, pointing, noise, sky, *rest = panels.flat
+    place, labels = np.arange(len(days)), [day["day"] for day in days]
+    _beams_of_days(days, width, pointing)
+    for panel, keys, marks in (
+        (noise, ("noise", "flux_ratio"), ("Noise / thermal", "Flux / catalogue")),
+        (sky, ("east_arcsec", "north_arcsec"), ("east", "north")),
+    ):
+        for key, label, colour, aside in zip(
+            keys, marks, (BLUE, ORANGE), (-0.08, 0.08), strict=True
+        ):
+            of_day = [_quartiles([one[key] for one in day["groups"]]) for day in days]
+            low, middle, high = np.array(of_day).T
+            errors = [middle - low, high - middle]
+            panel.errorbar(place + aside, middle, errors, fmt="o", ms=4, color=colour, label=label)
+        panel.legend(frameon=False, ncols=2, fontsize=9)
+    noise.set(ylabel="Median and quartiles of a day")
+    sky.set(ylabel="Sky moved since the set (arcsec)")
+    for panel, (key, label, _) in zip(rest, known, strict=False):
+        values = np.array(
+            [[day["antennas"].get(name, {}).get(key, np.nan) for day in days] for name in names]
+        )
+        drawn = panel.imshow(
+            values,
+            aspect="auto",
+            interpolation="nearest",
+            cmap="cividis",
+            extent=(-0.5, len(days) - 0.5, len(names) - 0.5, -0.5),
+        )
+        every = max(1, len(names) // 12)
+        panel.set_yticks(range(0, len(names), every), names[::every], fontsize=8)
+        panel.set(ylabel="Antenna")
+        figure.colorbar(drawn, ax=panel, label=label)
+    every = max(1, -(-len(days) // 8))
+    for panel in (width, pointing, noise, sky, *rest[: len(known)]):
+        panel.set_xticks(place[::every], labels[::every], fontsize=8)
+        panel.set_xlim(-0.5, len(days) - 0.5)
+    for panel in rest[len(known) :]:
+        panel.set_axis_off()
+    figure.suptitle(f"{len(days)} days, {labels[0]} to {labels[-1]}")
+    return figure
+
+
+def _quartiles(values: Sequence[float | None]) -> np.ndarray:
+    known = [value for value in values if value is not None]
+    return np.quantile(known, (0.25, 0.5, 0.75)) if known else np.full(3, np.nan)
+
+
+def _beams_of_days(days: Sequence[Mapping], width, pointing) -> None:
+    """Widths and pointing of each strip's fitted beams, at the days' places."""
+    found = [
+        (place, dec, beam)
+        for place, day in enumerate(days)
+        for dec, beam in day.get("beams", {}).items()
+        if "not_fitted" not in beam
+    ]
+    for panel, (east, north), label in (
+        (width, ("fwhm_east", "fwhm_north"), "FWHM (deg)"),
+        (pointing, ("east", "north"), "Beam points (deg)"),
+    ):
+        panel.set(ylabel=label)
+        if not found:
+            panel.text(0.5, 0.5, "no beam was fitted", ha="center", transform=panel.transAxes)
+        for key, colour, mark, aside in ((east, BLUE, "o", -0.08), (north, ORANGE, "s", 0.08)):
+            for k, dec in enumerate(sorted({dec for _, dec, _ in found}, key=float)):
+                mine = [(place, beam) for place, its, beam in found if its == dec]
+                panel.errorbar(
+                    [place + aside for place, _ in mine],
+                    [beam[f"{key}_deg"] for _, beam in mine],
+                    [beam[f"{key}_error_deg"] for _, beam in mine],
+                    fmt=mark,
+                    ms=4,
+                    color=colour,
+                    alpha=1 / (1 + k / 2),
+                    label=f"{'east-west' if aside < 0 else 'north-south'}, dec {dec}",
+                )
+        if found:
+            panel.legend(frameon=False, fontsize=8)
 
 
 def draw_beam_fit(fit: BeamFit, app_dec_deg: float) -> Figure:

@@ -2,6 +2,7 @@
 whoever asks."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from sqlalchemy import select, update
 
@@ -10,6 +11,7 @@ from contimg.config import Config, ValidationConfig
 from contimg.paths import Paths
 from contimg.products.tables import Base, Image
 from contimg.store import db
+from contimg.store.files import found_json
 
 ACTIVE = "active"  # status of a set that may be used
 
@@ -117,3 +119,16 @@ def images_of_set(config: Config, name: str) -> list[str]:
             .distinct()
         )
         return sorted(session.scalars(query))
+
+
+def _beam_of(paths: Paths, group: str) -> dict:
+    return (found_json(paths.result(group, "image")) or {}).get("primary_beam", {})
+
+
+def images_of_beam(paths: Paths, name: str) -> list[str]:
+    """Groups whose images were corrected with a fitted beam."""
+    return [
+        group
+        for group in paths.with_result("image")
+        if Path(_beam_of(paths, group).get("path") or "").stem == name
+    ]

@@ -53,7 +53,7 @@ from contimg.web.reader import (
 
 _MOST_WAITING = 100
 _FITS_NAME = rf"^{GROUP_PATTERN}(\.quick)?\.(image|pbcor|pb)\.fits$"
-_PICTURE = r"^[0-9T:-]{4,19}\.[a-z]+([+-][0-9.]{4})?\.png$"
+_PICTURE = r"^(days|[0-9T:-]{4,19}\.[a-z]+([+-][0-9.]{4})?)\.png$"
 _OF_ANTENNAS = ("sefd_jy", "amplitude", "coherence", "flagged", "pointing_east_deg")
 GroupId = Annotated[
     str, PathParameter(pattern=f"^{GROUP_PATTERN}$", examples=["2026-01-25T22:26:05"])

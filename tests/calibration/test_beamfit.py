@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from contimg.calibration.beamfit import Measured, airy_fwhm_deg, fit_beam
-from contimg.calibration.beams import choose_beam, known_beams, write_beam
+from contimg.calibration.beams import choose_beam, known_beams, retire_beam, write_beam
 from contimg.config import ImagingConfig
-from contimg.errors import ConfigError
+from contimg.errors import CalibrationError, ConfigError
 from contimg.simulate import _airy_power
 from contimg.sky.beam import AIRY
 
@@ -74,7 +74,9 @@ def test_widths_and_pointing_are_found(wide, points):
 def test_a_fitted_beam_is_the_one_that_images_are_made_with(tmp_path):
     fit = fit_beam(seen(5, (1.2, 1.1), (0.12, 0.05)), FREQ_HZ, DRIFT_DEG)
     folder, options = tmp_path / "beams", ImagingConfig(beam="fitted")
-    with pytest.raises(ConfigError, match=r"no beam of declination 16\.1.*contimg instrument DAY"):
+    with pytest.raises(
+        ConfigError, match=r"no active beam of declination 16\.1.*contimg instrument DAY"
+    ):
         choose_beam(options, folder, DEC_DEG, 61000.0, 1.0)
     for first in (60000.0, 61000.0):
         write_beam(
@@ -88,7 +90,7 @@ def test_a_fitted_beam_is_the_one_that_images_are_made_with(tmp_path):
     assert [one["first_mjd"] for one in known_beams(folder)] == [60000.0, 61000.0]
     beam, said = choose_beam(options, folder, DEC_DEG, 60990.0, 1.0)  # the nearest in time
     assert said["beam"] == "fitted 61000"
-    with pytest.raises(ConfigError, match="no beam of declination 18"):
+    with pytest.raises(ConfigError, match="no active beam of declination 18"):
         choose_beam(options, folder, 18.1, 60990.0, 1.0)
     east, north = np.meshgrid(np.linspace(-1.8, 1.8, 13), np.linspace(-1.8, 1.8, 13))
     for freq_hz in (FREQ_HZ, 1.32e9, 1.49e9):
@@ -99,6 +101,24 @@ def test_a_fitted_beam_is_the_one_that_images_are_made_with(tmp_path):
         true = _airy_power(away, np.array([freq_hz])).reshape(east.shape)
         assert found == pytest.approx(true, abs=0.01)
     assert choose_beam(ImagingConfig(), folder, DEC_DEG, 60990.0, 1.0)[0] is AIRY
+    # a person said that it is wrong: the other one is chosen, also when it is written again
+    retire_beam(folder, "61000", "made on a day of storm")
+    write_beam(
+        folder / "61000.fits",
+        fit,
+        app_dec_deg=DEC_DEG,
+        first_mjd=61000.0,
+        last_mjd=61001.0,
+        groups=["2026-01-25T22:26:05"],
+    )
+    said = choose_beam(options, folder, DEC_DEG, 60990.0, 1.0)[1]
+    assert said["beam"] == "fitted 60000"
+    assert [(one["status"], one["notes"]) for one in known_beams(folder)] == [
+        ("active", ""),
+        ("retired", "made on a day of storm"),
+    ]
+    with pytest.raises(CalibrationError, match="beam 62000 is not in"):
+        retire_beam(folder, "62000", "no such")
 
 
 def test_too_little_is_no_beam():

@@ -1,17 +1,21 @@
 """A day's results as the instrument's numbers: from files as the stages write them."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from contimg.calibration.beamfit import airy_fwhm_deg
 from contimg.calibration.beams import known_beams
+from contimg.cli import app
 from contimg.paths import Paths
+from contimg.plots.instrument import draw_days
 from contimg.products import instrument
-from contimg.store.files import write_json
+from contimg.store.files import read_json, write_json
 from tests.calibration.test_beamfit import FREQ_HZ, response, seen
 
 WIDE, POINTS = (1.1, 1.05), (0.1, -0.05)
@@ -101,3 +105,43 @@ def test_a_strip_has_its_beam(day):
     assert kept["first_mjd"] == pytest.approx(61101.8 + 0.5 / 279)
     with pytest.raises(ValueError, match="0 groups of declination 30"):
         instrument.fit_strip(paths, found, 30.0)
+
+
+def test_a_persons_commands_on_beams(day, tmp_path):
+    """List, retire, and which images were made with what was retired."""
+    paths, groups = day
+    found = instrument.of_day(paths, "2026-03-02")
+    fit, used = instrument.fit_strip(paths, found, 16.1)
+    path = instrument.keep_beam(paths, found, fit, 16.1, used)
+    image = read_json(paths.result(groups[0], "image"))
+    write_json(paths.result(groups[0], "image"), image | {"primary_beam": {"path": str(path)}})
+    configfile = tmp_path / "site.yaml"
+    folders = {"incoming": paths.incoming, "products": paths.products, "state": paths.state}
+    configfile.write_text(json.dumps({"paths": {k: str(v) for k, v in folders.items()}}))
+    paths.state.mkdir(exist_ok=True)
+    paths.registry_db.touch()  # a site at work
+
+    def said(*words: str) -> str:
+        ran = CliRunner().invoke(app, [*words, "--configfile", str(configfile)])
+        assert ran.exit_code == 0, ran.output
+        return ran.stdout
+
+    (one,) = json.loads(said("registry", "beams", "--json"))
+    assert (one["name"], one["status"]) == (path.stem, "active")
+    listed = said("registry", "retire", path.stem, "--reason", "a storm")
+    assert f"{path.stem}: retired; 1 image was made with it" in listed
+    assert f"contimg reprocess {groups[0]} --from apply" in listed
+    (one,) = json.loads(said("registry", "beams", "--json"))
+    assert (one["status"], one["notes"]) == ("retired", "a storm")
+
+
+def test_days_are_drawn_side_by_side(day):
+    paths, _ = day
+    found = instrument.of_day(paths, "2026-03-02") | {"beams": {"16.1": {"not_fitted": "few"}}}
+    fit, _ = instrument.fit_strip(paths, found, 16.1)
+    other = found | {"day": "2026-03-03", "beams": {"16.1": fit.as_json()}}
+    drawn = draw_days([found, other])
+    width, _, _, _, *heat = drawn.axes
+    (line,) = [one for one in width.containers if "east-west" in one.get_label()]
+    assert line[0].get_xydata()[0] == pytest.approx([0.92, fit.fwhm_east_deg])
+    assert heat[0].get_images()[0].get_array().shape == (2, 2)  # antennas, days
