@@ -119,7 +119,8 @@ def fit_strip(paths: Paths, day: Mapping, app_dec_deg: float) -> tuple[BeamFit, 
     freq_hz = float(np.mean([one["freq_hz"] for one in images]))
     drift_deg = float(np.mean([one["exposure_s"] for one in images]))
     drift_deg *= SKY_ARCSEC_S / 3600 * np.cos(np.radians(app_dec_deg))
-    return fit_beam(measured_of(images), freq_hz, drift_deg), chosen
+    bandwidth_hz = float(np.mean([one["bandwidth_hz"] for one in images]))
+    return fit_beam(measured_of(images), freq_hz, drift_deg, bandwidth_hz), chosen
 
 
 def measured_of(images: Sequence[Mapping]) -> Measured:

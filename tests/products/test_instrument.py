@@ -48,6 +48,7 @@ def day(tmp_path_factory):
             "thermal_jy": 5e-4,
             "flagged": 0.1,
             "freq_hz": FREQ_HZ,
+            "bandwidth_hz": 0.0,  # as the fluxes were made
             "exposure_s": 309.24,
             "catalogue": {"flux_ratio": 1.01},
             "sources": sources.to_dict("records"),
