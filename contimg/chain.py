@@ -37,8 +37,9 @@ CHAIN = (
     Stage("caltables", after=("register",), rule="select", on_node=False),
     Stage("apply", after=("prepare", "caltables"), uses_ms=True),
     Stage("image", after=("apply",), uses_ms=True),
+    Stage("photometry", after=("image",)),
     Stage("qa", after=("image",), uses_ms=True),
-    Stage("index", after=("image", "qa"), on_node=False),
+    Stage("index", after=("image", "photometry", "qa"), on_node=False),
 )
 STAGES = tuple(stage.name for stage in CHAIN)
 FIRST, LAST = STAGES[0], STAGES[-1]

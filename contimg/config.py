@@ -597,6 +597,22 @@ class ValidationConfig(_Section):
     )
 
 
+class PhotometryConfig(_Section):
+    """Which sources are measured in every image, and what is known of their errors. What the
+    numbers are: docs/lightcurves.md."""
+
+    least_jy: float = Field(
+        0.005, gt=0, description="catalogue sources of this flux at 1.4 GHz and more are measured"
+    )
+    strip_half_deg: float = Field(
+        3.0, gt=0, description="how far from the pointing's declination sources are taken"
+    )
+    beam_width_error: float = Field(
+        0.01, ge=0, description="relative error of the Airy disk's width; a fitted beam has its own"
+    )
+    beam_pointing_error_deg: float = Field(0.02, ge=0, description="the same of where it points")
+
+
 class RetentionConfig(_Section):
     """What is deleted when it is no longer needed. Nothing by default; docs/storage.md has the
     sizes."""
@@ -635,6 +651,7 @@ class Config(_Section):
     gates: GatesConfig = GatesConfig()
     imaging: ImagingConfig = ImagingConfig()
     validation: ValidationConfig = ValidationConfig()
+    photometry: PhotometryConfig = PhotometryConfig()
     retention: RetentionConfig = RetentionConfig()
 
     @property

@@ -22,7 +22,9 @@ QUICK_MARK = ".quick"
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
 SMEARING_FITS = "smearing.fits"
+COMPONENTS_FITS = "components.fits"  # what photometry needs of an image beside its pixels
 SLANTED_FITS = "slanted.fits"  # imaging.slanted_fits
+IMAGE_SUFFIXES = (*CASA_IMAGES, *FITS_IMAGES, SMEARING_FITS, COMPONENTS_FITS, SLANTED_FITS)
 REPORTED_PLOTS = ("image", "catalogue", "uv", "flags")  # in `snakemake --report`
 OTHER_PLOTS = ("thumbnail", "residual", "beam", "spectra", "bandpass", "gains", "refinement")
 GROUP_PLOTS = REPORTED_PLOTS + OTHER_PLOTS
@@ -87,6 +89,20 @@ class Paths:
         return sorted(
             (path.stem for path in self.instrument("x", "json").parent.glob("*.json")), reverse=True
         )
+
+    def photometry(self, group: str) -> Path:
+        """Fluxes of all known sources in a group's image."""
+        return self.products / "photometry" / f"{group}.parquet"
+
+    def reference(self, version: str) -> Path:
+        """A version of a strip's reference catalogue: which sources are measured."""
+        return self.products / "photometry" / "reference" / f"{version}.parquet"
+
+    def references(self, strip: str = "") -> list[str]:
+        """Versions that are there, of one strip or of all; the last one last."""
+        found = self.reference("x").parent.glob(f"{strip or '*'}.v*.parquet")
+        names = [path.name.removesuffix(".parquet") for path in found]
+        return sorted(names, key=lambda name: (name[:5], int(name.rpartition(".v")[2])))
 
     def quicklook(self, group: str, ending: str) -> Path:
         """Image (fits) and picture (png) of `contimg quicklook`."""

@@ -4,6 +4,7 @@
 rule index:
     input:
         imaged=result("{group}", "image"),
+        measured=result("{group}", "photometry"),
         plotted=result("{group}", "qa"),
         again=again("index"),
     output:

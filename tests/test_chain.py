@@ -95,7 +95,9 @@ def test_profiles_name_rules_that_there_are(workflow):
 
 
 def test_what_follows_from_the_table():
-    assert following("caltables") == ("caltables", "apply", "image", "qa", "index")
+    assert following("caltables") == (
+        *("caltables", "apply", "image", "photometry", "qa", "index"),
+    )
     assert following("convert") == STAGES
     assert stage_of("select") == "caltables"
     assert stage_of("day") == "day"

@@ -134,9 +134,7 @@ def _response(of: Measured, terms: np.ndarray, freq_hz: float, track: np.ndarray
     return np.log(np.maximum(power @ shares, 1e-6))
 
 
-def fit_beam(
-    of: Measured, freq_hz: float, drift_deg: float, bandwidth_hz: float = 0.0
-) -> BeamFit:
+def fit_beam(of: Measured, freq_hz: float, drift_deg: float, bandwidth_hz: float = 0.0) -> BeamFit:
     """The beam of the array at a frequency, from images of a band around it; the sky moves
     `drift_deg` during a group.
 

@@ -18,7 +18,7 @@ from contimg.imaging.interface import Beam, Deconvolved
 from contimg.imaging.plane import Plane
 from contimg.imaging.restoring import model_of
 from contimg.imaging.stokes import StokesI
-from contimg.paths import CASA_IMAGES, FITS_IMAGES, SLANTED_FITS, SMEARING_FITS
+from contimg.paths import CASA_IMAGES, COMPONENTS_FITS, IMAGE_SUFFIXES, SLANTED_FITS, SMEARING_FITS
 from contimg.sky.beam import drift_beam
 from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
 from contimg.store.files import publish, remove
@@ -147,13 +147,66 @@ def _write_fits(path: Path, array: np.ndarray, head: fits.Header, checksum: bool
     fits.PrimaryHDU(values, head).writeto(path, checksum=checksum, overwrite=True)
 
 
-def _few_pixels(grid: Grid, values: np.ndarray) -> tuple[Grid, np.ndarray]:
-    """Every so many pixels of a smooth map; the centre's is among them, in the middle."""
+def _write_components(
+    path: Path, components: np.ndarray, smearing: np.ndarray, grid: Grid, head: fits.Header
+) -> None:
+    """The model as points between pixels, and the smearing of the dirty image's peaks: with
+    residual, psf and beam all that photometry needs."""
+    few, _ = few_pixels(grid)
+    columns = [
+        fits.Column(name, "D", unit, array=components[:, k])
+        for k, (name, unit) in enumerate((("X", "pixel"), ("Y", "pixel"), ("FLUX", "Jy")))
+    ]
+    table = fits.BinTableHDU.from_columns(columns, name="COMPONENTS")
+    smear = fits.ImageHDU(np.ascontiguousarray(smearing.T, np.float32), few.wcs().to_header())
+    smear.name = "SMEARING"
+    whole = fits.HDUList([fits.PrimaryHDU(None, head), table, smear])
+    whole.writeto(path, checksum=True, overwrite=True)
+
+
+@dataclass(frozen=True)
+class Imaged:
+    """An image as photometry needs it: arrays (npix, npix); components (n, 3) as the dirty image
+    sees them; what smearing leaves of the dirty image's peaks, at some pixels, and their places in
+    the image's own pixels."""
+
+    image: np.ndarray
+    residual: np.ndarray
+    psf: np.ndarray
+    pb: np.ndarray
+    components: np.ndarray
+    smearing: np.ndarray
+    smearing_pixels: np.ndarray
+    wcs: WCS
+
+
+def read_imaged(images_of_group: Mapping[str, str]) -> Imaged:
+    """Products of a group's image, by suffix."""
+
+    def pixels(suffix: str) -> np.ndarray:
+        return images.image(images_of_group[suffix]).getdata().squeeze().T
+
+    with fits.open(images_of_group[COMPONENTS_FITS]) as hdus:
+        wcs, few = WCS(hdus[0].header).celestial, hdus["SMEARING"]
+        table = hdus["COMPONENTS"].data
+        components = np.column_stack([table[name] for name in ("X", "Y", "FLUX")]).astype(float)
+        smearing = few.data.T.astype(float)
+        step = few.header["CDELT2"] / hdus[0].header["CDELT2"]
+        places = (np.arange(len(smearing)) + 1 - few.header["CRPIX1"]) * step
+        places += hdus[0].header["CRPIX1"] - 1
+    with ThreadPoolExecutor(2) as pool:
+        arrays = list(pool.map(pixels, ("image", "residual", "psf", "pb")))
+    return Imaged(*arrays, components, smearing, places, wcs)
+
+
+def few_pixels(grid: Grid) -> tuple[Grid, slice]:
+    """Every so many pixels of an image, for smooth maps; the centre's is among them, in the
+    middle."""
     step = -(-grid.npix // _SMOOTH_PIXELS)
     each_way = (grid.npix // 2) // step, (grid.npix - 1 - grid.npix // 2) // step
     centre, reach = grid.npix // 2, min(each_way)
     kept = slice(centre - reach * step, centre + reach * step + 1, step)
-    return Grid(2 * reach + 1, grid.cell_deg * step, grid.centre_deg), values[kept, kept]
+    return Grid(2 * reach + 1, grid.cell_deg * step, grid.centre_deg), kept
 
 
 def write_products(
@@ -168,10 +221,13 @@ def write_products(
     summary: Mapping,
     options,
     keywords: Mapping,
+    dirty: tuple[np.ndarray, np.ndarray],
     slanted: tuple[np.ndarray, Plane] | None = None,
 ) -> dict[str, Path]:
-    """Write every product into `work`, then move each to its final name (`prefix_of(suffix)`);
-    returns them by suffix. `slanted`: the image on a plane's grid, too.
+    """Write every product into `work`, then move each to its final name (`prefix_of(suffix)`).
+
+    Returns them by suffix. `dirty`: components (n, 3) as the dirty image sees them, and what
+    smearing leaves of its peaks at `few_pixels`. `slanted`: the image on a plane's grid, too.
 
     Peaks are divided by beam `pb` and `smearing`. The latter is smooth: its file has few pixels.
     """
@@ -204,9 +260,12 @@ def write_products(
                 as_fits.unlink()
     if not options.skip_fits:
         written[SMEARING_FITS] = work / SMEARING_FITS
-        few, values = _few_pixels(grid, smearing)
+        few, kept = few_pixels(grid)
         head = header(few, result.beam, summary, "", keywords)
-        _write_fits(written[SMEARING_FITS], values, head, checksum=True)
+        _write_fits(written[SMEARING_FITS], smearing[kept, kept], head, checksum=True)
+    written[COMPONENTS_FITS] = work / COMPONENTS_FITS
+    head = header(grid, result.beam, summary, "", keywords)
+    _write_components(written[COMPONENTS_FITS], *dirty, grid, head)
     if slanted is not None:
         written[SLANTED_FITS] = work / SLANTED_FITS
         values, plane = slanted
@@ -215,7 +274,7 @@ def write_products(
         head = header(wide, result.beam, summary, "Jy/beam", dict(keywords) | of_plane)
         _write_fits(written[SLANTED_FITS], values, head, checksum=True)
     final = {}
-    for suffix in (*CASA_IMAGES, *FITS_IMAGES, SMEARING_FITS, SLANTED_FITS):
+    for suffix in IMAGE_SUFFIXES:
         target = prefix_of(suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(target)

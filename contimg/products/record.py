@@ -59,6 +59,8 @@ def index_group(group: str, config: Config, known: Mapping[str, str] | None = No
     results = results_of(paths, group)
     imaged, plots = results["image"], results["qa"]["artifacts"]
     files = [*imaged["images"].values(), *plots.values()]
+    if measured := results.get("photometry", {}).get("table"):
+        files.append(measured)
     if absent := [path for path in files if not Path(path).exists()]:
         raise ValidationError(
             f"group {group}: {absent} are not there; not indexed. Image it again."

@@ -15,7 +15,7 @@ from contimg.chain import LAST
 from contimg.clock import now
 from contimg.config import Config
 from contimg.errors import ContimgError, LockError, ValidationError
-from contimg.paths import CASA_IMAGES, FAST_SUFFIX, FITS_IMAGES, SLANTED_FITS, Paths
+from contimg.paths import FAST_SUFFIX, IMAGE_SUFFIXES, Paths
 from contimg.products.record import bytes_on_disk
 from contimg.products.tables import Base, Image, MeasurementSet
 from contimg.queue import moves
@@ -130,9 +130,7 @@ def _prune_ms(paths: Paths, group: str) -> None:
 
 def _prune_images(paths: Paths, group: str) -> None:
     files = [
-        paths.image(group, suffix, quick)
-        for suffix in (*CASA_IMAGES, *FITS_IMAGES, SLANTED_FITS)
-        for quick in (False, True)
+        paths.image(group, suffix, quick) for suffix in IMAGE_SUFFIXES for quick in (False, True)
     ]
     files.append(paths.field_gains(group))
     with _completed(paths, group), _leaving(files), db.writing(paths.products_db, Base) as session:

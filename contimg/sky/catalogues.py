@@ -70,6 +70,24 @@ class Sky:
             drop=True
         )
 
+    def between(self, low_deg: float, high_deg: float, least_jy: float = 0.0) -> pd.DataFrame:
+        """Sources of a strip of declination, as `within` gives them."""
+        if self.table is not None:
+            dec_deg = self.table.dec_deg
+            found = self.table[(dec_deg >= low_deg) & (dec_deg <= high_deg)]
+        else:
+            query = (
+                f"SELECT {', '.join(COLUMNS)} FROM sources WHERE strip BETWEEN ? AND ? "
+                "AND dec_deg BETWEEN ? AND ?"
+            )
+            asked = (_strip(low_deg), _strip(high_deg), low_deg, high_deg)
+            with closing(
+                sqlite3.connect(f"file:{self.index}?mode=ro&immutable=1", uri=True)
+            ) as connection:
+                found = _frame(connection.execute(query, asked).fetchall())
+        found = self._corrected(found.assign(moved_arcsec=0.0))
+        return found[found.flux_jy.values >= least_jy].reset_index(drop=True)
+
     def _around(self, ra_deg: float, dec_deg: float, radius_deg: float) -> pd.DataFrame:
         low, high = dec_deg - radius_deg, dec_deg + radius_deg
         if self.table is not None:

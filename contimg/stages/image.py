@@ -115,7 +115,11 @@ def image_group(
         result, cleaned = _clean(ImageRequest(inputs, options, Path(work), threads, logfile))
         result.notes = expected | result.notes
         smearing = smeared.left(result.beam, *grid.axes_lm())
-        _put_back(result, taken, grid, smearing)
+        few, _ = files.few_pixels(grid)
+        of_dirty = smeared.left_of_dirty(*few.axes_lm())
+        cleaned_jy = result.components
+        result.components = np.vstack([cleaned_jy, _put_back(taken, grid, grid, smearing)])
+        as_dirty = np.vstack([cleaned_jy, _put_back(taken, grid, few, of_dirty)])
         image = restore(
             residual=result.residual,
             components=result.components,
@@ -167,6 +171,7 @@ def image_group(
             summary=summary,
             options=options,
             keywords=keywords,
+            dirty=(as_dirty, of_dirty),
             slanted=_slanted(result, options),
         )
     log.info("%s %s; catalogue: %s", judged, verdict.reasons, check)
@@ -461,15 +466,17 @@ def _slanted(result: Deconvolved, options: ImagingConfig) -> tuple[np.ndarray, P
 
 
 def _put_back(
-    result: Deconvolved, taken: Sequence[Subtracted], grid: files.Grid, smearing: np.ndarray
-) -> None:
-    """Subtracted sources inside the image, at their mean apparent flux, are components of it,
-    smeared as all others are."""
-    wcs = grid.wcs()
+    taken: Sequence[Subtracted], grid: files.Grid, of_map: files.Grid, smearing: np.ndarray
+) -> np.ndarray:
+    """Subtracted sources inside the image, at their mean apparent flux, as components (n, 3),
+    smeared as all others are: by a map with a grid of its own."""
+    found = []
     for one in taken:
-        x, y = wcs.wcs_world2pix(one.source.ra_deg, one.source.dec_deg, 0)
+        place = one.source.ra_deg, one.source.dec_deg
+        x, y = (float(v) for v in grid.wcs().wcs_world2pix(*place, 0))
         if np.isfinite([x, y]).all() and min(x, y) >= 0 and max(x, y) <= grid.npix - 1:
-            kept = float(smearing[round(float(x)), round(float(y))])
-            point = [float(x), float(y), one.mean_apparent_jy * kept]
-            result.components = np.vstack([result.components, point])
+            pixel = np.round(of_map.wcs().wcs_world2pix(*place, 0)).astype(int)
+            kept = float(smearing[tuple(np.clip(pixel, 0, of_map.npix - 1))])
+            found.append([x, y, one.mean_apparent_jy * kept])
             one.summary["put_back"] = True
+    return np.array(found).reshape(-1, 3)

@@ -367,7 +367,17 @@ def test_reprocess_removes_results_from_a_stage_on(session, tmp_path):
                 path=str(path), group_id=GROUP, subband_idx=sb, size=1, changed_s=0
             )
         )
-    target = ("caltables", "convert", "concat", "prepare", "apply", "image", "qa", "index")
+    target = (
+        "caltables",
+        "convert",
+        "concat",
+        "prepare",
+        "apply",
+        "image",
+        "photometry",
+        "qa",
+        "index",
+    )
 
     def there():
         return [s for s in target if paths.result(GROUP, s).exists()]

@@ -35,7 +35,7 @@ def config(tmp_path):
     return Config(paths=paths, ingest=IngestConfig(settle_s=0))  # the files were written just now
 
 
-AGAIN = ("caltables", "apply", "image", "qa")
+AGAIN = ("caltables", "apply", "image", "photometry", "qa")
 
 
 @pytest.fixture

@@ -424,7 +424,7 @@ def test_a_job_over_its_memory_fails_with_a_reason_and_more_memory_mends_it(site
     """Both attempts fail for want of memory, and the reason says so; with the usual memory an
     operator's retry succeeds."""
     profile = yaml.safe_load((tmp_path / "profile" / "config.yaml").read_text())
-    rules = ("convert", "concat", "prepare", "solve", "apply", "image", "qa")
+    rules = ("convert", "concat", "prepare", "solve", "apply", "image", "photometry", "qa")
     profile["set-resources"] = {rule: {"mem_mb": TOO_LITTLE_MB} for rule in rules}
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.yaml").write_text(yaml.safe_dump(profile))

@@ -212,6 +212,7 @@ def test_every_database_has_its_rows(first_run):
         "prepare",
         "apply",
         "image",
+        "photometry",
         "qa",
         "index",
     }

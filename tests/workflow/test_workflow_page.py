@@ -114,6 +114,7 @@ def test_an_image_says_where_it_comes_from(first_run, incoming):
         "prepare",
         "apply",
         "image",
+        "photometry",
         "qa",
         "index",
     }

@@ -1,0 +1,1 @@
+"""Fluxes of known places in every image, and what they do in time."""

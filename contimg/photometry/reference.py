@@ -1,0 +1,85 @@
+"""The reference catalogue of a strip: which sources are measured, at which places. It is frozen;
+what comes later is another version, in which all that was keeps its name and place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from contimg.sky.catalogues import Sky
+from contimg.sky.geometry import separation_deg
+
+COLUMNS = ("source", "ra_deg", "dec_deg", "flux_jy", "alpha")
+UNITS = {"ra_deg": "deg, ICRS", "dec_deg": "deg, ICRS", "flux_jy": "Jy at 1.4 GHz", "alpha": ""}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """COLUMNS in order of right ascension, and the version's name (`+16.1.v1`)."""
+
+    version: str
+    table: pd.DataFrame
+
+    def around(self, ra_deg: float, dec_deg: float, radius_deg: float) -> pd.DataFrame:
+        """Sources within a radius."""
+        table = self.table
+        away = separation_deg(table.ra_deg.values, table.dec_deg.values, ra_deg, dec_deg)
+        return table[away <= radius_deg].reset_index(drop=True)
+
+
+def sources_of_strip(sky: Sky, dec_deg: float, half_deg: float, least_jy: float) -> pd.DataFrame:
+    """A catalogue's sources of a declination, with names of their own: COLUMNS, by right
+    ascension."""
+    found = sky.between(dec_deg - half_deg, dec_deg + half_deg, least_jy)
+    found = found.sort_values(["ra_deg", "dec_deg"], kind="stable").reset_index(drop=True)
+    again = found.groupby("name").cumcount()
+    names = found.name + np.where(again > 0, " " + (again + 1).astype(str), "")
+    return found.assign(source=names)[list(COLUMNS)]
+
+
+def with_new(
+    known: pd.DataFrame, others: pd.DataFrame, same_arcsec: float
+) -> tuple[pd.DataFrame, int]:
+    """A reference with what others have that it does not, and how many these are."""
+    from scipy.spatial import cKDTree
+
+    if not len(others):
+        return known, 0
+    away, _ = cKDTree(_vectors(known)).query(_vectors(others))
+    new = others[np.degrees(2 * np.arcsin(away / 2)) * 3600 > same_arcsec]
+    taken, names = set(known.source), []
+    for name in new.source:
+        tried, number = name, 2
+        while tried in taken:
+            tried, number = f"{name} {number}", number + 1
+        taken.add(tried)
+        names.append(tried)
+    both = pd.concat([known, new.assign(source=names)])
+    return both.sort_values(["ra_deg", "dec_deg"], kind="stable").reset_index(drop=True), len(new)
+
+
+def _vectors(table: pd.DataFrame) -> np.ndarray:
+    ra, dec = np.radians(table.ra_deg.values), np.radians(table.dec_deg.values)
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
+
+
+def name_of_place(ra_deg: float, dec_deg: float) -> str:
+    """J2000 name of a source that no catalogue has, to 0.1 s and 1 arcsec (truncated, as is the
+    custom)."""
+    tenths = int(ra_deg % 360 / 15 * 36000)
+    seconds = int(abs(dec_deg) * 3600)
+    hours = f"{tenths // 36000:02d}{tenths // 600 % 60:02d}{tenths % 600 / 10:04.1f}"
+    sign = "-" if dec_deg < 0 else "+"
+    return f"J{hours}{sign}{seconds // 3600:02d}{seconds // 60 % 60:02d}{seconds % 60:02d}"
+
+
+def about(version: str, sky: Sky, options: Mapping) -> dict:
+    """For a reference's metadata."""
+    return {
+        "version": version,
+        "catalogue": sky.path.name,
+        "catalogue_checksum": sky.checksum,
+        "options": dict(options),
+        "units": UNITS,
+    }

@@ -1,0 +1,69 @@
+"""Tables in Parquet, through DuckDB: written whole, read by query; with words of their own in the
+file's metadata (units, provenance).
+
+DuckDB rather than pyarrow: it writes and queries alike, only rows and columns that a question asks
+for, over any number of files, in SQL. Connections are in memory and short; nothing is locked.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+
+from contimg.errors import ContimgError
+from contimg.store.files import replacing
+
+_KEY = "contimg"
+_ROWS_A_GROUP = 20_000  # a light curve reads one group of rows a file
+
+
+def connect(threads: int = 2) -> duckdb.DuckDBPyConnection:
+    """A database in memory."""
+    connection = duckdb.connect()
+    connection.execute(f"SET threads = {threads}")
+    return connection
+
+
+def write_table(path: Path, table: pd.DataFrame, about: Mapping) -> None:
+    """A table as a Parquet file, in its own order: the same rows make the same bytes."""
+    with replacing(path) as partial, connect(1) as connection:
+        connection.register("rows", table)
+        words = json.dumps(dict(about), sort_keys=True).replace("'", "''")
+        connection.execute(
+            f"COPY (SELECT * FROM rows) TO '{_quoted(partial)}' (FORMAT parquet, "
+            f"COMPRESSION zstd, ROW_GROUP_SIZE {_ROWS_A_GROUP}, KV_METADATA {{{_KEY}: '{words}'}})"
+        )
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """All of a file's rows; raises ContimgError for one that cannot be read."""
+    return query("SELECT * FROM {files}", [path])
+
+
+def read_about(path: Path) -> dict:
+    """What its writer said of a file."""
+    asked = f"SELECT value FROM parquet_kv_metadata('{_quoted(path)}') WHERE key = '{_KEY}'"
+    try:
+        with connect(1) as connection:
+            (found,) = connection.execute(asked).fetchall()
+        return json.loads(found[0])
+    except (duckdb.Error, ValueError) as error:
+        raise ContimgError(f"{path}: no table of ours ({error}). Make it again.") from None
+
+
+def query(sql: str, files: Sequence[Path], values: Sequence = ()) -> pd.DataFrame:
+    """Rows that a query finds in files, which stand in it as {files}; `values` for its ?."""
+    names = ", ".join(f"'{_quoted(path)}'" for path in files)
+    asked = sql.replace("{files}", f"read_parquet([{names}], union_by_name = true)")
+    try:
+        with connect() as connection:
+            return connection.execute(asked, list(values)).df()
+    except duckdb.Error as error:
+        what = files[0] if len(files) == 1 else f"{len(files)} files from {files[0]} on"
+        raise ContimgError(f"{what}: cannot be read ({error})") from None
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

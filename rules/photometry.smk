@@ -1,0 +1,26 @@
+# Fluxes of all known sources in the image.
+
+
+rule photometry:
+    input:
+        converted=result("{group}", "convert"),
+        refined=result("{group}", "refine"),
+        imaged=result("{group}", "image"),
+        again=again("photometry"),
+    output:
+        table=[] if QUICK else str(PATHS.photometry("{group}")),
+        result=result("{group}", "photometry"),
+    log:
+        logs("photometry"),
+    priority: 75
+    group:
+        after_calibration
+    conda:
+        "../envs/contimg.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory_mb(3000),
+    message:
+        "{wildcards.group}: photometry"
+    script:
+        "../scripts/photometry.py"
