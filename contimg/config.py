@@ -611,6 +611,24 @@ class PhotometryConfig(_Section):
         0.01, ge=0, description="relative error of the Airy disk's width; a fitted beam has its own"
     )
     beam_pointing_error_deg: float = Field(0.02, ge=0, description="the same of where it points")
+    reference_days: int = Field(
+        10,
+        ge=3,
+        description="days whose own mean fluxes scale all days; before there are so many, the "
+        "catalogue does",
+    )
+    catalogue_scatter: float = Field(
+        0.1, gt=0, description="relative scatter of the catalogue's fluxes against ours"
+    )
+    update_minutes: float | None = Field(
+        60.0,
+        ge=0,
+        description="runs bring light curves up to date this long after the last time; null: only "
+        "contimg lightcurves does",
+    )
+    most_false: float = Field(
+        0.1, gt=0, description="a candidate: chance makes fewer than so many like it in all"
+    )
 
 
 class RetentionConfig(_Section):

@@ -104,6 +104,26 @@ class Paths:
         names = [path.name.removesuffix(".parquet") for path in found]
         return sorted(names, key=lambda name: (name[:5], int(name.rpartition(".v")[2])))
 
+    def measured(self) -> list[str]:
+        """Groups whose sources were measured, in order."""
+        return sorted(path.stem for path in self.photometry("x").parent.glob("*T*.parquet"))
+
+    def epoch(self, strip: str, day: int) -> Path:
+        """A sidereal day of a strip: a row a source."""
+        return self.products / "lightcurves" / strip / "days" / f"{day}.parquet"
+
+    def means(self, strip: str) -> Path:
+        """A strip's own mean fluxes, to which its days are scaled."""
+        return self.products / "lightcurves" / strip / "means.parquet"
+
+    def lightcurves(self, strip: str, month: int) -> Path:
+        """Thirty sidereal days of a strip, by source."""
+        return self.products / "lightcurves" / strip / "months" / f"{month:05d}.parquet"
+
+    def lightcurve_months(self, strip: str) -> list[Path]:
+        """Those that are there, in order."""
+        return sorted(self.lightcurves(strip, 0).parent.glob("*.parquet"))
+
     def quicklook(self, group: str, ending: str) -> Path:
         """Image (fits) and picture (png) of `contimg quicklook`."""
         return self.products / "quicklooks" / f"{group}.{ending}"
@@ -159,6 +179,11 @@ class Paths:
     def products_db(self) -> Path:
         """Index of Measurement Sets, images and QA artefacts."""
         return self.databases / "products.sqlite3"
+
+    @property
+    def sources_db(self) -> Path:
+        """Sources, epochs, and what light curves say."""
+        return self.databases / "sources.sqlite3"
 
     @property
     def databases_host(self) -> Path:

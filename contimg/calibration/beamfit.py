@@ -25,6 +25,7 @@ from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 _AIRY_FWHM = 1.02899  # lambda / D
 # of the terms: widths to the east and north, east_deg, north_deg, taper
 _STEPS = np.array([1e-3, 1e-3, 1e-3, 1e-3, 1e-2])
+_EVEN = np.array([1.0, 1.0, 0.0, 0.0, 0.0])  # the Airy disk
 _BOUNDS = np.array([[0.6, 0.6, -1, -1, -0.5], [1.7, 1.7, 1, 1, 1.5]])
 _CATALOGUE_SCATTER = 0.1  # of ln S: what a catalogue knows of one source
 _SCALE_SCATTER = 0.03  # of a group's flux scale
@@ -134,23 +135,46 @@ def _response(of: Measured, terms: np.ndarray, freq_hz: float, track: np.ndarray
     return np.log(np.maximum(power @ shares, 1e-6))
 
 
-def fit_beam(of: Measured, freq_hz: float, drift_deg: float, bandwidth_hz: float = 0.0) -> BeamFit:
-    """The beam of the array at a frequency, from images of a band around it; the sky moves
-    `drift_deg` during a group.
-
-    Raises ValueError when sources are too few.
-    """
+def _track(freq_hz: float, drift_deg: float, bandwidth_hz: float) -> np.ndarray:
+    """(3, n): places, frequencies and shares that stand for a drift and a band."""
     nodes, shares = np.polynomial.legendre.leggauss(_NODES)
     in_band, of_band = np.polynomial.legendre.leggauss(_BAND_NODES)
-    track = np.stack(
+    return np.stack(
         [
             np.repeat(nodes * drift_deg / 2, _BAND_NODES),
             np.tile(freq_hz + in_band * bandwidth_hz / 2, _NODES),
             np.outer(shares, of_band).ravel() / 4,
         ]
     )
+
+
+def beam_slopes(
+    east_deg: np.ndarray,
+    north_deg: np.ndarray,
+    *,
+    freq_hz: float,
+    drift_deg: float,
+    bandwidth_hz: float = 0.0,
+) -> np.ndarray:
+    """How ln of the Airy disk's response at places (n,) changes with its widths to the east and
+    north (relative) and with where it points (per deg to the east, to the north): (n, 4)."""
+    none = np.zeros(len(east_deg))
+    of = Measured(none, none, np.asarray(east_deg), np.asarray(north_deg), none, none, none)
+    track, found = _track(freq_hz, drift_deg, bandwidth_hz), []
+    for step in np.diag(_STEPS)[:4]:
+        above, below = (_response(of, _EVEN + s, freq_hz, track) for s in (step, -step))
+        found.append((above - below) / (2 * step.sum()))
+    return np.stack(found, axis=1)
+
+
+def fit_beam(of: Measured, freq_hz: float, drift_deg: float, bandwidth_hz: float = 0.0) -> BeamFit:
+    """The beam of the array at a frequency, from images of a band around it; the sky moves
+    `drift_deg` during a group.
+
+    Raises ValueError when sources are too few.
+    """
+    track, start = _track(freq_hz, drift_deg, bandwidth_hz), _EVEN
     use = (of.apparent_jy > 0) & (of.error_jy > 0) & (of.catalogue_jy > 0)
-    start = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
     with np.errstate(invalid="ignore"):
         use &= _response(of, start, freq_hz, track) > np.log(_LEAST_RESPONSE)
     of = Measured(*(getattr(of, name)[use] for name in of.__dataclass_fields__))

@@ -373,6 +373,7 @@ class Run:
                 for folder in (*(self._staging / group for group in self._claimed), self._staging):
                     # what is in one belongs to a group that goes on from it
                     staging.remove_if_empty(folder)
+                self._update_lightcurves()
                 gone, problems = retention.prune(self.config)
                 for kind, names in gone.items():
                     if names:
@@ -383,6 +384,23 @@ class Run:
                     self._say(f"retention: {problem}")
             finally:
                 self._held.close()
+
+    def _update_lightcurves(self) -> None:
+        """Bring light curves up to date, where that is due; what is wrong with them stops no
+        run."""
+        minutes, database = self.config.photometry.update_minutes, self.paths.sources_db
+        last_s = database.stat().st_mtime if database.exists() else 0
+        if minutes is None or time.time() - last_s < 60 * minutes:
+            return
+        from contimg.products import lightcurves  # coordinates: not to be read for every dry-run
+
+        try:
+            updated = lightcurves.update(self.config)
+        except (ContimgError, SQLAlchemyError, OSError) as error:
+            self._say(f"light curves are not up to date: {error}. contimg lightcurves")
+            return
+        if updated.days:
+            self._say(f"light curves: {updated.days} days, {updated.candidates} candidates")
 
     def _settle(self) -> None:
         """What became of the groups that are still claimed."""

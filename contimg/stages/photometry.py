@@ -75,6 +75,7 @@ def measure(
             "strip": reference.version.partition(".v")[0],
             "reference": reference.version,
             "freq_hz": imaged["freq_hz"],
+            "bandwidth_hz": imaged["bandwidth_hz"],
             "exposure_s": imaged["exposure_s"],
             "scale_error": of_scale,
             "primary_beam": imaged["primary_beam"],

@@ -1,0 +1,118 @@
+"""Questions about sources: where, what, when."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sqlalchemy import func, select
+
+from contimg.errors import RequestError
+from contimg.paths import Paths
+from contimg.products.sources import Epoch, Source
+from contimg.sky.geometry import separation_deg
+from contimg.store import db
+from contimg.store.parquet import query
+
+_SAME_ARCSEC = 15.0  # a position means the source that is so near
+ORDERS = ("false_alarms", "eta", "v", "modulation", "mean_jy", "ra_deg", "dip", "flare")
+
+
+def sources(
+    paths: Paths,
+    *,
+    cone: tuple[float, float, float] | None = None,
+    variable: bool = False,
+    strip: str | None = None,
+    order: str = "ra_deg",
+    limit: int | None = None,
+    offset: int = 0,
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows of sources, and how many there are without limit and offset.
+
+    cone      ra, dec, radius in deg; rows get `away_arcsec`, the nearest first
+    variable  candidates only
+    order     one of ORDERS; all but ra_deg and false_alarms fall
+    """
+    with db.reading(paths.sources_db) as session:
+        if session is None:
+            return [], 0
+        asked = select(Source)
+        if strip:
+            asked = asked.where(Source.strip == strip)
+        if variable:
+            asked = asked.where(Source.reasons != "")
+        if cone:
+            found = _within(session.scalars(asked.where(*_around(*cone))).all(), *cone)
+            return found[offset : offset + limit if limit else None], len(found)
+        number = session.scalar(select(func.count()).select_from(asked.subquery()))
+        column = getattr(Source, order)
+        column = column if order in ("ra_deg", "false_alarms") else column.desc()
+        asked = asked.order_by(column.nulls_last(), Source.source).offset(offset).limit(limit)
+        return [_as_row(one) for one in session.scalars(asked)], number
+
+
+def _as_row(one: Source) -> dict[str, Any]:
+    return {column.name: getattr(one, column.name) for column in Source.__table__.columns}
+
+
+def _around(ra_deg: float, dec_deg: float, radius_deg: float) -> list:
+    """Conditions that a cone's sources meet, and some others."""
+    steepest = min(89.0, abs(dec_deg) + radius_deg)
+    reach = radius_deg / np.cos(np.radians(steepest))
+    wheres: list = [Source.dec_deg.between(dec_deg - radius_deg, dec_deg + radius_deg)]
+    if reach < 180:
+        ranges = [
+            Source.ra_deg.between(ra_deg - reach + turn, ra_deg + reach + turn)
+            for turn in (-360, 0, 360)
+        ]
+        wheres.append(ranges[0] | ranges[1] | ranges[2])
+    return wheres
+
+
+def _within(rows: Sequence[Source], ra_deg: float, dec_deg: float, radius_deg: float) -> list[dict]:
+    found = []
+    for one in rows:
+        away_deg = float(separation_deg(one.ra_deg, one.dec_deg, ra_deg, dec_deg))
+        if away_deg <= radius_deg:
+            found.append(_as_row(one) | {"away_arcsec": round(away_deg * 3600, 2)})
+    return sorted(found, key=lambda one: (one["away_arcsec"], one["source"]))
+
+
+def find(paths: Paths, name: str) -> dict[str, Any]:
+    """A source by its name, or by a position in deg ("347.3 16.0"); raises RequestError."""
+    try:
+        place = [float(word) for word in name.replace(",", " ").split()]
+    except ValueError:
+        place = []
+    if len(place) == 2:
+        found, _ = sources(paths, cone=(place[0] % 360, place[1], _SAME_ARCSEC / 3600), limit=1)
+    else:
+        with db.reading(paths.sources_db) as session:
+            asked = select(Source).where(Source.source == name)
+            found = [] if session is None else [_as_row(one) for one in session.scalars(asked)]
+    if not found:
+        near = f"within {_SAME_ARCSEC:g} arcsec of {name}" if place else f"of the name {name}"
+        raise RequestError(f"no source {near} has a light curve. contimg sources --cone RA,DEC,DEG")
+    return found[0]
+
+
+def lightcurve(paths: Paths, strip: str, source: str) -> pd.DataFrame:
+    """A source's days in order: sday, mjd, flux_jy, error_jy, systematic, chi2, beam, number,
+    tile."""
+    files = paths.lightcurve_months(strip)
+    if not files:
+        return pd.DataFrame()
+    asked = "SELECT * EXCLUDE (source) FROM {files} WHERE source = ? ORDER BY sday"
+    return query(asked, files, [source])
+
+
+def days(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
+    """Sidereal days, the latest first."""
+    with db.reading(paths.sources_db) as session:
+        if session is None:
+            return []
+        asked = select(Epoch).order_by(Epoch.sday.desc(), Epoch.strip)
+        asked = asked.where(Epoch.strip == strip) if strip else asked
+        columns = [column.name for column in Epoch.__table__.columns]
+        return [{name: getattr(one, name) for name in columns} for one in session.scalars(asked)]
