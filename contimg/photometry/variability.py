@@ -199,7 +199,9 @@ def false_alarms(values: np.ndarray) -> np.ndarray:
 
 _STATISTICS = {
     # sqrt(2 eta n) is nearly normal (Fisher)
-    "eta": lambda t: np.sqrt(2 * t.eta_systematic * (t.epochs - 1)) - np.sqrt(2 * t.epochs - 3),
+    "eta": lambda t: (
+        np.sqrt(2 * t.eta_systematic * (t.epochs - 1)) - np.sqrt(np.maximum(2 * t.epochs - 3, 0))
+    ),
     "dip": lambda t: t.dip,
     "flare": lambda t: t.flare,
 }

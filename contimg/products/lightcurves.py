@@ -21,6 +21,7 @@ from contimg.clock import now
 from contimg.config import Config
 from contimg.paths import Paths
 from contimg.photometry import epochs, variability
+from contimg.products import publishing
 from contimg.products import tables as product_tables
 from contimg.products.sources import Base, Epoch, MeasuredGroup, Source
 from contimg.queue import tables as queue_tables
@@ -121,18 +122,19 @@ def _look(paths: Paths) -> list[MeasuredGroup]:
 def _usable(config: Config, groups: Sequence[MeasuredGroup]) -> list[MeasuredGroup]:
     """Groups whose image may be published, as far as the index knows; else by its verdict."""
     with db.reading(Paths.of(config).products_db) as session:
+        if session is None:
+            return [one for one in groups if one.verdict in config.validation.publish]
         image = product_tables.Image
-        refused: dict[str, str] = {}
-        if session is not None:
-            asked = select(image.group_id, image.unpublishable).where(
-                image.type == "pbcor", image.deleted_at.is_(None)
+        rows = session.scalars(select(image).where(image.type == "pbcor")).all()
+        # that retention deleted an image says nothing against its fluxes
+        allowed = {
+            one.group_id
+            for one in rows
+            if not publishing.unpublishable(
+                product_tables.columns_of(one) | {"deleted_at": None}, config.validation
             )
-            refused = dict(map(tuple, session.execute(asked)))
-    return [
-        one
-        for one in groups
-        if one.verdict in config.validation.publish and not refused.get(one.group_id)
-    ]
+        }
+    return [one for one in groups if one.group_id in allowed]
 
 
 def days_of(mid_mjd: float) -> set[int]:

@@ -315,10 +315,8 @@ def verified_bytes(path: Path) -> int:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", AstropyUserWarning)
                 with fits.open(path, checksum=True) as hdus:
-                    header = hdus[0].header
-                    whole = (
-                        hdus[0].data is not None and "CHECKSUM" in header and "DATASUM" in header
-                    )
+                    summed = all({"CHECKSUM", "DATASUM"} <= {*hdu.header} for hdu in hdus)
+                    whole = summed and any(hdu.data is not None for hdu in hdus)
         else:
             from casacore.images import image  # not in the processes that only look at the sizes
 

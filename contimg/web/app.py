@@ -17,6 +17,7 @@ from contimg.store import db
 from contimg.web.pages import add_pages
 from contimg.web.reader import API_KEY, Reader
 from contimg.web.routes import router
+from contimg.web.sources import router as sources_router
 
 
 def make_app(config: Config, api_key: str | None = None) -> FastAPI:
@@ -45,7 +46,8 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         title="contimg", description=about, version="1", redirect_slashes=False, **no_docs
     )
     app.state.read = read
-    app.router.routes.extend(copy(route) for route in router.routes)
+    routes = [*router.routes, *sources_router.routes]
+    app.router.routes.extend(copy(route) for route in routes)
 
     @app.exception_handler(ContimgError)
     def _refused(request: Request, error: ContimgError) -> JSONResponse:

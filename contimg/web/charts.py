@@ -9,6 +9,7 @@ from contimg.store import db
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 592.0, 10.0, 150.0  # of a chart's frame, in its own units
 _SETS = 12
+_ETA_V = 600.0, 330.0
 
 
 def chart(
@@ -52,6 +53,86 @@ def chart(
         "x": [(place_x(t), db.utc_of_mjd(t + 1e-6)[11:16]) for t in x_ticks],
         "y": [(place_y(v), f"{v:g}") for v in y_ticks],
         "line": None if line is None else place_y(line),
+    }
+
+
+def curve_chart(days: Sequence[Mapping], mean_jy: float | None) -> dict:
+    """Places of a light curve's points and their bars in a chart of flux (mJy) against MJD."""
+    if not days:
+        return {"points": [], "x": [], "y": [], "line": None}
+    flux = [1e3 * one["flux_jy"] for one in days]
+    bars = [
+        1e3 * math.hypot(one["error_jy"], one["systematic"] * abs(one["flux_jy"])) for one in days
+    ]
+    y_ticks = MaxNLocator(5).tick_values(
+        min(0.0, *(f - b for f, b in zip(flux, bars, strict=True))),
+        max(f + b for f, b in zip(flux, bars, strict=True)),
+    )
+    times = [one["mjd"] for one in days]
+    first, last = min(times) - 0.5, max(times) + 0.5
+    x_ticks = [
+        tick
+        for tick in MaxNLocator(6, integer=True).tick_values(first, last)
+        if first <= tick <= last
+    ]
+
+    def place_y(value: float) -> float:
+        return _BOTTOM - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (_BOTTOM - _TOP)
+
+    def place_x(mjd: float) -> float:
+        return _LEFT + (mjd - first) / (last - first) * (_RIGHT - _LEFT)
+
+    return {
+        "points": [
+            {
+                "x": place_x(one["mjd"]),
+                "y": place_y(f),
+                "low": place_y(f - b),
+                "high": place_y(f + b),
+                "words": f"{db.utc_of_mjd(one['mjd'])[:16]}: {f:.2f} +- {b:.2f} mJy",
+                "tile": one["tile"],
+            }
+            for one, f, b in zip(days, flux, bars, strict=True)
+        ],
+        "x": [(place_x(t), f"{t:g}") for t in x_ticks],
+        "y": [(place_y(v), f"{v:g}") for v in y_ticks],
+        "line": None if mean_jy is None else place_y(1e3 * mean_jy),
+    }
+
+
+def eta_v_chart(rows: Sequence[Mapping]) -> dict:
+    """Places of sources in a chart of eta (with systematics) against V, both in decades."""
+    shown = [one for one in rows if (one["v"] or 0) > 0 and (one["eta_systematic"] or 0) > 0]
+    if not shown:
+        return {"points": [], "x": [], "y": []}
+    v = [math.log10(one["v"]) for one in shown]
+    eta = [math.log10(one["eta_systematic"]) for one in shown]
+    ends = [
+        (math.floor(min(values)), max(math.ceil(max(values)), math.floor(min(values)) + 1))
+        for values in (v, eta)
+    ]
+    width, height = _ETA_V
+
+    def place(value: float, end: tuple[int, int], low: float, high: float) -> float:
+        return low + (value - end[0]) / (end[1] - end[0]) * (high - low)
+
+    return {
+        "points": [
+            {
+                "x": place(a, ends[0], _LEFT, width - 8),
+                "y": place(b, ends[1], height, _TOP),
+                "source": one,
+            }
+            for one, a, b in zip(shown, v, eta, strict=True)
+        ],
+        "x": [
+            (place(k, ends[0], _LEFT, width - 8), f"{10.0**k:g}")
+            for k in range(ends[0][0], ends[0][1] + 1)
+        ],
+        "y": [
+            (place(k, ends[1], height, _TOP), f"{10.0**k:g}")
+            for k in range(ends[1][0], ends[1][1] + 1)
+        ],
     }
 
 

@@ -3,9 +3,10 @@ JavaScript."""
 
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from sqlalchemy import func, select
@@ -14,12 +15,24 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from contimg.calibration.registry import describe_sets
 from contimg.calibration.words import summary
 from contimg.clock import now
+from contimg.errors import RequestError
+from contimg.products import catalogue
+from contimg.products.lightcurves import date_of_day
 from contimg.products.record import results_of
 from contimg.products.tables import Image
 from contimg.store import db
 from contimg.store.files import found_json
-from contimg.web.charts import chart, duration, footprints, headline, timeline
+from contimg.web.charts import (
+    chart,
+    curve_chart,
+    duration,
+    eta_v_chart,
+    footprints,
+    headline,
+    timeline,
+)
 from contimg.web.reader import Reader
+from contimg.web.sources import source_of
 
 _WEB = Path(__file__).parent
 _HEADERS = {
@@ -30,6 +43,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 _THUMBNAILS, _FOOTPRINTS, _DAYS = 12, 2000, 60
+_CANDIDATES, _DRAWN, _NEIGHBOURS, _NEIGHBOURS_DEG = 100, 3000, 10, 0.25
 
 
 def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
@@ -129,6 +143,49 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             "pictures": [Path(path).name for path in (found or {}).get("pictures", [])],
         }
         return templates.TemplateResponse(request, "instrument.html", about)
+
+    @app.get("/sources", response_class=HTMLResponse, include_in_schema=False)
+    def sources_page(request: Request, find: str | None = None):
+        if find:
+            try:
+                found = catalogue.find(read.paths, find)
+            except RequestError as error:
+                raise HTTPException(404, str(error)) from None
+            there = f"/sources/{found['strip']}/{quote(found['source'])}"
+            return RedirectResponse(f"{request.scope.get('root_path', '')}{there}", 303)
+        candidates, number = catalogue.sources(
+            read.paths, variable=True, order="false_alarms", limit=_CANDIDATES
+        )
+        rows, total = catalogue.sources(read.paths, order="eta", limit=_DRAWN)
+        days = catalogue.days(read.paths)
+        about = {
+            "candidates": candidates,
+            "number": number,
+            "total": total,
+            "few": total > _DRAWN,
+            "drawn": eta_v_chart(rows),
+            "days": [one | {"date": date_of_day(one["sday"])} for one in days[:_DAYS]],
+        }
+        return templates.TemplateResponse(request, "sources.html", about)
+
+    @app.get("/sources/{strip}/{name:path}", response_class=HTMLResponse, include_in_schema=False)
+    def source_page(request: Request, strip: str, name: str):
+        found = source_of(read, strip, name)
+        curve = catalogue.lightcurve(read.paths, strip, name).to_dict("records")
+        around = (found["ra_deg"], found["dec_deg"], _NEIGHBOURS_DEG)
+        neighbours, _ = catalogue.sources(read.paths, cone=around, limit=_NEIGHBOURS + 1)
+        tiles = [one["tile"] for one in curve]
+        imaged = latest(len(tiles), Image.group_id.in_(tiles), Image.path.endswith(".fits"))
+        brightest = max((one["flux_jy"] for one in curve), default=0.0)
+        about = {
+            "source": found,
+            "curve": curve_chart(curve, found["mean_jy"]),
+            "days": curve[::-1],
+            "imaged": {one["group_id"] for one in imaged},
+            "neighbours": [one for one in neighbours if one["source"] != name],
+            "most_mjy": max(1e3 * brightest, 5e3 * (found["median_error_jy"] or 0), 0.1),
+        }
+        return templates.TemplateResponse(request, "source.html", about)
 
     @app.get("/api", response_class=HTMLResponse, include_in_schema=False)
     def api(request: Request):

@@ -37,7 +37,7 @@ IMAGE_TYPES = tuple(
 STATES = tuple(queue_tables.MOVES)
 
 
-def _model(table: Any, **more: Any) -> type[BaseModel]:
+def model_of(table: Any, **more: Any) -> type[BaseModel]:
     """The response for a table's row: its columns are its fields."""
     fields = {
         c.name: (c.type.python_type | None if c.nullable else c.type.python_type, ...)
@@ -47,14 +47,14 @@ def _model(table: Any, **more: Any) -> type[BaseModel]:
 
 
 Row = TypeVar("Row")
-ImageRow = _model(
+ImageRow = model_of(
     product_tables.Image,
     thumbnail=(int | None, Field(None, description="id of a plot: /api/qa/{id}")),
     publishable=(bool, Field(description="whether `unpublishable` has no reason against it")),
 )
-MsRow = _model(product_tables.MeasurementSet)
-QaRow = _model(product_tables.QaArtifact)
-CalRow = _model(registry.CalTable)
+MsRow = model_of(product_tables.MeasurementSet)
+QaRow = model_of(product_tables.QaArtifact)
+CalRow = model_of(registry.CalTable)
 
 
 class GroupRow(BaseModel):
