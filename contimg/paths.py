@@ -94,6 +94,10 @@ class Paths:
         """Fluxes of all known sources in a group's image."""
         return self.products / "photometry" / f"{group}.parquet"
 
+    def unlisted(self, group: str) -> Path:
+        """What a group's image shows and the reference does not have."""
+        return self.products / "photometry" / "unlisted" / f"{group}.parquet"
+
     def reference(self, version: str) -> Path:
         """A version of a strip's reference catalogue: which sources are measured."""
         return self.products / "photometry" / "reference" / f"{version}.parquet"

@@ -9,6 +9,7 @@ rule photometry:
         again=again("photometry"),
     output:
         table=[] if QUICK else str(PATHS.photometry("{group}")),
+        unlisted=[] if QUICK else str(PATHS.unlisted("{group}")),
         result=result("{group}", "photometry"),
     log:
         logs("photometry"),

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from contimg.cli.operate import do_again
 from contimg.cli.shared import AsJson, ConfigFiles, command, console_of, site
 from contimg.errors import RequestError
 from contimg.paths import Paths
@@ -137,12 +138,35 @@ def sources(
     ] = None,
     strip: Annotated[str | None, typer.Option(help="Of one strip, for example +16.1.")] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = _SHOWN,
+    new: Annotated[
+        bool, typer.Option("--new", help="What images show and no reference has.")
+    ] = False,
+    adopt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STRIP",
+            help="Take these into the strip's reference, and measure them in all its images.",
+        ),
+    ] = None,
     configfile: ConfigFiles = None,
     as_json: AsJson = False,
 ):
     """Sources that have light curves, and their numbers."""
     from contimg.products import catalogue
 
+    if adopt:
+        _adopt(site(configfile, begun=True), adopt)
+        return
+    if new:
+        found = catalogue.new_sources(Paths.of(site(configfile, begun=True)), strip)
+        if as_json:
+            print(json.dumps(found, indent=1))
+            return
+        _print(found[:limit], _OF_NEW)
+        print(
+            f"{len(found)} places that no reference has; contimg sources --adopt STRIP takes them"
+        )
+        return
     try:
         ra, dec, radius = map(float, cone.split(",")) if cone else (0.0, 0.0, 0.0)
     except ValueError:
@@ -160,6 +184,25 @@ def sources(
     print(f"{len(rows)} of {number}")
 
 
+def _adopt(config, strip: str) -> None:
+    from contimg.products.references import adopt
+
+    version, new, groups = adopt(config, strip)
+    print(f"{version}: {len(new)} sources more: {', '.join(new.source)}")
+    do_again(config, groups, "photometry")
+
+
+_OF_NEW = (
+    ("name", "name", "{}"),
+    ("strip", "strip", "{}"),
+    ("ra_deg", "RA (deg)", "{:.5f}"),
+    ("dec_deg", "Dec (deg)", "{:+.5f}"),
+    ("flux_jy", "flux (Jy)", "{:.5f}"),
+    ("snr", "sigma", "{:.1f}"),
+    ("detections", "detections", "{}"),
+    ("first", "first", "{}"),
+    ("last", "last", "{}"),
+)
 _COLUMNS = (
     ("source", "source", "{}"),
     ("ra_deg", "RA (deg)", "{:.5f}"),
@@ -175,8 +218,8 @@ _COLUMNS = (
 )
 
 
-def _print(rows: list[dict]) -> None:
-    known = [one for one in _COLUMNS if any(one[0] in row for row in rows)]
+def _print(rows: list[dict], columns=_COLUMNS) -> None:
+    known = [one for one in columns if any(one[0] in row for row in rows)]
     table = Table(*(label for _, label, _ in known))
     for row in rows:
         table.add_row(

@@ -57,11 +57,23 @@ class Diverged(Exception):
     """The clean made things worse."""
 
 
+@dataclass(frozen=True)
+class Left:
+    """Visibilities (nrow, nchan) that the model leaves, with the image's weights; uvw_m (nrow, 3),
+    freq_hz (nchan,); of an image of npix pixels."""
+
+    uvw_m: np.ndarray
+    freq_hz: np.ndarray
+    vis: np.ndarray
+    weights: np.ndarray
+    npix: int
+
+
 @dataclass
 class Deconvolved:
     """What an imager gives: (npix, npix) arrays in Jy/beam, and the components of its model (n, 3):
     x, y in pixels (between them, too) and Jy. `slanted`: the residual as it was made, and its
-    plane, where that is another grid."""
+    plane, where that is another grid. `left`: visibilities, by an imager that has them."""
 
     residual: np.ndarray
     components: np.ndarray
@@ -69,6 +81,7 @@ class Deconvolved:
     beam: Beam
     notes: dict = field(default_factory=dict)
     slanted: tuple[np.ndarray, Plane] | None = None
+    left: Left | None = None
 
 
 def robust_rms(values: np.ndarray) -> float:

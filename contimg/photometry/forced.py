@@ -20,26 +20,29 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from contimg.imaging.interface import Beam, robust_rms
+from contimg.imaging.sampling import SINC, STEPS, TAPS, sample, value_at
 
-_TAPS = 6  # each way, of the windowed sinc that reads between pixels
 _NEAR = 0.7  # of the beam's major axis: a component that belongs to a source
 _HANGS = 0.5  # of the beam: components that are one source
 _FOUND_SIGMA = 5.0
 _LOCAL_BEAMS = 15  # half the side of the box in which a source's noise is measured
 _NOISE_PATCH = 1024  # pixels on a side, from which the noise's correlation is taken
-_STEPS = 1024  # of a pixel, in the sinc's table
 
 
 @dataclass(frozen=True)
 class Forced:
     """Apparent fluxes (Jy) of n sources, their errors from noise, the local noise (Jy/beam), and
-    the same from the cleaned image: its value there, and a restoring beam's height there."""
+    the same from the cleaned image: its value there, and a restoring beam's height there.
+
+    unlisted  (k, 4): x, y, flux and its error of what the clean found and the list does not have
+    """
 
     flux_jy: np.ndarray
     error_jy: np.ndarray
     noise_jy: np.ndarray
     peak_jy: np.ndarray
     fit_jy: np.ndarray
+    unlisted: np.ndarray
 
 
 def forced_fluxes(
@@ -75,6 +78,7 @@ def forced_fluxes(
         noise_jy[:number],
         sample(image, x, y),
         _fitted_heights(image, x, y, beam, cell_arcsec),
+        np.column_stack([unlisted, flux_jy[number:], (error_jy * noise_jy)[number:]]),
     )
 
 
@@ -99,52 +103,6 @@ def _unlisted(
     return np.stack(middle, axis=1)[np.abs(flux_jy) > _FOUND_SIGMA * noise_jy]
 
 
-def sample(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """An image's values between its pixels: a sinc in Kaiser's window, for what is band-limited.
-    Outside the image: 0."""
-    return _sample(image, np.asarray(x, float), np.asarray(y, float))
-
-
-def _sinc_table() -> np.ndarray:
-    """Weights of the pixels around a place, for each fraction of a pixel (Kaiser's window)."""
-    fraction = np.arange(_STEPS + 1)[:, None] / _STEPS
-    away = np.arange(2 * _TAPS) - _TAPS + 1 - fraction
-    inside = np.clip(1 - (away / _TAPS) ** 2, 0, None)
-    found = np.sinc(away) * np.i0(6.0 * np.sqrt(inside)) * (inside > 0)
-    return found / found.sum(axis=1, keepdims=True)
-
-
-_SINC = _sinc_table()
-
-
-@njit(parallel=True, cache=True)
-def _sample(image, x, y):
-    found = np.zeros(len(x))
-    for s in prange(len(x)):
-        found[s] = _value(image, x[s], y[s])
-    return found
-
-
-@njit(cache=True)
-def _value(image, x, y):
-    i0, j0 = int(np.floor(x)), int(np.floor(y))
-    if i0 < 0 or j0 < 0 or i0 >= image.shape[0] or j0 >= image.shape[1]:
-        return 0.0
-    along = _SINC[int(np.round((x - i0) * _STEPS))]
-    across = _SINC[int(np.round((y - j0) * _STEPS))]
-    total = 0.0
-    for a in range(2 * _TAPS):
-        i = i0 + a - _TAPS + 1
-        if 0 <= i < image.shape[0]:
-            row = 0.0
-            for b in range(2 * _TAPS):
-                j = j0 + b - _TAPS + 1
-                if 0 <= j < image.shape[1]:
-                    row += across[b] * image[i, j]
-            total += along[a] * row
-    return total
-
-
 @njit(parallel=True, cache=True)
 def _dirty(psf, components, places):
     """What the dirty image of components is at places."""
@@ -153,7 +111,7 @@ def _dirty(psf, components, places):
     for s in prange(len(places)):
         for k in range(len(components)):
             dx, dy = places[s, 0] - components[k, 0], places[s, 1] - components[k, 1]
-            found[s] += components[k, 2] * _value(psf, cx + dx, cy + dy)
+            found[s] += components[k, 2] * value_at(psf, cx + dx, cy + dy)
     return found
 
 
@@ -165,7 +123,7 @@ def _psf_between(psf, places):
     for i in prange(len(places)):
         for j in range(i):
             dx, dy = places[i, 0] - places[j, 0], places[i, 1] - places[j, 1]
-            found[i, j] = found[j, i] = _value(psf, cx + dx, cy + dy)
+            found[i, j] = found[j, i] = value_at(psf, cx + dx, cy + dy)
     return found
 
 
@@ -187,12 +145,12 @@ def _spread(image, points, sign):
     """Add points (n, 3) of x, y and Jy to the pixels around them, by the sinc that reads them."""
     for k in range(len(points)):
         i0, j0 = int(np.floor(points[k, 0])), int(np.floor(points[k, 1]))
-        along = _SINC[int(np.round((points[k, 0] - i0) * _STEPS))]
-        across = _SINC[int(np.round((points[k, 1] - j0) * _STEPS))]
-        for a in range(2 * _TAPS):
-            i = i0 + a - _TAPS + 1
-            for b in range(2 * _TAPS):
-                j = j0 + b - _TAPS + 1
+        along = SINC[int(np.round((points[k, 0] - i0) * STEPS))]
+        across = SINC[int(np.round((points[k, 1] - j0) * STEPS))]
+        for a in range(2 * TAPS):
+            i = i0 + a - TAPS + 1
+            for b in range(2 * TAPS):
+                j = j0 + b - TAPS + 1
                 if 0 <= i < image.shape[0] and 0 <= j < image.shape[1]:
                     image[i, j] += sign * points[k, 2] * along[a] * across[b]
 

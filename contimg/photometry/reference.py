@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from contimg.sky.catalogues import Sky
 from contimg.sky.geometry import separation_deg
@@ -40,13 +41,12 @@ def sources_of_strip(sky: Sky, dec_deg: float, half_deg: float, least_jy: float)
 
 def with_new(
     known: pd.DataFrame, others: pd.DataFrame, same_arcsec: float
-) -> tuple[pd.DataFrame, int]:
-    """A reference with what others have that it does not, and how many these are."""
-    from scipy.spatial import cKDTree
-
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A reference with what others (COLUMNS) have that it does not; and these."""
     if not len(others):
-        return known, 0
-    away, _ = cKDTree(_vectors(known)).query(_vectors(others))
+        return known, others
+    trees = (unit_vectors(t.ra_deg.values, t.dec_deg.values) for t in (known, others))
+    away, _ = cKDTree(next(trees)).query(next(trees))
     new = others[np.degrees(2 * np.arcsin(away / 2)) * 3600 > same_arcsec]
     taken, names = set(known.source), []
     for name in new.source:
@@ -55,13 +55,23 @@ def with_new(
             tried, number = f"{name} {number}", number + 1
         taken.add(tried)
         names.append(tried)
-    both = pd.concat([known, new.assign(source=names)])
-    return both.sort_values(["ra_deg", "dec_deg"], kind="stable").reset_index(drop=True), len(new)
+    new = new.assign(source=names)
+    both = pd.concat([known, new]).sort_values(["ra_deg", "dec_deg"], kind="stable")
+    return both.reset_index(drop=True), new
 
 
-def _vectors(table: pd.DataFrame) -> np.ndarray:
-    ra, dec = np.radians(table.ra_deg.values), np.radians(table.dec_deg.values)
+def unit_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:
+    """Directions (n, 3)."""
+    ra, dec = np.radians(ra_deg), np.radians(dec_deg)
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
+
+
+def place_of(vectors: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Mean place (RA, Dec in deg) of directions (n, 3)."""
+    x, y, z = weight @ vectors
+    return float(np.degrees(np.arctan2(y, x)) % 360), float(
+        np.degrees(np.arctan2(z, np.hypot(x, y)))
+    )
 
 
 def name_of_place(ra_deg: float, dec_deg: float) -> str:

@@ -5,16 +5,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csgraph
+from scipy.spatial import cKDTree
 from sqlalchemy import func, select
 
 from contimg.errors import RequestError
 from contimg.paths import Paths
-from contimg.products.sources import Epoch, Source
+from contimg.photometry.reference import name_of_place, place_of, unit_vectors
+from contimg.products.sources import Detection, Epoch, Source
 from contimg.sky.geometry import separation_deg
 from contimg.store import db
 from contimg.store.parquet import query
 
 _SAME_ARCSEC = 15.0  # a position means the source that is so near
+_ALONE_SIGMA = 8.0  # of a single detection
 ORDERS = ("false_alarms", "eta", "v", "modulation", "mean_jy", "ra_deg", "dip", "flare")
 
 
@@ -105,6 +109,47 @@ def lightcurve(paths: Paths, strip: str, source: str) -> pd.DataFrame:
         return pd.DataFrame()
     asked = "SELECT * EXCLUDE (source) FROM {files} WHERE source = ? ORDER BY sday"
     return query(asked, files, [source])
+
+
+def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
+    """What images show and no reference has, the most certain first: detections that lie together,
+    where there are two or more, or one beyond `_ALONE_SIGMA`."""
+    with db.reading(paths.sources_db) as session:
+        if session is None:
+            return []
+        asked = select(Detection).order_by(Detection.strip, Detection.mid_mjd, Detection.ra_deg)
+        asked = asked.where(Detection.strip == strip) if strip else asked
+        columns = [column.name for column in Detection.__table__.columns]
+        rows = [[getattr(one, name) for name in columns] for one in session.scalars(asked)]
+    if not rows:
+        return []
+    table = pd.DataFrame(rows, columns=columns)
+    vectors = unit_vectors(table.ra_deg.values, table.dec_deg.values)
+    tree = cKDTree(vectors)
+    pairs = tree.sparse_distance_matrix(tree, np.radians(_SAME_ARCSEC / 3600))
+    _, table["which"] = csgraph.connected_components(pairs, directed=False)
+    found = []
+    for _, mine in table.groupby(["strip", "which"]):
+        weight = mine.error_jy**-2.0
+        snr = float((mine.flux_jy / mine.error_jy).max())
+        if len(mine) < 2 and snr < _ALONE_SIGMA:
+            continue
+        ra, dec = place_of(vectors[mine.index], weight.values)
+        found.append(
+            {
+                "name": name_of_place(ra, dec),
+                "strip": mine.strip.iloc[0],
+                "ra_deg": ra,
+                "dec_deg": dec,
+                "flux_jy": float((weight * mine.flux_jy).sum() / weight.sum()),
+                "error_jy": float(weight.sum() ** -0.5),
+                "snr": snr,
+                "detections": len(mine),
+                "first": mine.group_id.iloc[0],
+                "last": mine.group_id.iloc[-1],
+            }
+        )
+    return sorted(found, key=lambda one: -one["snr"])
 
 
 def days(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from contimg.paths import Paths
 from contimg.photometry import epochs, variability
 from contimg.products import publishing
 from contimg.products import tables as product_tables
-from contimg.products.sources import Base, Epoch, MeasuredGroup, Source
+from contimg.products.sources import Base, Detection, Epoch, MeasuredGroup, Source
 from contimg.queue import tables as queue_tables
 from contimg.sky.geometry import SKY_ARCSEC_S
 from contimg.store import db
@@ -89,7 +89,8 @@ def _look(paths: Paths) -> list[MeasuredGroup]:
         )
         if session is not None:
             session.expunge_all()
-    new, there = [], []
+    new: list[MeasuredGroup] = []
+    there: list[MeasuredGroup] = []
     for group in paths.measured():
         path = paths.photometry(group)
         status = path.stat()
@@ -112,11 +113,22 @@ def _look(paths: Paths) -> list[MeasuredGroup]:
         new.append(row)
     gone = set(known) - {one.group_id for one in there}
     with db.writing(paths.sources_db, Base) as session:
-        for one in new:
-            session.merge(one)
-        if gone:
-            session.execute(delete(MeasuredGroup).where(MeasuredGroup.group_id.in_(gone)))
+        altered = {one.group_id for one in new} | gone
+        for table in (MeasuredGroup, Detection):
+            session.execute(delete(table).where(table.group_id.in_(altered)))
+        found = [row for one in new for row in _detections(paths, one)]
+        session.add_all([*new, *found])
+        session.flush()
+        session.expunge_all()
     return there
+
+
+def _detections(paths: Paths, group: MeasuredGroup) -> list[Detection]:
+    path = paths.unlisted(group.group_id)
+    if not path.exists():
+        return []
+    of_group = {"group_id": group.group_id, "strip": group.strip, "mid_mjd": group.mid_mjd}
+    return [Detection(**of_group, **row) for row in read_table(path).to_dict("records")]
 
 
 def _usable(config: Config, groups: Sequence[MeasuredGroup]) -> list[MeasuredGroup]:

@@ -27,6 +27,20 @@ class MeasuredGroup(Base):
     changed_ns: Mapped[int]
 
 
+class Detection(Base):
+    """What a group's image shows and the reference does not have."""
+
+    __tablename__ = "detections"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    group_id: Mapped[str] = mapped_column(index=True)
+    strip: Mapped[str] = mapped_column(index=True)
+    mid_mjd: Mapped[float]
+    ra_deg: Mapped[float]
+    dec_deg: Mapped[float]
+    flux_jy: Mapped[float]
+    error_jy: Mapped[float]
+
+
 class Epoch(Base):
     """A sidereal day of a strip."""
 

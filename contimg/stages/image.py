@@ -23,6 +23,7 @@ from contimg.imaging.plane import Plane, between_grids
 from contimg.imaging.polarised import judge_q, noise_of_q
 from contimg.imaging.restoring import expected_beam, restore
 from contimg.imaging.smearing import Smeared
+from contimg.imaging.spectra import LEAST_SNR, MOST_SOURCES, InBand
 from contimg.imaging.stokes import StokesI, read_stokes_i
 from contimg.imaging.validation import assess, compare_catalogue, search_sky, used_of
 from contimg.paths import Paths
@@ -103,7 +104,7 @@ def image_group(
     ]
     taken, absent = _subtract_bright(averaged, stokes, catalogue, options, own)
     grid, pb, summary = files.primary_beam(stokes, averaged, options)
-    of_q = noise_of_q(stokes, threads)
+    of_q, in_band = noise_of_q(stokes, threads), InBand.of(stokes, averaged)
     smeared = Smeared.of(stokes, averaged, *grid.axes_lm())
     used = used_of(stokes, summary)
     all_antennas = expected_beam(stokes.rows, stokes.observation.freq_hz, options)
@@ -131,6 +132,7 @@ def image_group(
             image, result, pb, smearing, grid, numbers, catalogue, summary["freq_hz"], config
         )
         placed.append(judge_q(of_q, config.validation))
+        spectra = _spectra(in_band, result, table, taken, grid, options, numbers["rms_jy"])
         judged, findings = assess(
             numbers,
             check,
@@ -194,6 +196,7 @@ def image_group(
         "noise_of_q": of_q,
         "places": places,
         "sources": table.round(6).to_dict("records"),
+        "spectra": spectra,
         "images": {suffix: str(path) for suffix, path in published.items()},
     }
 
@@ -273,6 +276,39 @@ def _compared(
     )
     said = [*findings, *framed, judge_fringes(stripes, limits), *elsewhere]
     return check, table, {**of_fluxes, **of_frame}, said
+
+
+def _spectra(
+    in_band: InBand,
+    result: Deconvolved,
+    table: pd.DataFrame,
+    taken: Sequence[Subtracted],
+    grid: files.Grid,
+    options: ImagingConfig,
+    rms_jy: float,
+) -> dict:
+    """Frequencies of parts of the band, and fluxes and errors in these of bright sources, by name;
+    not of those that were subtracted with spectra of their own."""
+    apart = {one.source.name for one in taken}
+    bright = table[table.found & (table.snr >= LEAST_SNR) & ~table.name.isin(apart)]
+    bright = bright.sort_values("snr", ascending=False).head(MOST_SOURCES)
+    if result.left is None or not len(bright):
+        return {"freq_hz": [], "flux_jy": {}, "error_jy": {}}
+    x, y = grid.wcs().wcs_world2pix(bright.ra_deg.values, bright.dec_deg.values, 0)
+    found, errors, freq_hz = in_band.fluxes(
+        left=result.left,
+        components=result.components,
+        cell_arcsec=options.cell_arcsec,
+        x=x,
+        y=y,
+        flux_jy=bright.flux_jy.values,
+        noise_jy=rms_jy,
+    )
+    return {
+        "freq_hz": freq_hz.tolist(),
+        "flux_jy": dict(zip(bright.name, found.round(7).tolist(), strict=True)),
+        "error_jy": dict(zip(bright.name, errors.round(7).tolist(), strict=True)),
+    }
 
 
 class _Verdict:

@@ -13,19 +13,20 @@ from contimg.calibration.beams import known_beams
 from contimg.config import Config
 from contimg.imaging.files import Imaged, read_imaged
 from contimg.imaging.interface import Beam
+from contimg.imaging.spectra import PARTS
 from contimg.paths import Paths
 from contimg.photometry.forced import forced_fluxes
-from contimg.photometry.reference import Reference, about, sources_of_strip
-from contimg.sky.calibrators import read_corrected
+from contimg.photometry.reference import Reference
+from contimg.products.references import reference_of
 from contimg.sky.geometry import direction_cosines
 from contimg.stages.image import effective_options
 from contimg.stages.job import Job
-from contimg.store.files import checksum, lock
+from contimg.store.files import checksum
 from contimg.store.identity import made_by
-from contimg.store.parquet import read_about, read_table, write_table
+from contimg.store.parquet import write_table
 
 log = logging.getLogger(__name__)
-_SAME_STRIP_DEG = 0.1
+_FOUND_SIGMA = 6.0
 UNITS = {
     "ra_deg": "deg, ICRS",
     "dec_deg": "deg, ICRS",
@@ -36,6 +37,11 @@ UNITS = {
     "noise_jy": "Jy/beam around the source, before the beam is divided out",
     "peak_jy": "Jy: the cleaned image there, beam and smearing divided out",
     "fit_jy": "Jy: a restoring beam fitted to it there",
+    **{
+        f"{what}_{part + 1}_jy": f"Jy in part {part + 1} of the band (spectra_hz), bright ones only"
+        for part in range(PARTS)
+        for what in ("flux", "error")
+    },
     "beam": "response of the primary beam",
     "smearing": "what integrations and channels leave of the dirty image's peak",
     "east_deg": "deg from the image's centre, to the east",
@@ -54,43 +60,45 @@ def measure(
 ) -> dict:
     """Measure the strip's reference sources in a group's image; returns the result for
     `{group}.photometry.json`."""
-    path = Paths.of(config).photometry(group)
+    paths, path = Paths.of(config), Paths.of(config).photometry(group)
     if imaged["mode"] != "full":  # a quick look is measured by nobody
         path.unlink(missing_ok=True)
+        paths.unlisted(group).unlink(missing_ok=True)
         return {"sources": 0, "skipped": "a quick image"}
     reference = reference_of(config, converted["app_dec_deg"])
     image = read_imaged(imaged["images"])
-    table = _measured(image, imaged, reference, config)
+    table, unlisted = _measured(image, imaged, reference, config)
     scale = refined.get("flux_scale") or {}
     of_scale = scale.get("error" if scale.get("applied") == "catalogue" else "set_error")
     mid_mjd = (imaged["start_mjd"] + imaged["end_mjd"]) / 2
     table.insert(3, "mjd", mid_mjd)
-    write_table(
-        path,
-        table,
-        {
-            "group": group,
-            "mid_mjd": mid_mjd,
-            "app_dec_deg": converted["app_dec_deg"],
-            "strip": reference.version.partition(".v")[0],
-            "reference": reference.version,
-            "freq_hz": imaged["freq_hz"],
-            "bandwidth_hz": imaged["bandwidth_hz"],
-            "exposure_s": imaged["exposure_s"],
-            "scale_error": of_scale,
-            "primary_beam": imaged["primary_beam"],
-            "verdict": imaged["verdict"],
-            "image": checksum(Path(imaged["images"]["image"])),
-            "units": UNITS,
-            **made_by(config),
-        },
-    )
+    words = {
+        "group": group,
+        "mid_mjd": mid_mjd,
+        "app_dec_deg": converted["app_dec_deg"],
+        "strip": reference.version.partition(".v")[0],
+        "reference": reference.version,
+        "freq_hz": imaged["freq_hz"],
+        "bandwidth_hz": imaged["bandwidth_hz"],
+        "exposure_s": imaged["exposure_s"],
+        "scale_error": of_scale,
+        "primary_beam": imaged["primary_beam"],
+        "verdict": imaged["verdict"],
+        "image": checksum(Path(imaged["images"]["image"])),
+        "units": UNITS,
+        **made_by(config),
+    }
+    _add_spectra(table, imaged["spectra"])
+    words["spectra_hz"] = imaged["spectra"]["freq_hz"]
+    write_table(paths.unlisted(group), unlisted, words)
+    write_table(path, table, words)
     bright = table[table.flux_jy > 20 * table.error_jy]
     ratio = bright.fit_jy / bright.flux_jy
     log.info("%d sources of %s", len(table), reference.version)
     return {
         "sources": len(table),
         "above_5_sigma": int((table.flux_jy > 5 * table.error_jy).sum()),
+        "unlisted": len(unlisted),
         "reference": reference.version,
         "scale_error": of_scale,
         "fit_over_flux": None if not len(bright) else round(float(ratio.median()), 4),
@@ -98,37 +106,21 @@ def measure(
     }
 
 
-def reference_of(config: Config, app_dec_deg: float) -> Reference:
-    """The last version of a strip's reference catalogue; frozen from the sky catalogue by the first
-    group of the strip."""
-    paths = Paths.of(config)
-    if (near := _near(paths, app_dec_deg)) is None:
-        with lock(paths.state / "locks" / "reference.lock", wait=True, what="reference catalogue"):
-            if (near := _near(paths, app_dec_deg)) is None:
-                near = f"{app_dec_deg:+05.1f}.v1"
-                freeze(config, near, app_dec_deg)
-    return Reference(near, read_table(paths.reference(near)))
+def _add_spectra(table: pd.DataFrame, spectra: Mapping) -> None:
+    """Fluxes of bright sources in parts of the band, as columns."""
+    for part in range(PARTS):
+        for key in ("flux_jy", "error_jy"):
+            of_part = {
+                name: values[part] for name, values in spectra[key].items() if part < len(values)
+            }
+            name = f"{key.removesuffix('_jy')}_{part + 1}_jy"
+            table[name] = table.source.map(of_part).astype(float)
 
 
-def _near(paths: Paths, app_dec_deg: float) -> str | None:
-    for name in reversed(paths.references()):
-        known = read_about(paths.reference(name))["app_dec_deg"]
-        if abs(known - app_dec_deg) < _SAME_STRIP_DEG:
-            return name
-    return None
-
-
-def freeze(config: Config, version: str, app_dec_deg: float) -> int:
-    """Write the first version of a strip's reference; returns how many sources it has."""
-    sky, options = read_corrected(config.catalogues, config.calibration), config.photometry
-    table = sources_of_strip(sky, app_dec_deg, options.strip_half_deg, options.least_jy)
-    words = about(version, sky, options.model_dump()) | {"app_dec_deg": app_dec_deg}
-    write_table(Paths.of(config).reference(version), table, words)
-    return len(table)
-
-
-def _measured(image: Imaged, imaged: Mapping, reference: Reference, config: Config) -> pd.DataFrame:
-    """Every reference source inside the image and its beam."""
+def _measured(
+    image: Imaged, imaged: Mapping, reference: Reference, config: Config
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Every reference source inside the image and its beam; and what it shows beside them."""
     options, npix = effective_options(config.imaging), len(image.residual)
     centre = imaged["centre_deg"]
     radius_deg = npix * image.wcs.wcs.cdelt[1] * np.sqrt(0.5)
@@ -151,15 +143,13 @@ def _measured(image: Imaged, imaged: Mapping, reference: Reference, config: Conf
         x=x,
         y=y,
     )
-    first, step = image.smearing_pixels[0], np.diff(image.smearing_pixels[:2])[0]
-    places = [(v - first) / step for v in (x, y)]
-    smearing = map_coordinates(image.smearing, places, order=1, mode="nearest")
+    smearing = _smearing_at(image, x, y)
     left = beam_at * smearing
     east_deg, north_deg = (
         np.degrees(v)
         for v in direction_cosines(sources.ra_deg.values, sources.dec_deg.values, *centre)
     )
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "source": sources.source.astype(str),
             "ra_deg": sources.ra_deg,
@@ -174,6 +164,30 @@ def _measured(image: Imaged, imaged: Mapping, reference: Reference, config: Conf
             "smearing": smearing,
             "east_deg": east_deg,
             "north_deg": north_deg,
+        }
+    )
+    return table, _not_listed(image, found.unlisted, options.beam_limit)
+
+
+def _smearing_at(image: Imaged, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    first, step = image.smearing_pixels[0], np.diff(image.smearing_pixels[:2])[0]
+    places = [(v - first) / step for v in (x, y)]
+    return map_coordinates(image.smearing, places, order=1, mode="nearest")
+
+
+def _not_listed(image: Imaged, unlisted: np.ndarray, beam_limit: float) -> pd.DataFrame:
+    """Places and fluxes of what exceeds its error `_FOUND_SIGMA` times, inside the beam."""
+    x, y, flux_jy, error_jy = unlisted.T
+    beam_at = map_coordinates(image.pb, [x, y], order=1, mode="nearest")
+    use = (beam_at >= beam_limit) & (flux_jy > _FOUND_SIGMA * error_jy)
+    left = (beam_at * _smearing_at(image, x, y))[use]
+    ra, dec = image.wcs.wcs_pix2world(x[use], y[use], 0)
+    return pd.DataFrame(
+        {
+            "ra_deg": ra,
+            "dec_deg": dec,
+            "flux_jy": flux_jy[use] / left,
+            "error_jy": error_jy[use] / left,
         }
     )
 

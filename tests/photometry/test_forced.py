@@ -52,11 +52,11 @@ def skies(seed: int, noise_jy: float, beam_arcsec: float, number: int, reach_arc
 def test_fluxes_are_right_from_3_to_50_sigma_and_in_pairs(weighting, robust, tmp_path, figure):
     pulls, sigmas, kinds, ratios, peaks, errors = [], [], [], [], [], []
     noise_jy = 1.0
-    for seed in range(4):
+    for seed in range(6):
         empty = observed(noise_jy=noise_jy, nchan=8, ntime=4)
         result, _, _ = image(empty, tmp_path, weighting=weighting, robust=robust, niter=0)
         level, beam = float(np.std(result.residual)), result.beam
-        sky, kind = skies(seed, level, beam.major_arcsec, 90, 1300)
+        sky, kind = skies(seed, level, beam.major_arcsec, 45, 750)
         stokes = observed(
             [(flux, east, north, 0.0) for flux, east, north in sky], noise_jy=0.0, nchan=8, ntime=4
         )

@@ -25,6 +25,7 @@ from contimg.paths import GROUP_PLOTS
 from contimg.simulate import Simulation, simulate_group
 from contimg.stages.image import image_group
 from contimg.store.files import read_json
+from contimg.store.parquet import read_about, read_table
 from contimg.visibilities.measurement_set import open_table
 from tests.accuracy import measure
 from tests.conftest import CALIBRATOR_START, DEC_DEG, ROOT, STATIONS, TARGET_START
@@ -234,6 +235,26 @@ def test_positions_and_fluxes_are_right(first_run, incoming, figure):
     dead = read_json(paths.result(TARGET_START, "prepare"))["dead_antennas"]
     simulated = json.loads(truth_of(incoming, TARGET_START).read_text())["simulation"]["dead"]
     assert dead == [str(d) for d in simulated]
+
+
+def test_every_catalogue_source_is_measured(first_run, incoming, figure):
+    """Also those that are too faint to be seen."""
+    paths = first_run[0].paths
+    table, said = (f(paths.photometry(TARGET_START)) for f in (read_table, read_about))
+    truth = json.loads(truth_of(incoming, TARGET_START).read_text())["sources"]
+    true_jy = {
+        one["name"]: one["flux"] * (said["freq_hz"] / 1.4e9) ** one["alpha"] for one in truth
+    }
+    table = table[table.source.isin(true_jy)]
+    pull = (table.flux_jy - table.source.map(true_jy)) / np.hypot(
+        table.error_jy, 0.03 * table.flux_jy
+    )
+    figure(f"{len(table)} sources measured; pulls {pull.mean():.2f} +- {pull.std():.2f}")
+    assert len(table) > 50
+    assert (table.flux_jy < 5 * table.error_jy).sum() > 10
+    assert abs(pull.mean()) < 0.5
+    assert 0.7 < pull.std() < 1.4
+    assert np.isfinite(table.select_dtypes("number")).all().all()
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@ uses and changes."""
 
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -268,7 +270,7 @@ def test_the_api_tells_what_the_databases_know(api, site):
     assert 'contimg_groups{state="failed"} 1.0' in metrics
     assert "contimg_disk_free_bytes" in metrics
     paths = api.get("/openapi.json").json()["paths"]
-    assert len([p for p in paths if p.startswith("/api")]) == 18
+    assert len([p for p in paths if p.startswith("/api")]) == 24
 
 
 def test_images_are_found_by_time_place_noise_and_verdict(api):
@@ -707,6 +709,48 @@ def test_a_day_of_the_instrument_is_on_the_command_line_api_page_and_metrics(bro
         until(lambda one=one: int(one.get_attribute("naturalWidth")) > 500, "the picture is there")
     again = site.contimg("instrument", "2020-01-01")
     assert (again.returncode, again.stderr.count("no group of 2020-01-01 was imaged")) == (1, 1)
+
+
+def test_light_curves_are_in_the_api_and_on_pages(browser, api, site):
+    """Of one day: the run brought them up to date. Cutouts are of real images."""
+    from selenium.webdriver.common.by import By
+
+    (day,) = api.get("/api/days").json()
+    assert (day["strip"], day["groups"], day["state"]) == ("+16.1", 2, "partial")
+    assert "1 groups failed" in day["reason"]
+    found = api.get("/api/sources?limit=500").json()
+    brightest = max(found["items"], key=lambda one: one["mean_jy"])
+    where = f"{brightest['ra_deg']},{brightest['dec_deg']},0.2"
+    near = api.get(f"/api/sources?cone={where}").json()["items"]
+    assert near[0]["source"] == brightest["source"]
+    assert api.get("/api/sources?cone=a,b,c").status_code == 422
+    path = f"%2B16.1/{quote(brightest['source'])}"
+    (one,) = api.get(f"/api/lightcurves/{path}").json()
+    assert one["flux_jy"] == pytest.approx(brightest["mean_jy"])
+    assert api.get(f"/api/lightcurves/{path}?format=csv").text.startswith("sday,mjd,flux_jy")
+    table = Table.read(
+        io.BytesIO(api.get(f"/api/lightcurves/{path}?format=votable").content), format="votable"
+    )
+    assert table["flux_jy"].unit == "Jy"
+    assert api.get("/api/lightcurves/%2B16.1/nobody").status_code == 404
+    asked = {"ra": brightest["ra_deg"], "dec": brightest["dec_deg"]}
+    cutout = api.get(f"/api/cutouts/{one['tile']}", params=asked)
+    assert cutout.headers["content-type"] == "image/png"
+    away = api.get(f"/api/cutouts/{one['tile']}", params={"ra": 10, "dec": -30})
+    assert away.status_code == 404
+    browser.get(f"{api.base_url}/sources")
+    field = browser.find_element(By.NAME, "find")
+    field.send_keys(brightest["source"])
+    field.submit()
+    until(
+        lambda: browser.find_element(By.TAG_NAME, "h1").text == brightest["source"],
+        "the source's page",
+    )
+    picture = browser.find_element(By.CSS_SELECTOR, "#cutouts img")
+    browser.execute_script("arguments[0].scrollIntoView()", picture)
+    until(lambda: int(picture.get_attribute("naturalWidth")) == 160, "the cutout is there")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#curve circle")) == 1
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#neighbours tbody tr")) > 2
 
 
 def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):

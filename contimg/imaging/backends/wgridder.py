@@ -14,7 +14,7 @@ from contimg.config import ImagingConfig
 from contimg.errors import ImagingError
 from contimg.imaging.averaging import Averaged, edge_deg
 from contimg.imaging.cleaning import PointCleaner, RadlerCleaner, major_gain, peak_of, thresholds
-from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, robust_rms
+from contimg.imaging.interface import Beam, Deconvolved, Diverged, ImageRequest, Left, robust_rms
 from contimg.imaging.plane import between_grids, choose_way, regrid
 from contimg.imaging.restoring import components_of, fit_restoring_beam, highest_sidelobe
 from contimg.imaging.stokes import StokesI
@@ -141,6 +141,10 @@ def deconvolve(request: ImageRequest) -> Deconvolved:
         beam,
         cleaned.notes | {"transforms": way.name} | way.notes,
         (cleaned.residual, way.plane) if options.slanted_fits else None,
+        # the last look left them there
+        Left(averaged.uvw_m, averaged.freq_hz, transforms.scratch, averaged.weights, npix)
+        if cleaned.cycles
+        else None,
     )
 
 

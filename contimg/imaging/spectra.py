@@ -1,0 +1,161 @@
+"""Fluxes of bright sources in parts of the band, from the visibilities that the model leaves."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+
+from contimg.imaging.averaging import Averaged
+from contimg.imaging.interface import Left
+from contimg.imaging.sampling import TAPS, sample
+from contimg.imaging.stokes import StokesI
+from contimg.sky.beam import Beam, beam_track
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_vector, track
+
+PARTS = 4
+LEAST_SNR, MOST_SOURCES = 20.0, 60
+_PSF_PIXELS, _EVERY_ROW = 64, 3
+
+
+@dataclass(frozen=True)
+class InBand:
+    """What is needed of a group for its beam in parts of the band."""
+
+    axes: np.ndarray  # (ntime, 3, 3)
+    pointing: np.ndarray
+    time_weights: np.ndarray
+    channel_weights: np.ndarray
+    freq_hz: np.ndarray
+    beam: Beam
+
+    @classmethod
+    def of(cls, stokes: StokesI, averaged: Averaged) -> "InBand":
+        """Of a group's visibilities, before they go."""
+        tracked = track(*stokes.observation.phase_centre_deg, stokes.rows.time_mjd)
+        return cls(
+            tracked.axes,
+            meridian_vector(np.radians(stokes.app_dec_deg)),
+            averaged.time_weights,
+            averaged.weights.sum(axis=0, dtype=float),
+            averaged.freq_hz,
+            stokes.beam,
+        )
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Channels of each part that has data."""
+        found = np.array_split(np.arange(len(self.freq_hz)), PARTS)
+        return [part for part in found if self.channel_weights[part].sum() > 0]
+
+    def _response(self, l: np.ndarray, m: np.ndarray, channels: np.ndarray) -> np.ndarray:
+        """Mean response (n,) at apparent direction cosines, over the drift and some channels."""
+        places = np.column_stack([l, m, np.sqrt(1 - l**2 - m**2)])
+        power = beam_track(places @ self.axes, self.pointing, self.freq_hz[channels], self.beam)
+        over_time = np.average(power, axis=0, weights=self.time_weights)
+        return np.average(over_time, axis=1, weights=self.channel_weights[channels])
+
+    def fluxes(
+        self,
+        *,
+        left: Left,
+        components: np.ndarray,
+        cell_arcsec: float,
+        x: np.ndarray,
+        y: np.ndarray,
+        flux_jy: np.ndarray,
+        noise_jy: float,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Fluxes and errors (n, nparts) in Jy, beam divided out; and the parts' frequencies in Hz.
+
+        components  (m, 3), the model: x, y in pixels and Jy
+        x, y        pixels (n,) of the sources
+        flux_jy     of the whole band (n,), beam divided out
+        noise_jy    of the image, Jy/beam
+
+        In a part of the band, what is at a source's place is what the model leaves there, and the
+        model's components around it as that part's psf shows them: a model of one flux for the
+        band takes a slope for structure, and has some of it. (Of sources a thousand times the noise
+        it has components far away, too: their slopes come out too flat, unless they were
+        subtracted.)
+        """
+        parts, everything = self.parts, np.arange(len(self.freq_hz))
+        centre, cell_rad = left.npix // 2, np.radians(cell_arcsec / 3600)
+        l, m = (centre - x) * cell_rad, (y - centre) * cell_rad
+        sums = _at_places(left.uvw_m, left.vis, left.weights, left.freq_hz, l, m)
+        weight = left.weights.sum(axis=0, dtype=float)
+        seen, shares = [], []
+        for part in (everything, *parts):
+            near = _near_components(_psf_of(left, part, cell_rad), components, x, y)
+            seen.append(near + sums[:, part].sum(axis=1) / weight[part].sum())
+            shares.append(weight[part].sum() / weight.sum())
+        response = [self._response(l, m, part) for part in (everything, *parts)]
+        found = [
+            flux_jy * seen[k] / seen[0] * response[0] / response[k] for k in range(1, len(seen))
+        ]
+        errors = [noise_jy / np.sqrt(shares[k]) / response[k] for k in range(1, len(seen))]
+        freq_hz = [np.average(self.freq_hz[p], weights=self.channel_weights[p]) for p in parts]
+        return np.stack(found, axis=1), np.stack(errors, axis=1), np.array(freq_hz)
+
+
+def _psf_of(left: Left, channels: np.ndarray, cell_rad: float) -> np.ndarray:
+    """Middle of the psf of some channels, from some of the rows."""
+    import ducc0
+
+    rows = slice(None, None, _EVERY_ROW)
+    weights = np.ascontiguousarray(left.weights[rows, channels[0] : channels[-1] + 1])
+    psf = ducc0.wgridder.vis2dirty(
+        uvw=left.uvw_m[rows],
+        freq=left.freq_hz[channels],
+        vis=np.ones(weights.shape, np.complex64),
+        wgt=weights,
+        npix_x=_PSF_PIXELS,
+        npix_y=_PSF_PIXELS,
+        pixsize_x=cell_rad,
+        pixsize_y=cell_rad,
+        epsilon=1e-3,
+        do_wgridding=False,
+        nthreads=2,
+        flip_v=True,
+        divide_by_n=False,
+    )
+    return psf / weights.sum(dtype=float)
+
+
+def _near_components(
+    psf: np.ndarray, components: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """What components within half of the psf's stamp make of each place, Jy/beam."""
+    centre, reach = len(psf) // 2, len(psf) // 2 - TAPS
+    found = np.zeros(len(x))
+    for k in range(len(x)):
+        dx, dy = x[k] - components[:, 0], y[k] - components[:, 1]
+        near = np.maximum(np.abs(dx), np.abs(dy)) < reach
+        found[k] = components[near, 2] @ sample(psf, centre + dx[near], centre + dy[near])
+    return found
+
+
+@njit(parallel=True, cache=True, fastmath=True)
+def _at_places(uvw_m, vis, weights, freq_hz, l, m):
+    """Weighted sums (n, nchan) of the visibilities' real part, turned to each place."""
+    nchan = len(freq_hz)
+    found = np.zeros((len(l), nchan))
+    step_hz = (freq_hz[-1] - freq_hz[0]) / max(1, nchan - 1)
+    even = True
+    for c in range(nchan):
+        even &= abs(freq_hz[0] + c * step_hz - freq_hz[c]) < 1e-6 * freq_hz[c]
+    for s in prange(len(l)):
+        n_1 = np.sqrt(1 - l[s] ** 2 - m[s] ** 2) - 1
+        for r in range(len(uvw_m)):
+            turns = (
+                uvw_m[r, 0] * l[s] + uvw_m[r, 1] * m[s] + uvw_m[r, 2] * n_1
+            ) / SPEED_OF_LIGHT_M_S
+            x, dx = -2 * np.pi * turns * freq_hz[0], -2 * np.pi * turns * step_hz
+            now, by = complex(np.cos(x), np.sin(x)), complex(np.cos(dx), np.sin(dx))
+            for c in range(nchan):
+                if not even:
+                    x = -2 * np.pi * turns * freq_hz[c]
+                    now = complex(np.cos(x), np.sin(x))
+                v = vis[r, c]
+                found[s, c] += weights[r, c] * (v.real * now.real - v.imag * now.imag)
+                now *= by
+    return found
