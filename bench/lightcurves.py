@@ -106,7 +106,7 @@ def main() -> None:
             )
         )
         print(
-            "| measurements | GB | a light curve | the page of variables | numbers of all sources | "
+            "| measurements | GB | a light curve | the page of variables | numbers of all | "
             "a month written again | candidates (true) |\n" + "|---" * 7 + "|"
         )
         print(

@@ -22,7 +22,7 @@ import pandas as pd
 LAGS_DAYS = (1, 3, 10, 30)
 BOXES = (1, 3, 10, 30)  # epochs
 _FEW = 3  # measurements, for any number at all
-_TAIL, _EXTREME = 0.5, 0.05  # shares of sources: the tail is fitted between the two
+_TAIL, _EXTREME = 0.2, 0.02  # shares of sources: the tail is fitted between the two
 _FEW_FOR_TAIL = 20
 _CLASSES = ((0.75, 2.0), (0.5, 0.75), (0.35, 0.5), (0.0, 0.35))  # of the beam's response
 

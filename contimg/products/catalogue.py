@@ -15,9 +15,10 @@ from contimg.photometry.reference import name_of_place, place_of, unit_vectors
 from contimg.products.sources import Detection, Epoch, Source
 from contimg.sky.geometry import separation_deg
 from contimg.store import db
-from contimg.store.parquet import query
+from contimg.store.parquet import query, read_about
 
 _SAME_ARCSEC = 15.0  # a position means the source that is so near
+_SPECTRA = 30  # groups that a spectrum is averaged over
 _ALONE_SIGMA = 8.0  # of a single detection
 ORDERS = ("false_alarms", "eta", "v", "modulation", "mean_jy", "ra_deg", "dip", "flare")
 
@@ -109,6 +110,41 @@ def lightcurve(paths: Paths, strip: str, source: str) -> pd.DataFrame:
         return pd.DataFrame()
     asked = "SELECT * EXCLUDE (source) FROM {files} WHERE source = ? ORDER BY sday"
     return query(asked, files, [source])
+
+
+def spectrum(paths: Paths, source: str, tiles: Sequence[str]) -> list[dict[str, float]]:
+    """A bright source's mean flux in parts of the band (freq_hz, flux_jy, error_jy), over the
+    latest of these groups that have it; empty for one that none has.
+
+    Weighted by the noise; each group's scale as its image has it.
+    """
+    files = [paths.photometry(tile) for tile in sorted(set(tiles))[-_SPECTRA:]]
+    files = [path for path in files if path.exists()]
+    if not files:
+        return []
+    rows = query(
+        "SELECT * FROM {files} WHERE source = ? AND flux_1_jy IS NOT NULL", files, [source]
+    )
+    at_hz = read_about(files[-1]).get("spectra_hz", [])
+    found = []
+    for part, freq_hz in enumerate(at_hz if len(rows) else (), start=1):
+        flux, error = rows[f"flux_{part}_jy"].values, rows[f"error_{part}_jy"].values
+        weight = error**-2.0
+        mean = float((weight * flux).sum() / weight.sum())
+        found.append({"freq_hz": freq_hz, "flux_jy": mean, "error_jy": float(weight.sum() ** -0.5)})
+    return found
+
+
+def spectral_index(parts: Sequence[dict[str, float]]) -> tuple[float, float] | None:
+    """Index and its error from fluxes in parts of the band; None where there are too few."""
+    if len(parts) < 2 or min(one["flux_jy"] for one in parts) <= 0:
+        return None
+    x = np.log([one["freq_hz"] for one in parts])
+    y = np.log([one["flux_jy"] for one in parts])
+    weight = np.array([one["flux_jy"] / one["error_jy"] for one in parts]) ** 2
+    x = x - np.average(x, weights=weight)
+    spread = float((weight * x**2).sum())
+    return float((weight * x * y).sum() / spread), spread**-0.5
 
 
 def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:

@@ -176,12 +176,15 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         neighbours, _ = catalogue.sources(read.paths, cone=around, limit=_NEIGHBOURS + 1)
         tiles = [one["tile"] for one in curve]
         imaged = latest(len(tiles), Image.group_id.in_(tiles), Image.path.endswith(".fits"))
+        spectrum = catalogue.spectrum(read.paths, name, tiles)
         brightest = max((one["flux_jy"] for one in curve), default=0.0)
         about = {
             "source": found,
             "curve": curve_chart(curve, found["mean_jy"]),
             "days": curve[::-1],
             "imaged": {one["group_id"] for one in imaged},
+            "spectrum": spectrum,
+            "index": catalogue.spectral_index(spectrum),
             "neighbours": [one for one in neighbours if one["source"] != name],
             "most_mjy": max(1e3 * brightest, 5e3 * (found["median_error_jy"] or 0), 0.1),
         }
