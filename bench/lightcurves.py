@@ -90,7 +90,7 @@ def main() -> None:
         assert len(found) == days
         with lightcurves.db.writing(paths.sources_db, lightcurves.Base):
             pass
-        numbers, candidates = seconds(lambda: lightcurves._update_numbers(config, STRIP))
+        numbers, candidates = seconds(lambda: lightcurves._update_numbers(config, STRIP, ""))
 
         def page():
             catalogue.sources(paths, variable=True, order="false_alarms", limit=100)

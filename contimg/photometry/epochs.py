@@ -185,8 +185,8 @@ def combine(
 
 
 def means_of(epochs: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Own means of sources over epochs (source, flux_jy, error_jy, systematic): source, flux_jy,
-    error (relative). Those seen in fewer than half, or that vary, have none."""
+    """Own means of sources over epochs (source, sday, flux_jy, error_jy): source, flux_jy, error
+    (relative), and whether it is constant: seen in half of them, and not varying."""
     table = pd.concat(epochs).sort_values(["source", "sday"], kind="stable")
     names, index = np.unique(table.source.values.astype(str), return_inverse=True)
     flux = table.flux_jy.values
@@ -197,5 +197,6 @@ def means_of(epochs: Sequence[pd.DataFrame]) -> pd.DataFrame:
     eta = np.bincount(index, weight * (flux - mean[index]) ** 2) / np.maximum(number - 1, 1)
     error = np.sqrt(np.maximum(eta, 1) / total) / np.maximum(mean, 1e-12)
     constant = (number >= len(epochs) / 2) & (mean > 0) & (eta < 1 + 5 * np.sqrt(2 / number))
-    found = pd.DataFrame({"source": names, "flux_jy": mean, "error": np.maximum(error, 0.002)})
-    return found[constant].reset_index(drop=True)
+    return pd.DataFrame(
+        {"source": names, "flux_jy": mean, "error": np.maximum(error, 0.002), "constant": constant}
+    )

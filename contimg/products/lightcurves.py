@@ -23,8 +23,9 @@ from contimg.paths import Paths
 from contimg.photometry import epochs, variability
 from contimg.products import publishing
 from contimg.products import tables as product_tables
-from contimg.products.sources import Base, Detection, Epoch, MeasuredGroup, Source
+from contimg.products.sources import Base, Detection, Epoch, MeasuredGroup, Source, Strip
 from contimg.queue import tables as queue_tables
+from contimg.sky.catalogues import CATALOGUE_HZ
 from contimg.sky.geometry import SKY_ARCSEC_S
 from contimg.store import db
 from contimg.store.files import checksum, lock, remove
@@ -33,7 +34,7 @@ from contimg.store.parquet import query, read_about, read_table, write_table
 log = logging.getLogger(__name__)
 DAYS_A_MONTH = 30
 _AROUND_TURNS = 0.02  # a group's sources lie within so many turns of its meridian
-_SAME_STRIP_DEG = 0.1
+_STRIP_DEG = 0.1
 _VERSION = 1  # of what days are made by
 DAY_UNITS = {
     "mjd": "UTC",
@@ -70,12 +71,11 @@ def update(config: Config) -> Updated:
         made = unchanged = found = 0
         strips = []
         for strip in sorted({one.strip for one in groups}):
-            changed, same = _update_strip(config, strip, usable, groups)
-            made, unchanged = made + len(changed), unchanged + same
-            if changed:
+            changed, same = _update_days(config, strip, usable, groups)
+            made, unchanged = made + changed, unchanged + same
+            if inputs := _write_months(paths, strip):
                 strips.append(strip)
-                _write_months(paths, strip, {day // DAYS_A_MONTH for day in changed})
-                found += _update_numbers(config, strip)
+                found += _update_numbers(config, strip, inputs)
         return Updated(made, unchanged, tuple(strips), found)
 
 
@@ -106,6 +106,7 @@ def _look(paths: Paths) -> list[MeasuredGroup]:
             verdict=about["verdict"],
             reference=about["reference"],
             checksum=checksum(path),
+            image=about["image"],
             size=status.st_size,
             changed_ns=status.st_mtime_ns,
         )
@@ -137,14 +138,15 @@ def _usable(config: Config, groups: Sequence[MeasuredGroup]) -> list[MeasuredGro
         if session is None:
             return [one for one in groups if one.verdict in config.validation.publish]
         image = product_tables.Image
-        rows = session.scalars(select(image).where(image.type == "pbcor")).all()
+        names = ("group_id", "type", "mode", "science", "verdict", "set_status")
+        rows = session.execute(
+            select(*(getattr(image, name) for name in names)).where(image.type == "pbcor")
+        )
         # that retention deleted an image says nothing against its fluxes
         allowed = {
-            one.group_id
-            for one in rows
-            if not publishing.unpublishable(
-                product_tables.columns_of(one) | {"deleted_at": None}, config.validation
-            )
+            row.group_id
+            for row in rows
+            if not publishing.unpublishable({**row._mapping, "deleted_at": None}, config.validation)
         }
     return [one for one in groups if one.group_id in allowed]
 
@@ -160,32 +162,38 @@ def date_of_day(day: int) -> str:
     return db.utc_of_mjd(float(epochs.mjd_of_turns(day)))[:10]
 
 
-def _update_strip(
-    config: Config, strip: str, usable: Sequence[MeasuredGroup], all_groups: Sequence[MeasuredGroup]
-) -> tuple[list[int], int]:
-    """Days of a strip that were made, and how many are as they were."""
-    paths, by_day = Paths.of(config), defaultdict(list)
-    for one in usable:
+def _by_day(groups: Sequence[MeasuredGroup], strip: str) -> dict[int, list[MeasuredGroup]]:
+    found: dict[int, list[MeasuredGroup]] = defaultdict(list)
+    for one in groups:
         if one.strip == strip:
             for day in days_of(one.mid_mjd):
-                by_day[day].append(one)
-    known = _known_days(paths, strip)
-    for day in set(known) - set(by_day):
-        remove(paths.epoch(strip, day))
-        with db.writing(paths.sources_db, Base) as session:
-            session.execute(delete(Epoch).where(Epoch.strip == strip, Epoch.sday == day))
-    means, scaled_to = _reference(config, strip, by_day)
-    of_means = hashlib.sha256(means.to_csv().encode()).hexdigest()
-    made = [*(set(known) - set(by_day))]
+                found[day].append(one)
+    return found
+
+
+def _update_days(
+    config: Config, strip: str, usable: Sequence[MeasuredGroup], measured: Sequence[MeasuredGroup]
+) -> tuple[int, int]:
+    """Make the days of a strip that are not what they should be; how many were made, and how many
+    were left as they are."""
+    paths, by_day = Paths.of(config), _by_day(usable, strip)
+    known, everything = _known_days(paths, strip), _by_day(measured, strip)
+    absent = _not_measured(config, strip, {one.group_id for one in measured})
+    means, of_means, scaled_to = _own_means(config, strip, by_day)
+    made = 0
     for day, mine in sorted(by_day.items()):
         inputs = _inputs(config, mine, of_means)
-        state, reason = _state(config, strip, day, mine, all_groups)
-        if day in known and known[day] == inputs and paths.epoch(strip, day).exists():
-            _note_state(paths, strip, day, state, reason)
+        state, reason = _state(mine, everything[day], absent.get(day, []))
+        was = known.get(day)
+        if was and was.inputs == inputs and paths.epoch(strip, day).exists():
+            if (was.state, was.reason) != (state, reason):
+                with db.writing(paths.sources_db, Base) as session:
+                    row = session.get(Epoch, (strip, day))
+                    row.state, row.reason = state, reason
             continue
-        table, about = _make_day(paths, strip, day, mine, means)
-        about |= {"scaled_to": scaled_to, "inputs": inputs}
-        write_table(paths.epoch(strip, day), table, about)
+        reference = _reference(config, mine, means)
+        table, about = _make_day(paths, strip, day, mine, reference)
+        write_table(paths.epoch(strip, day), table, about | {"scaled_to": scaled_to})
         row = Epoch(
             strip=strip,
             sday=day,
@@ -204,14 +212,23 @@ def _update_strip(
         )
         with db.writing(paths.sources_db, Base) as session:
             session.merge(row)
-        made.append(day)
-    return made, len(by_day) - len(set(made) & set(by_day))
+        made += 1
+    for day in set(known) - set(by_day):
+        with db.writing(paths.sources_db, Base) as session:
+            session.execute(delete(Epoch).where(Epoch.strip == strip, Epoch.sday == day))
+        remove(paths.epoch(strip, day))
+        made += 1
+    return made, len(by_day) - made
 
 
-def _known_days(paths: Paths, strip: str) -> dict[int, str]:
+def _known_days(paths: Paths, strip: str) -> dict[int, Epoch]:
     with db.reading(paths.sources_db) as session:
-        asked = select(Epoch.sday, Epoch.inputs).where(Epoch.strip == strip)
-        return {} if session is None else dict(map(tuple, session.execute(asked)))
+        rows = (
+            [] if session is None else session.scalars(select(Epoch).filter_by(strip=strip)).all()
+        )
+        if session is not None:
+            session.expunge_all()
+    return {one.sday: one for one in rows}
 
 
 def _inputs(config: Config, groups: Sequence[MeasuredGroup], of_means: str) -> str:
@@ -220,44 +237,44 @@ def _inputs(config: Config, groups: Sequence[MeasuredGroup], of_means: str) -> s
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _reference(
+def _own_means(
     config: Config, strip: str, by_day: Mapping[int, Sequence[MeasuredGroup]]
-) -> tuple[pd.DataFrame, str]:
-    """What fluxes are thought to be (source, flux_jy, error), and whose they are: own means of the
-    first days when there are enough, where they are; the catalogue's for the rest."""
-    paths, options = Paths.of(config), config.photometry
-    names = sorted({one.reference for mine in by_day.values() for one in mine})
-    tables = [_catalogue(paths, name, options.catalogue_scatter) for name in names]
-    catalogue = pd.concat(tables).drop_duplicates("source", keep="last").reset_index(drop=True)
-    first = sorted(by_day)[: options.reference_days]
-    if len(first) < options.reference_days:
-        return catalogue, "catalogue"
-    words = hashlib.sha256(catalogue.to_csv().encode()).hexdigest()
-    inputs = [_inputs(config, by_day[day], words) for day in first]
-    path = paths.means(strip)
-    if path.exists() and read_about(path).get("inputs") == inputs:
-        means = read_table(path)
-    else:
-        days = [_make_day(paths, strip, day, by_day[day], catalogue)[0] for day in first]
-        means = epochs.means_of(days)
-        write_table(path, means, {"inputs": inputs, "days": first, "strip": strip})
-    # a source that has none, because it varies, is not what the catalogue says either
-    new = catalogue[~catalogue.source.isin(_seen_in(paths, by_day, first))]
-    both = pd.concat([means, new]).sort_values("source").reset_index(drop=True)
-    return both, f"own means of days {first[0]} to {first[-1]}"
+) -> tuple[pd.DataFrame | None, str, str]:
+    """Own means of a strip's first days (source, flux_jy, error), once there are so many; what they
+    were made of; and in words. They are made again when one of these days has other images, not
+    when a source more is measured in the same ones."""
+    paths, first = Paths.of(config), sorted(by_day)[: config.photometry.reference_days]
+    if len(first) < config.photometry.reference_days:
+        return None, "", "catalogue"
+    of_images = [[day, sorted((one.group_id, one.image) for one in by_day[day])] for day in first]
+    words = json.dumps([_VERSION, of_images, config.photometry.catalogue_scatter])
+    inputs, path = hashlib.sha256(words.encode()).hexdigest(), paths.means(strip)
+    if not path.exists() or read_about(path).get("inputs") != inputs:
+        days = [
+            _make_day(paths, strip, day, by_day[day], _reference(config, by_day[day], None))[0]
+            for day in first
+        ]
+        about = {"inputs": inputs, "days": first, "strip": strip}
+        write_table(path, epochs.means_of(days), about)
+    return read_table(path), inputs, f"own means of days {first[0]} to {first[-1]}"
 
 
-def _seen_in(
-    paths: Paths, by_day: Mapping[int, Sequence[MeasuredGroup]], days: Sequence[int]
-) -> set[str]:
-    files = sorted({paths.photometry(one.group_id) for day in days for one in by_day[day]})
-    return set(query("SELECT DISTINCT source FROM {files}", files).source)
-
-
-def _catalogue(paths: Paths, version: str, scatter: float) -> pd.DataFrame:
-    """A reference's fluxes at 1.4 GHz stand for the image's: the day's scale takes the rest."""
-    table = read_table(paths.reference(version))
-    return table[["source", "flux_jy", "alpha"]].assign(error=scatter)
+def _reference(
+    config: Config, groups: Sequence[MeasuredGroup], means: pd.DataFrame | None
+) -> pd.DataFrame:
+    """What fluxes are thought to be (source, flux_jy, error, alpha): own means where there are
+    some, the catalogue's for what the first days have not seen. A source that has no mean because
+    it varies has none."""
+    paths, scatter = Paths.of(config), config.photometry.catalogue_scatter
+    tables = [
+        read_table(paths.reference(version)) for version in sorted({g.reference for g in groups})
+    ]
+    table = pd.concat(tables).drop_duplicates("source", keep="last")
+    catalogue = table[["source", "flux_jy", "alpha"]].assign(error=scatter)
+    if means is None:
+        return catalogue
+    own = means[means.constant]
+    return pd.concat([own, catalogue[~catalogue.source.isin(means.source)]])
 
 
 def _make_day(
@@ -277,9 +294,9 @@ def _make_day(
     names, source = np.unique(table.source.values.astype(str), return_inverse=True)
     thought = reference.set_index("source").reindex(names)
     expected_jy = thought.flux_jy.values.astype(float)
-    if "alpha" in thought and len(table):  # the catalogue's, at its own frequency
+    if len(table):  # the catalogue's, at its own frequency
         alpha = thought.alpha.fillna(0).values
-        expected_jy = expected_jy * (float(table.freq_hz.median()) / 1.4e9) ** alpha
+        expected_jy = expected_jy * (float(table.freq_hz.median()) / CATALOGUE_HZ) ** alpha
     group = table.group.values
     slopes = _slopes(table)
     fit = epochs.fit_day(
@@ -333,35 +350,36 @@ def _slopes(table: pd.DataFrame) -> np.ndarray:
     )
 
 
+def _not_measured(
+    config: Config, strip: str, measured: set[str]
+) -> dict[int, list[tuple[str, str]]]:
+    """Groups of a strip that the queue knows and nobody measured, with their states, by day."""
+    found: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    with db.reading(Paths.of(config).ingest_db) as session:
+        group = queue_tables.Group
+        if session is None:
+            return found
+        near = group.app_dec_deg.between(float(strip) - _STRIP_DEG, float(strip) + _STRIP_DEG)
+        asked = select(group.group_id, group.mid_mjd, group.state).where(
+            near, group.mid_mjd.is_not(None)
+        )
+        for name, mid_mjd, state in session.execute(asked):
+            if name not in measured:
+                for day in days_of(mid_mjd):
+                    found[day].append((name, state))
+    return found
+
+
 def _state(
-    config: Config,
-    strip: str,
-    day: int,
     mine: Sequence[MeasuredGroup],
     measured: Sequence[MeasuredGroup],
+    absent: Sequence[tuple[str, str]],
 ) -> tuple[str, str | None]:
     """Whether a day has all that it should, and why not."""
     used = {one.group_id for one in mine}
-    left_out = [
-        one.group_id
-        for one in measured
-        if one.strip == strip and day in days_of(one.mid_mjd) and one.group_id not in used
-    ]
-    done = {one.group_id for one in measured}
-    waiting: list[str] = []
-    failed: list[str] = []
-    with db.reading(Paths.of(config).ingest_db) as session:
-        group = queue_tables.Group
-        if session is not None and mine:
-            lowest, highest = (f(one.mid_mjd for one in mine) for f in (min, max))
-            asked = select(group.group_id, group.mid_mjd, group.app_dec_deg, group.state).where(
-                group.mid_mjd.between(lowest - 1, highest + 1)
-            )
-            for name, mjd, dec_deg, state in session.execute(asked):
-                if name in done or dec_deg is None or abs(dec_deg - float(strip)) > _SAME_STRIP_DEG:
-                    continue
-                if day in days_of(mjd):
-                    (failed if state in ("failed", "quarantined") else waiting).append(name)
+    left_out = [one.group_id for one in measured if one.group_id not in used]
+    failed = [name for name, state in absent if state in ("failed", "quarantined")]
+    waiting = [name for name, state in absent if name not in failed]
     if waiting:
         return "waiting", f"{len(waiting)} groups are not done yet: {waiting[0]} ..."
     words = []
@@ -372,24 +390,29 @@ def _state(
     return ("partial", "; ".join(words)) if words else ("complete", None)
 
 
-def _note_state(paths: Paths, strip: str, day: int, state: str, reason: str | None) -> None:
-    with db.writing(paths.sources_db, Base) as session:
-        row = session.get(Epoch, (strip, day))
-        if (row.state, row.reason) != (state, reason):
-            row.state, row.reason = state, reason
-
-
-def _write_months(paths: Paths, strip: str, months: set[int]) -> None:
-    """Days of each month in one file, by source."""
-    days = sorted(_known_days(paths, strip))
-    for month in sorted(months):
-        mine = [paths.epoch(strip, day) for day in days if day // DAYS_A_MONTH == month]
+def _write_months(paths: Paths, strip: str) -> str:
+    """Days of each month in one file, by source, where it is not so yet; returns what all of them
+    are made of, or nothing when the numbers are of that already."""
+    months: dict[int, dict[str, str]] = defaultdict(dict)
+    for day, one in sorted(_known_days(paths, strip).items()):
+        months[day // DAYS_A_MONTH][str(day)] = one.inputs
+    for path in paths.lightcurve_months(strip):
+        if int(path.stem) not in months:
+            remove(path)
+    for month, days in months.items():
         path = paths.lightcurves(strip, month)
-        if not mine:
-            path.unlink(missing_ok=True)
+        if path.exists() and read_about(path).get("days") == days:
             continue
-        table = query("SELECT * FROM {files} ORDER BY source, sday", mine)
-        write_table(path, table, {"strip": strip, "month": month, "units": DAY_UNITS})
+        table = query(
+            "SELECT * FROM {files} ORDER BY source, sday",
+            [paths.epoch(strip, int(day)) for day in days],
+        )
+        about = {"strip": strip, "month": month, "days": days, "units": DAY_UNITS}
+        write_table(path, table, about)
+    inputs = hashlib.sha256(json.dumps([_VERSION, months]).encode()).hexdigest()
+    with db.reading(paths.sources_db) as session:
+        known = None if session is None else session.get(Strip, strip)
+        return "" if known is not None and known.inputs == inputs else inputs
 
 
 def curves_of(
@@ -417,12 +440,15 @@ def curves_of(
     return names, days, variability.Curves(flux, error, of_day), places.beam.values
 
 
-def _update_numbers(config: Config, strip: str) -> int:
+def _update_numbers(config: Config, strip: str, inputs: str) -> int:
     """Numbers of all sources of a strip into the database; returns how many candidates there
     are."""
     paths = Paths.of(config)
     names, days, curves, beam = curves_of(paths, strip)
     if not names:
+        with db.writing(paths.sources_db, Base) as session:
+            session.execute(delete(Source).where(Source.strip == strip))
+            session.merge(Strip(strip=strip, inputs=inputs))
         return 0
     systematic = variability.systematics(curves, beam)
     table = variability.numbers(curves, systematic)
@@ -439,5 +465,6 @@ def _update_numbers(config: Config, strip: str) -> int:
     with db.writing(paths.sources_db, Base) as session:
         session.execute(delete(Source).where(Source.strip == strip))
         session.execute(insert(Source), [row | {"strip": strip} for row in rows])
+        session.merge(Strip(strip=strip, inputs=inputs))
     log.info("%s: %d sources, systematics %.2f %%", strip, len(table), 100 * np.median(systematic))
     return int((table.reasons != "").sum())

@@ -23,6 +23,7 @@ class MeasuredGroup(Base):
     verdict: Mapped[str]
     reference: Mapped[str]
     checksum: Mapped[str]
+    image: Mapped[str]  # checksum of the image that was measured
     size: Mapped[int]
     changed_ns: Mapped[int]
 
@@ -60,6 +61,14 @@ class Epoch(Base):
     scale_scatter: Mapped[float]
     inputs: Mapped[str]  # checksum of everything that it was made of
     made_at: Mapped[str]
+
+
+class Strip(Base):
+    """What the numbers of a strip's sources are made of."""
+
+    __tablename__ = "strips"
+    strip: Mapped[str] = mapped_column(primary_key=True)
+    inputs: Mapped[str]
 
 
 class Source(Base):

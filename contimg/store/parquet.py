@@ -2,10 +2,12 @@
 file's metadata (units, provenance).
 
 DuckDB rather than pyarrow: it writes and queries alike, only rows and columns that a question asks
-for, over any number of files, in SQL. Connections are in memory and short; nothing is locked.
+for, over any number of files, in SQL. Nothing is locked.
 """
 
+import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,16 +21,23 @@ _KEY = "contimg"
 _ROWS_A_GROUP = 20_000  # a light curve reads one group of rows a file
 
 
-def connect(threads: int = 2) -> duckdb.DuckDBPyConnection:
-    """A database in memory."""
+@functools.cache
+def _database(threads: int, process: int) -> duckdb.DuckDBPyConnection:
+    """In memory, one a process: to begin one takes 10 ms and more. With one thread a table is
+    always written alike."""
     connection = duckdb.connect()
     connection.execute(f"SET threads = {threads}")
     return connection
 
 
+def _cursor(threads: int = 2) -> duckdb.DuckDBPyConnection:
+    """Of this thread's own."""
+    return _database(threads, os.getpid()).cursor()
+
+
 def write_table(path: Path, table: pd.DataFrame, about: Mapping) -> None:
     """A table as a Parquet file, in its own order: the same rows make the same bytes."""
-    with replacing(path) as partial, connect(1) as connection:
+    with replacing(path) as partial, _cursor(1) as connection:
         connection.register("rows", table)
         words = json.dumps(dict(about), sort_keys=True).replace("'", "''")
         connection.execute(
@@ -46,7 +55,7 @@ def read_about(path: Path) -> dict:
     """What its writer said of a file."""
     asked = f"SELECT value FROM parquet_kv_metadata('{_quoted(path)}') WHERE key = '{_KEY}'"
     try:
-        with connect(1) as connection:
+        with _cursor(1) as connection:
             (found,) = connection.execute(asked).fetchall()
         return json.loads(found[0])
     except (duckdb.Error, ValueError) as error:
@@ -58,7 +67,7 @@ def query(sql: str, files: Sequence[Path], values: Sequence = ()) -> pd.DataFram
     names = ", ".join(f"'{_quoted(path)}'" for path in files)
     asked = sql.replace("{files}", f"read_parquet([{names}], union_by_name = true)")
     try:
-        with connect() as connection:
+        with _cursor() as connection:
             return connection.execute(asked, list(values)).df()
     except duckdb.Error as error:
         what = files[0] if len(files) == 1 else f"{len(files)} files from {files[0]} on"

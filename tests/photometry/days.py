@@ -156,5 +156,6 @@ def write_groups(
             "bandwidth_hz": 0.0,
             "exposure_s": GROUP_S,
             "verdict": "good",
+            "image": f"{group} {seed}",
         }
         write_table(paths.photometry(group), rows.reset_index(drop=True), about)

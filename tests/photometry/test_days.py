@@ -114,7 +114,15 @@ def test_a_group_that_is_done_again_marks_its_days_and_nothing_else(made, tmp_pa
     table, about = read_table(paths.photometry(late[0])), read_about(paths.photometry(late[0]))
     write_table(paths.photometry(late[0]), table.assign(flux_jy=table.flux_jy * 1.001), about)
     updated = lightcurves.update(config)
-    assert updated.days == 1
+    assert (updated.days, updated.unchanged, updated.strips) == (1, DAYS - 1, (days.STRIP,))
+    # killed between days and months, or months and numbers: the next time goes on
+    (month,) = paths.lightcurve_months(days.STRIP)[-1:]
+    was = month.read_bytes()
+    month.unlink()
+    with lightcurves.db.writing(paths.sources_db, lightcurves.Base) as session:
+        session.delete(session.get(lightcurves.Strip, days.STRIP))
+    updated = lightcurves.update(config)
+    assert (updated.days, updated.strips, month.read_bytes() == was) == (0, (days.STRIP,), True)
     # one of the days that all are scaled to
     early = [one for one in groups if one[2] == 4][3]
     paths.photometry(early[0]).unlink()
