@@ -14,7 +14,7 @@ from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, meridian_vector, track
 
 PARTS = 4
 LEAST_SNR, MOST_SOURCES = 20.0, 60
-_PSF_PIXELS, _EVERY_ROW = 64, 3
+_PSF_PIXELS, _PSF_ROWS = 64, 10_000
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _psf_of(left: Left, channels: np.ndarray, cell_rad: float) -> np.ndarray:
     """Middle of the psf of some channels, from some of the rows."""
     import ducc0
 
-    rows = slice(None, None, _EVERY_ROW)
+    rows = slice(None, None, max(1, len(left.uvw_m) // _PSF_ROWS))
     weights = np.ascontiguousarray(left.weights[rows, channels[0] : channels[-1] + 1])
     psf = ducc0.wgridder.vis2dirty(
         uvw=left.uvw_m[rows],
@@ -136,26 +136,37 @@ def _near_components(
 
 @njit(parallel=True, cache=True, fastmath=True)
 def _at_places(uvw_m, vis, weights, freq_hz, l, m):
-    """Weighted sums (n, nchan) of the visibilities' real part, turned to each place."""
-    nchan = len(freq_hz)
-    found = np.zeros((len(l), nchan))
+    """Weighted sums (n, nchan) of the visibilities' real part, turned to each place.
+
+    Channels are even steps, or nearly: where they are not, phases are taken anew.
+    """
+    nchan, number, chunks = len(freq_hz), len(l), 64
     step_hz = (freq_hz[-1] - freq_hz[0]) / max(1, nchan - 1)
     even = True
     for c in range(nchan):
         even &= abs(freq_hz[0] + c * step_hz - freq_hz[c]) < 1e-6 * freq_hz[c]
-    for s in prange(len(l)):
-        n_1 = np.sqrt(1 - l[s] ** 2 - m[s] ** 2) - 1
-        for r in range(len(uvw_m)):
-            turns = (
-                uvw_m[r, 0] * l[s] + uvw_m[r, 1] * m[s] + uvw_m[r, 2] * n_1
-            ) / SPEED_OF_LIGHT_M_S
-            x, dx = -2 * np.pi * turns * freq_hz[0], -2 * np.pi * turns * step_hz
-            now, by = complex(np.cos(x), np.sin(x)), complex(np.cos(dx), np.sin(dx))
+    sums = np.zeros((chunks, nchan, number))
+    for k in prange(chunks):
+        turns, real, imag = np.empty(number), np.empty(number), np.empty(number)
+        by_real, by_imag = np.empty(number), np.empty(number)
+        for r in range(k * len(uvw_m) // chunks, (k + 1) * len(uvw_m) // chunks):
+            for s in range(number):
+                n_1 = np.sqrt(1 - l[s] ** 2 - m[s] ** 2) - 1
+                path_m = uvw_m[r, 0] * l[s] + uvw_m[r, 1] * m[s] + uvw_m[r, 2] * n_1
+                turns[s] = -2 * np.pi * path_m / SPEED_OF_LIGHT_M_S
+                real[s], imag[s] = np.cos(turns[s] * freq_hz[0]), np.sin(turns[s] * freq_hz[0])
+                by_real[s], by_imag[s] = np.cos(turns[s] * step_hz), np.sin(turns[s] * step_hz)
             for c in range(nchan):
                 if not even:
-                    x = -2 * np.pi * turns * freq_hz[c]
-                    now = complex(np.cos(x), np.sin(x))
-                v = vis[r, c]
-                found[s, c] += weights[r, c] * (v.real * now.real - v.imag * now.imag)
-                now *= by
-    return found
+                    for s in range(number):
+                        real[s], imag[s] = (
+                            np.cos(turns[s] * freq_hz[c]),
+                            np.sin(turns[s] * freq_hz[c]),
+                        )
+                a, b = weights[r, c] * vis[r, c].real, weights[r, c] * vis[r, c].imag
+                for s in range(number):  # places side by side: one instruction for several
+                    sums[k, c, s] += a * real[s] - b * imag[s]
+                    again = real[s] * by_real[s] - imag[s] * by_imag[s]
+                    imag[s] = real[s] * by_imag[s] + imag[s] * by_real[s]
+                    real[s] = again
+    return sums.sum(axis=0).T

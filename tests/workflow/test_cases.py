@@ -595,6 +595,7 @@ def test_a_second_host_says_where_the_databases_are(site, tmp_path):
         "cal_registry.sqlite3",
         "ingest.sqlite3",
         "products.sqlite3",
+        "sources.sqlite3",
     ]
     assert not list(site.paths.state.glob("*.sqlite3"))
     host = read_json(site.paths.databases_host)["host"]

@@ -548,7 +548,7 @@ def test_reprocess_from_a_stage_repeats_that_and_what_follows(first_run):
     assert f"{TARGET_START}  target  to be imaged" in site.contimg("plan").stdout
     outcome = site.snakemake()
     assert outcome.returncode == 0, outcome.stderr
-    assert f"group {TARGET_START} resumes after image" in outcome.stderr
+    assert f"group {TARGET_START} resumes after photometry" in outcome.stderr
     again = {s: site.paths.result(TARGET_START, s).stat().st_mtime_ns for s in times}
     assert [s for s in times if again[s] != times[s]] == ["qa"]
     wrong = site.contimg("reprocess", TARGET_START, "--from", "cleaning")
