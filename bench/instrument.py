@@ -70,7 +70,9 @@ def sky_of_strip(folder: Path, hours_deg: float) -> tuple[list[dict], Path]:
     return sources, path
 
 
-def edge_fluxes(image: dict, true_jy: dict) -> list[tuple[float, float]]:
+def edge_fluxes(
+    image: dict, true_jy: dict, low: float = 0.25, high: float = 0.4
+) -> list[tuple[float, float]]:
     """(flux over the truth, error) of sources where the beam has 0.25 to 0.4."""
     return [
         (
@@ -78,7 +80,7 @@ def edge_fluxes(image: dict, true_jy: dict) -> list[tuple[float, float]]:
             1 / one["snr"],
         )
         for one in image["sources"]
-        if one["found"] and one["snr"] > 15 and 0.25 < one["beam"] < 0.4
+        if one["found"] and one["snr"] > 15 and low < one["beam"] < high
     ]
 
 
@@ -150,6 +152,7 @@ def _row(folder: Path, number: int, beam: dict) -> str:
         read_json(paths.result(last["start"], "refine")),
     )
     one, other = (np.array(x) for x in (before, edge_fluxes(again, true_jy)))
+    middle = np.median(np.array(edge_fluxes(again, true_jy, 0.8, 1.1))[:, 0])
     pulls = (other[:, 0] / np.median(other[:, 0]) - 1) / np.hypot(other[:, 1], 0.01)
     # dishes that point their own ways point aside on the mean, too
     aside = (
@@ -165,7 +168,8 @@ def _row(folder: Path, number: int, beam: dict) -> str:
         f"{fit.north_deg:+.4f} +- {fit.north_error_deg:.4f} (true {aside[1]:+.4f}) | "
         f"{fit.chi2:.2f} | "
         f"{np.median(one[:, 0]):.3f}, {one[:, 0].std():.3f} | {np.median(other[:, 0]):.3f}, "
-        f"{other[:, 0].std():.3f} ({len(other)}; pulls {pulls.std():.2f}) | {each:.1f}, "
+        f"{other[:, 0].std():.3f} ({len(other)}; pulls {pulls.std():.2f}; "
+        f"of sources in the middle {middle:.3f}) | {each:.1f}, "
         f"{seconds:.1f}"
     )
 

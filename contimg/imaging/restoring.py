@@ -47,8 +47,6 @@ def fit_restoring_beam(psf: np.ndarray, cell_arcsec: float) -> Beam:
 def expected_beam(rows: Rows, freq_hz: np.ndarray, options: ImagingConfig) -> Beam | None:
     """The restoring beam that all baselines would give, every one with the same weight, in all
     channels and integrations; from a part of them. None where that is no Gaussian."""
-    import ducc0
-
     cross = (rows.ant_1 != rows.ant_2) & ~outside(options.uvrange, rows.uvw_m, freq_hz)
     times = np.unique(np.linspace(0, len(rows.uvw_m) - 1, _BEAM_TIMES).round().astype(int))
     few_hz = np.linspace(freq_hz[0], freq_hz[-1], _BEAM_CHANNELS)
@@ -58,10 +56,25 @@ def expected_beam(rows: Rows, freq_hz: np.ndarray, options: ImagingConfig) -> Be
     if not weights.any():
         return None
     cell_rad, pixels = np.radians(options.cell_arcsec / 3600), min(options.imsize, _BEAM_PIXELS)
+    psf = middle_of_psf(
+        uvw_m=uvw_m, freq_hz=few_hz, weights=weights, pixels=pixels, cell_rad=cell_rad
+    )
+    try:
+        return fit_restoring_beam(psf, options.cell_arcsec)
+    except ImagingError:
+        return None
+
+
+def middle_of_psf(
+    *, uvw_m: np.ndarray, freq_hz: np.ndarray, weights: np.ndarray, pixels: int, cell_rad: float
+) -> np.ndarray:
+    """(pixels, pixels) around the centre of the psf of visibilities with weights (nrow, nchan)."""
+    import ducc0
+
     psf = ducc0.wgridder.vis2dirty(
         uvw=uvw_m,
-        freq=few_hz,
-        vis=ones.astype(np.complex64),
+        freq=freq_hz,
+        vis=np.ones(weights.shape, np.complex64),
         wgt=weights,
         npix_x=pixels,
         npix_y=pixels,
@@ -73,10 +86,7 @@ def expected_beam(rows: Rows, freq_hz: np.ndarray, options: ImagingConfig) -> Be
         flip_v=True,
         divide_by_n=False,
     )
-    try:
-        return fit_restoring_beam(psf / weights.sum(dtype=np.float64), options.cell_arcsec)
-    except ImagingError:
-        return None
+    return psf / weights.sum(dtype=np.float64)
 
 
 def highest_sidelobe(psf: np.ndarray, beam: Beam, cell_arcsec: float) -> float:

@@ -7,6 +7,7 @@ from numba import njit, prange
 
 from contimg.imaging.averaging import Averaged
 from contimg.imaging.interface import Left
+from contimg.imaging.restoring import middle_of_psf
 from contimg.imaging.sampling import TAPS, sample
 from contimg.imaging.stokes import StokesI
 from contimg.sky.beam import Beam, beam_track
@@ -99,26 +100,14 @@ class InBand:
 
 def _psf_of(left: Left, channels: np.ndarray, cell_rad: float) -> np.ndarray:
     """Middle of the psf of some channels, from some of the rows."""
-    import ducc0
-
     rows = slice(None, None, max(1, len(left.uvw_m) // _PSF_ROWS))
-    weights = np.ascontiguousarray(left.weights[rows, channels[0] : channels[-1] + 1])
-    psf = ducc0.wgridder.vis2dirty(
-        uvw=left.uvw_m[rows],
-        freq=left.freq_hz[channels],
-        vis=np.ones(weights.shape, np.complex64),
-        wgt=weights,
-        npix_x=_PSF_PIXELS,
-        npix_y=_PSF_PIXELS,
-        pixsize_x=cell_rad,
-        pixsize_y=cell_rad,
-        epsilon=1e-3,
-        do_wgridding=False,
-        nthreads=2,
-        flip_v=True,
-        divide_by_n=False,
+    return middle_of_psf(
+        uvw_m=left.uvw_m[rows],
+        freq_hz=left.freq_hz[channels],
+        weights=np.ascontiguousarray(left.weights[rows, channels[0] : channels[-1] + 1]),
+        pixels=_PSF_PIXELS,
+        cell_rad=cell_rad,
     )
-    return psf / weights.sum(dtype=float)
 
 
 def _near_components(
