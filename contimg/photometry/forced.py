@@ -64,13 +64,16 @@ def forced_fluxes(
     listed = np.column_stack([x, y])
     unlisted = _unlisted(components, listed, beam.major_arcsec / cell_arcsec, robust_rms(residual))
     places = np.concatenate([listed, unlisted])
+    if not len(places):  # a hole of the catalogue, and nothing bright
+        return Forced(*np.zeros((5, 0)), np.zeros((0, 4)))
     seen = sample(residual, *places.T) + _dirty(psf, components, places)
     inverse = linalg.pinvh(_psf_between(psf, places))
     flux_jy = inverse @ seen
     left = _without(residual, psf, np.column_stack([places, flux_jy]), components)
     noise_jy = _local_noise(left, places, _LOCAL_BEAMS * beam.major_arcsec / cell_arcsec)
     correlation = _noise_between(left, places)
-    error_jy = np.sqrt(np.einsum("ij,jk,ik->i", inverse, correlation, inverse, optimize=True))
+    variance = np.einsum("ij,jk,ik->i", inverse, correlation, inverse, optimize=True)
+    error_jy = np.sqrt(np.maximum(variance, 0))
     number = len(x)
     return Forced(
         flux_jy[:number],

@@ -99,3 +99,31 @@ def test_fluxes_are_right_from_3_to_50_sigma_and_in_pairs(weighting, robust, tmp
         assert of_sigma[s] == pytest.approx(1, abs=max(3.5 * error, 0.01))
     assert pulls.mean() == pytest.approx(0, abs=0.12)
     assert pulls.std() == pytest.approx(1, abs=0.1)
+
+
+def test_a_catalogue_with_a_hole_and_one_that_says_everything_twice(tmp_path):
+    stokes = observed([(0.1, 120.0, -60.0, 0.0)], noise_jy=0.5, nchan=8, ntime=4)
+    result, restored, _ = image(stokes, tmp_path)
+
+    def fluxes(east, north):
+        return forced_fluxes(
+            residual=result.residual,
+            psf=result.psf,
+            image=restored,
+            components=result.components,
+            beam=result.beam,
+            cell_arcsec=CELL_ARCSEC,
+            x=NPIX // 2 - np.array(east) / CELL_ARCSEC,
+            y=NPIX // 2 + np.array(north) / CELL_ARCSEC,
+        )
+
+    nothing = fluxes([], [])
+    assert len(nothing.flux_jy) == 0
+    (found,) = nothing.unlisted  # what is there is said all the same
+    assert found[2] == pytest.approx(0.1, abs=4 * found[3])
+    place = CELL_ARCSEC * (NPIX // 2 - found[0]), CELL_ARCSEC * (found[1] - NPIX // 2)
+    assert place == pytest.approx((120, -60), abs=1)
+    twice = fluxes([120.0, 120.0], [-60.0, -60.0])
+    assert twice.flux_jy.sum() == pytest.approx(0.1, abs=4 * found[3])
+    assert np.isfinite(twice.error_jy).all()
+    assert len(twice.unlisted) == 0
