@@ -175,7 +175,7 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         around = (found["ra_deg"], found["dec_deg"], _NEIGHBOURS_DEG)
         neighbours, _ = catalogue.sources(read.paths, cone=around, limit=_NEIGHBOURS + 1)
         tiles = [one["tile"] for one in curve]
-        imaged = latest(len(tiles), Image.group_id.in_(tiles), Image.path.endswith(".fits"))
+        imaged = latest(_DAYS, Image.group_id.in_(tiles[-_DAYS:]), Image.path.endswith(".fits"))
         spectrum = catalogue.spectrum(read.paths, name, tiles)
         brightest = max((one["flux_jy"] for one in curve), default=0.0)
         about = {
