@@ -57,6 +57,8 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/imaging.py
 	PATH=$(CURDIR)/.venv/bin:$$PATH PYTHONPATH=. .venv/bin/python bench/refinement.py
 	PYTHONPATH=. .venv/bin/python bench/instrument.py
+	PYTHONPATH=. .venv/bin/python bench/lightcurves.py
+	PYTHONPATH=. .venv/bin/python bench/days.py
 	PYTHONPATH=. .venv/bin/python bench/api.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py running

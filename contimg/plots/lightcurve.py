@@ -35,11 +35,8 @@ def draw_lightcurve(curve: pd.DataFrame, source: Mapping) -> Figure:
     if source["eta_systematic"] is not None:
         numbers.append(f"eta {source['eta']:.2f} ({source['eta_systematic']:.2f} with systematics)")
         numbers.append(f"V {source['v']:.3f}")
-    panel.set_title(f"{title}\n{'  ·  '.join(numbers)}", fontsize=10)
-    if source["reasons"]:
-        panel.text(
-            0.01, 0.02, source["reasons"], transform=panel.transAxes, fontsize=8, color=ORANGE
-        )
+    figure.suptitle(f"{title}\n{'  ·  '.join(numbers)}", fontsize=10)
+    panel.set_title(source["reasons"], fontsize=8, color=ORANGE)
     return figure
 
 

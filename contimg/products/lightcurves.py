@@ -427,14 +427,15 @@ def curves_of(
     asked = "SELECT source, avg(beam) AS beam FROM {files} GROUP BY source ORDER BY source"
     places = query(asked, files)
     names = places.source.tolist()
-    index = pd.Series(np.arange(len(names), dtype=np.int32), names)
+    index = pd.DataFrame({"source": names, "row": np.arange(len(names), dtype=np.int32)})
     ends = query("SELECT min(sday) AS first, max(sday) AS last FROM {files}", files)
     days = np.arange(int(ends["first"][0]), int(ends["last"][0]) + 1)
     flux = np.full((len(names), len(days)), np.nan, np.float32)
     error, of_day = np.full_like(flux, np.nan), np.zeros_like(flux)
+    asked = "SELECT row, sday, flux_jy, error_jy, systematic FROM {files} JOIN names USING (source)"
     for path in files:
-        part = query("SELECT source, sday, flux_jy, error_jy, systematic FROM {files}", [path])
-        row, column = index[part.source.values].values, part.sday.values - days[0]
+        part = query(asked, [path], tables={"names": index})
+        row, column = part.row.values, part.sday.values - days[0]
         flux[row, column], error[row, column] = part.flux_jy.values, part.error_jy.values
         of_day[row, column] = part.systematic.values
     return names, days, variability.Curves(flux, error, of_day), places.beam.values

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import duckdb
 import pandas as pd
@@ -62,12 +63,20 @@ def read_about(path: Path) -> dict:
         raise ContimgError(f"{path}: no table of ours ({error}). Make it again.") from None
 
 
-def query(sql: str, files: Sequence[Path], values: Sequence = ()) -> pd.DataFrame:
-    """Rows that a query finds in files, which stand in it as {files}; `values` for its ?."""
+def query(
+    sql: str,
+    files: Sequence[Path],
+    values: Sequence = (),
+    tables: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+) -> pd.DataFrame:
+    """Rows that a query finds in files, which stand in it as {files}; `values` for its ?, `tables`
+    by their names."""
     names = ", ".join(f"'{_quoted(path)}'" for path in files)
     asked = sql.replace("{files}", f"read_parquet([{names}], union_by_name = true)")
     try:
         with _cursor() as connection:
+            for name, table in tables.items():
+                connection.register(name, table)
             return connection.execute(asked, list(values)).df()
     except duckdb.Error as error:
         what = files[0] if len(files) == 1 else f"{len(files)} files from {files[0]} on"
