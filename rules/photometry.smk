@@ -1,4 +1,5 @@
-# Fluxes of all known sources in the image.
+# Fluxes of all known sources in the image. Its tables are no outputs: a quick look has none, nor has
+# an image that an earlier contimg made.
 
 
 rule photometry:
@@ -8,8 +9,6 @@ rule photometry:
         imaged=result("{group}", "image"),
         again=again("photometry"),
     output:
-        table=[] if QUICK else str(PATHS.photometry("{group}")),
-        unlisted=[] if QUICK else str(PATHS.unlisted("{group}")),
         result=result("{group}", "photometry"),
     log:
         logs("photometry"),

@@ -14,7 +14,7 @@ from contimg.config import Config
 from contimg.imaging.files import Imaged, read_imaged
 from contimg.imaging.interface import Beam
 from contimg.imaging.spectra import PARTS
-from contimg.paths import Paths
+from contimg.paths import COMPONENTS_FITS, Paths
 from contimg.photometry.forced import forced_fluxes
 from contimg.photometry.reference import Reference
 from contimg.products.references import reference_of
@@ -61,10 +61,11 @@ def measure(
     """Measure the strip's reference sources in a group's image; returns the result for
     `{group}.photometry.json`."""
     paths, path = Paths.of(config), Paths.of(config).photometry(group)
-    if imaged["mode"] != "full":  # a quick look is measured by nobody
+    why = _why_not(imaged, group)
+    if why:
         path.unlink(missing_ok=True)
         paths.unlisted(group).unlink(missing_ok=True)
-        return {"sources": 0, "skipped": "a quick image"}
+        return {"sources": 0, "skipped": why}
     reference = reference_of(config, converted["app_dec_deg"])
     image = read_imaged(imaged["images"])
     table, unlisted = _measured(image, imaged, reference, config)
@@ -104,6 +105,15 @@ def measure(
         "fit_over_flux": None if not len(bright) else round(float(ratio.median()), 4),
         "table": str(path),
     }
+
+
+def _why_not(imaged: Mapping, group: str) -> str:
+    """Why an image's sources are not measured; empty where they are."""
+    if imaged["mode"] != "full":
+        return "a quick image"
+    if COMPONENTS_FITS not in imaged["images"]:
+        return f"an earlier contimg made the image: contimg reprocess {group} --from image"
+    return ""
 
 
 def _add_spectra(table: pd.DataFrame, spectra: Mapping) -> None:

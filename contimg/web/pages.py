@@ -140,6 +140,7 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         about = {
             "days": days[:_DAYS],
             "day": found,
+            "drawn": read.paths.instrument("days", "png").is_file(),
             "pictures": [Path(path).name for path in (found or {}).get("pictures", [])],
         }
         return templates.TemplateResponse(request, "instrument.html", about)
