@@ -42,12 +42,6 @@ class InBand:
             stokes.beam,
         )
 
-    @property
-    def parts(self) -> list[np.ndarray]:
-        """Channels of each part that has data."""
-        found = np.array_split(np.arange(len(self.freq_hz)), PARTS)
-        return [part for part in found if self.channel_weights[part].sum() > 0]
-
     def _response(self, l: np.ndarray, m: np.ndarray, channels: np.ndarray) -> np.ndarray:
         """Mean response (n,) at apparent direction cosines, over the drift and some channels."""
         places = np.column_stack([l, m, np.sqrt(1 - l**2 - m**2)])
@@ -66,7 +60,8 @@ class InBand:
         flux_jy: np.ndarray,
         noise_jy: float,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fluxes and errors (n, nparts) in Jy, beam divided out; and the parts' frequencies in Hz.
+        """Fluxes and errors (n, PARTS) in Jy, beam divided out, NaN in a part that has no data; and
+        the parts' frequencies in Hz.
 
         components  (m, 3), the model: x, y in pixels and Jy
         x, y        pixels (n,) of the sources
@@ -79,23 +74,28 @@ class InBand:
         it has components far away, too: their slopes come out too flat, unless they were
         subtracted.)
         """
-        parts, everything = self.parts, np.arange(len(self.freq_hz))
         centre, cell_rad = left.npix // 2, np.radians(cell_arcsec / 3600)
         l, m = (centre - x) * cell_rad, (y - centre) * cell_rad
         sums = _at_places(left.uvw_m, left.vis, left.weights, left.freq_hz, l, m)
         weight = left.weights.sum(axis=0, dtype=float)
-        seen, shares = [], []
-        for part in (everything, *parts):
-            near = _near_components(_psf_of(left, part, cell_rad), components, x, y)
-            seen.append(near + sums[:, part].sum(axis=1) / weight[part].sum())
-            shares.append(weight[part].sum() / weight.sum())
-        response = [self._response(l, m, part) for part in (everything, *parts)]
-        found = [
-            flux_jy * seen[k] / seen[0] * response[0] / response[k] for k in range(1, len(seen))
-        ]
-        errors = [noise_jy / np.sqrt(shares[k]) / response[k] for k in range(1, len(seen))]
-        freq_hz = [np.average(self.freq_hz[p], weights=self.channel_weights[p]) for p in parts]
-        return np.stack(found, axis=1), np.stack(errors, axis=1), np.array(freq_hz)
+
+        def seen_over_beam(channels: np.ndarray) -> np.ndarray:
+            near = _near_components(_psf_of(left, channels, cell_rad), components, x, y)
+            seen = near + sums[:, channels].sum(axis=1) / weight[channels].sum()
+            return seen / self._response(l, m, channels)
+
+        whole = seen_over_beam(np.arange(len(weight)))
+        found = np.full((len(x), PARTS), np.nan)
+        errors, freq_hz = np.full_like(found, np.nan), np.zeros(PARTS)
+        for k, part in enumerate(np.array_split(np.arange(len(weight)), PARTS)):
+            freq_hz[k] = self.freq_hz[part].mean()
+            if not weight[part].sum() > 0:
+                continue
+            freq_hz[k] = np.average(self.freq_hz[part], weights=self.channel_weights[part])
+            found[:, k] = flux_jy * seen_over_beam(part) / whole
+            noise = noise_jy * np.sqrt(weight.sum() / weight[part].sum())
+            errors[:, k] = noise / self._response(l, m, part)
+        return found, errors, freq_hz
 
 
 def _psf_of(left: Left, channels: np.ndarray, cell_rad: float) -> np.ndarray:

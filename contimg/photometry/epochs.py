@@ -55,7 +55,8 @@ def sidereal_day(mjd: np.ndarray | float, ra_deg: np.ndarray | float) -> np.ndar
 class DayFit:
     """Of a day: c_g (ngroup,), a (4,): widths to the east and north (relative), pointing to the
     east and north (deg); the covariance of (c, a) against other days (what the reference is off is
-    common to all), chi squared a degree of freedom, and how many sources held it."""
+    common to all), chi squared a degree of freedom of a source's tiles against each other (NaN:
+    too few), and how many sources held it."""
 
     scale: np.ndarray
     beam: np.ndarray
@@ -124,12 +125,15 @@ def fit_day(
         away = np.abs(_alone(values - design @ terms, weight, source, len(names)) - expected)
         of_mean = 1 / np.bincount(source, weight, len(names))
         trusted = (away < _OUTLIER * np.sqrt(1 / prior + of_mean)).astype(float)
-    free = max(1.0, kept.sum() - columns - len(names) + trusted.sum())
+    # of a source's measurements among each other: what it was thought to be says nothing of tiles
+    values, w = values - design @ terms, weight * kept
+    left = values - _alone(values, w + 1e-12, source, len(names))[source]
+    free = kept.sum() - len(np.unique(source[kept > 0])) - columns
     return DayFit(
         terms[:ngroup],
         terms[ngroup:],
         linalg.inv(normal),
-        float((kept * size**2).sum() / free),
+        float((w * left**2).sum() / free) if free >= FEW_CONSTANTS else np.nan,
         int(trusted.sum()),
     )
 

@@ -45,6 +45,8 @@ def with_new(
     """A reference with what others (COLUMNS) have that it does not; and these."""
     if not len(others):
         return known, others
+    if not len(known):
+        return others.sort_values(["ra_deg", "dec_deg"]).reset_index(drop=True), others
     trees = (unit_vectors(t.ra_deg.values, t.dec_deg.values) for t in (known, others))
     away, _ = cKDTree(next(trees)).query(next(trees))
     new = others[np.degrees(2 * np.arcsin(away / 2)) * 3600 > same_arcsec]

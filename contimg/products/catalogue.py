@@ -12,10 +12,10 @@ from sqlalchemy import func, select
 from contimg.errors import RequestError
 from contimg.paths import Paths
 from contimg.photometry.reference import name_of_place, place_of, unit_vectors
-from contimg.products.sources import Detection, Epoch, Source
+from contimg.products.sources import Detection, Epoch, MeasuredGroup, Source
 from contimg.sky.geometry import separation_deg
 from contimg.store import db
-from contimg.store.parquet import query, read_about
+from contimg.store.parquet import query, read_about, read_table
 
 _SAME_ARCSEC = 15.0  # a position means the source that is so near
 _SPECTRA = 30  # groups that a spectrum is averaged over
@@ -122,13 +122,14 @@ def spectrum(paths: Paths, source: str, tiles: Sequence[str]) -> list[dict[str, 
     files = [path for path in files if path.exists()]
     if not files:
         return []
-    rows = query(
-        "SELECT * FROM {files} WHERE source = ? AND flux_1_jy IS NOT NULL", files, [source]
-    )
+    rows = query("SELECT * FROM {files} WHERE source = ?", files, [source])
     at_hz = read_about(files[-1]).get("spectra_hz", [])
     found = []
-    for part, freq_hz in enumerate(at_hz if len(rows) else (), start=1):
-        flux, error = rows[f"flux_{part}_jy"].values, rows[f"error_{part}_jy"].values
+    for part, freq_hz in enumerate(at_hz, start=1):
+        mine = rows[rows[f"flux_{part}_jy"].notna()]
+        if not len(mine):
+            continue
+        flux, error = mine[f"flux_{part}_jy"].values, mine[f"error_{part}_jy"].values
         weight = error**-2.0
         mean = float((weight * flux).sum() / weight.sum())
         found.append({"freq_hz": freq_hz, "flux_jy": mean, "error_jy": float(weight.sum() ** -0.5)})
@@ -148,18 +149,23 @@ def spectral_index(parts: Sequence[dict[str, float]]) -> tuple[float, float] | N
 
 
 def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
-    """What images show and no reference has, the most certain first: detections that lie together,
-    where there are two or more, or one beyond `_ALONE_SIGMA`."""
+    """What images that may be published show and no reference has, the most certain first:
+    detections that lie together, in two groups or more, or one beyond `_ALONE_SIGMA`."""
     with db.reading(paths.sources_db) as session:
         if session is None:
             return []
-        asked = select(Detection).order_by(Detection.strip, Detection.mid_mjd, Detection.ra_deg)
+        counts = MeasuredGroup.usable & (MeasuredGroup.group_id == Detection.group_id)
+        asked = select(Detection).join(MeasuredGroup, counts)
+        asked = asked.order_by(Detection.strip, Detection.mid_mjd, Detection.ra_deg)
         asked = asked.where(Detection.strip == strip) if strip else asked
         columns = [column.name for column in Detection.__table__.columns]
         rows = [[getattr(one, name) for name in columns] for one in session.scalars(asked)]
-    if not rows:
-        return []
     table = pd.DataFrame(rows, columns=columns)
+    # of images that were deleted before a reference grew
+    parts = [_not_in(paths, mine, name) for name, mine in table.groupby("strip")]
+    if not sum(map(len, parts)):
+        return []
+    table = pd.concat(parts, ignore_index=True)
     vectors = unit_vectors(table.ra_deg.values, table.dec_deg.values)
     tree = cKDTree(vectors)
     pairs = tree.sparse_distance_matrix(tree, np.radians(_SAME_ARCSEC / 3600))
@@ -168,7 +174,7 @@ def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
     for _, mine in table.groupby(["strip", "which"]):
         weight = mine.error_jy**-2.0
         snr = float((mine.flux_jy / mine.error_jy).max())
-        if len(mine) < 2 and snr < _ALONE_SIGMA:
+        if mine.group_id.nunique() < 2 and snr < _ALONE_SIGMA:
             continue
         ra, dec = place_of(vectors[mine.index], weight.values)
         found.append(
@@ -186,6 +192,17 @@ def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda one: -one["snr"])
+
+
+def _not_in(paths: Paths, table: pd.DataFrame, strip: str) -> pd.DataFrame:
+    """Detections that the strip's last reference does not have."""
+    versions = paths.references(strip)
+    if not versions:
+        return table
+    known = read_table(paths.reference(versions[-1]))
+    trees = (unit_vectors(t.ra_deg.values, t.dec_deg.values) for t in (known, table))
+    away, _ = cKDTree(next(trees)).query(next(trees))
+    return table[away > np.radians(_SAME_ARCSEC / 3600)]
 
 
 def days(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from contimg.paths import Paths
 from contimg.photometry import epochs, variability
 from contimg.products import publishing
 from contimg.products import tables as product_tables
+from contimg.products.references import STRIP_DEG, strip_declination
 from contimg.products.sources import Base, Detection, Epoch, MeasuredGroup, Source, Strip
 from contimg.queue import tables as queue_tables
 from contimg.sky.catalogues import CATALOGUE_HZ
@@ -34,7 +36,7 @@ from contimg.store.parquet import query, read_about, read_table, write_table
 log = logging.getLogger(__name__)
 DAYS_A_MONTH = 30
 _AROUND_TURNS = 0.02  # a group's sources lie within so many turns of its meridian
-_STRIP_DEG = 0.1
+_AT_ONCE = 500
 _VERSION = 1  # of what days are made by
 DAY_UNITS = {
     "mjd": "UTC",
@@ -68,12 +70,13 @@ def update(config: Config) -> Updated:
     with lock(paths.state / "locks" / "lightcurves.lock", wait=True, what="light curves"):
         groups = _look(paths)
         usable = _usable(config, groups)
+        _note_usable(paths, groups, {one.group_id for one in usable})
         made = unchanged = found = 0
         strips = []
         for strip in sorted({one.strip for one in groups}):
             changed, same = _update_days(config, strip, usable, groups)
             made, unchanged = made + changed, unchanged + same
-            if inputs := _write_months(paths, strip):
+            if inputs := _write_months(config, strip):
                 strips.append(strip)
                 found += _update_numbers(config, strip, inputs)
         return Updated(made, unchanged, tuple(strips), found)
@@ -106,7 +109,8 @@ def _look(paths: Paths) -> list[MeasuredGroup]:
             verdict=about["verdict"],
             reference=about["reference"],
             checksum=checksum(path),
-            image=about["image"],
+            usable=False,
+            **_transits(path),
             size=status.st_size,
             changed_ns=status.st_mtime_ns,
         )
@@ -114,14 +118,24 @@ def _look(paths: Paths) -> list[MeasuredGroup]:
         new.append(row)
     gone = set(known) - {one.group_id for one in there}
     with db.writing(paths.sources_db, Base) as session:
-        altered = {one.group_id for one in new} | gone
-        for table in (MeasuredGroup, Detection):
-            session.execute(delete(table).where(table.group_id.in_(altered)))
+        altered = sorted(({one.group_id for one in new} & set(known)) | gone)
+        for first in range(0, len(altered), _AT_ONCE):
+            for table in (MeasuredGroup, Detection):
+                some = altered[first : first + _AT_ONCE]
+                session.execute(delete(table).where(table.group_id.in_(some)))
         found = [row for one in new for row in _detections(paths, one)]
         session.add_all([*new, *found])
         session.flush()
         session.expunge_all()
     return there
+
+
+def _transits(path: Path) -> dict[str, int | None]:
+    """First and last sidereal day of a group's measurements."""
+    table = query("SELECT mjd, ra_deg FROM {files}", [path])
+    days = epochs.sidereal_day(table.mjd.values.astype(float), table.ra_deg.values.astype(float))
+    ends = (int(days.min()), int(days.max())) if len(days) else (None, None)
+    return dict(zip(("first_sday", "last_sday"), ends, strict=True))
 
 
 def _detections(paths: Paths, group: MeasuredGroup) -> list[Detection]:
@@ -151,8 +165,19 @@ def _usable(config: Config, groups: Sequence[MeasuredGroup]) -> list[MeasuredGro
     return [one for one in groups if one.group_id in allowed]
 
 
+def _note_usable(paths: Paths, groups: Sequence[MeasuredGroup], usable: set[str]) -> None:
+    """Which groups count, for whoever asks the database."""
+    changed = [one for one in groups if one.usable != (one.group_id in usable)]
+    if not changed:
+        return
+    with db.writing(paths.sources_db, Base) as session:
+        for one in changed:
+            one.usable = one.group_id in usable
+            session.merge(one)
+
+
 def days_of(mid_mjd: float) -> set[int]:
-    """Sidereal days that a group's sources may belong to."""
+    """Sidereal days that a group's sources may belong to, before they are measured."""
     turns = float(epochs.sidereal_turns(mid_mjd))
     return {int(np.floor(turns + aside)) for aside in (-_AROUND_TURNS, _AROUND_TURNS)}
 
@@ -165,8 +190,8 @@ def date_of_day(day: int) -> str:
 def _by_day(groups: Sequence[MeasuredGroup], strip: str) -> dict[int, list[MeasuredGroup]]:
     found: dict[int, list[MeasuredGroup]] = defaultdict(list)
     for one in groups:
-        if one.strip == strip:
-            for day in days_of(one.mid_mjd):
+        if one.strip == strip and one.first_sday is not None:
+            for day in range(one.first_sday, one.last_sday + 1):
                 found[day].append(one)
     return found
 
@@ -240,14 +265,13 @@ def _inputs(config: Config, groups: Sequence[MeasuredGroup], of_means: str) -> s
 def _own_means(
     config: Config, strip: str, by_day: Mapping[int, Sequence[MeasuredGroup]]
 ) -> tuple[pd.DataFrame | None, str, str]:
-    """Own means of a strip's first days (source, flux_jy, error), once there are so many; what they
-    were made of; and in words. They are made again when one of these days has other images, not
-    when a source more is measured in the same ones."""
+    """Own means of a strip's first days (source, flux_jy, error, constant), once there are so many;
+    what they were made of; and in words."""
     paths, first = Paths.of(config), sorted(by_day)[: config.photometry.reference_days]
     if len(first) < config.photometry.reference_days:
         return None, "", "catalogue"
-    of_images = [[day, sorted((one.group_id, one.image) for one in by_day[day])] for day in first]
-    words = json.dumps([_VERSION, of_images, config.photometry.catalogue_scatter])
+    of_days = [[day, sorted((one.group_id, one.checksum) for one in by_day[day])] for day in first]
+    words = json.dumps([_VERSION, of_days, config.photometry.catalogue_scatter])
     inputs, path = hashlib.sha256(words.encode()).hexdigest(), paths.means(strip)
     if not path.exists() or read_about(path).get("inputs") != inputs:
         days = [
@@ -355,11 +379,12 @@ def _not_measured(
 ) -> dict[int, list[tuple[str, str]]]:
     """Groups of a strip that the queue knows and nobody measured, with their states, by day."""
     found: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    pointing_deg = strip_declination(Paths.of(config), strip)
     with db.reading(Paths.of(config).ingest_db) as session:
         group = queue_tables.Group
         if session is None:
             return found
-        near = group.app_dec_deg.between(float(strip) - _STRIP_DEG, float(strip) + _STRIP_DEG)
+        near = group.app_dec_deg.between(pointing_deg - STRIP_DEG, pointing_deg + STRIP_DEG)
         asked = select(group.group_id, group.mid_mjd, group.state).where(
             near, group.mid_mjd.is_not(None)
         )
@@ -379,7 +404,8 @@ def _state(
     used = {one.group_id for one in mine}
     left_out = [one.group_id for one in measured if one.group_id not in used]
     failed = [name for name, state in absent if state in ("failed", "quarantined")]
-    waiting = [name for name, state in absent if name not in failed]
+    skipped = [name for name, state in absent if state == "completed"]
+    waiting = [name for name, _ in absent if name not in (*failed, *skipped)]
     if waiting:
         return "waiting", f"{len(waiting)} groups are not done yet: {waiting[0]} ..."
     words = []
@@ -387,12 +413,17 @@ def _state(
         words.append(f"{len(left_out)} groups must not be published: {left_out[0]} ...")
     if failed:
         words.append(f"{len(failed)} groups failed: {failed[0]} ...")
+    if skipped:
+        words.append(
+            f"{len(skipped)} groups were not measured: contimg reprocess {skipped[0]} --from image"
+        )
     return ("partial", "; ".join(words)) if words else ("complete", None)
 
 
-def _write_months(paths: Paths, strip: str) -> str:
+def _write_months(config: Config, strip: str) -> str:
     """Days of each month in one file, by source, where it is not so yet; returns what all of them
     are made of, or nothing when the numbers are of that already."""
+    paths = Paths.of(config)
     months: dict[int, dict[str, str]] = defaultdict(dict)
     for day, one in sorted(_known_days(paths, strip).items()):
         months[day // DAYS_A_MONTH][str(day)] = one.inputs
@@ -409,7 +440,9 @@ def _write_months(paths: Paths, strip: str) -> str:
         )
         about = {"strip": strip, "month": month, "days": days, "units": DAY_UNITS}
         write_table(path, table, about)
-    inputs = hashlib.sha256(json.dumps([_VERSION, months]).encode()).hexdigest()
+    inputs = hashlib.sha256(
+        json.dumps([_VERSION, months, config.photometry.most_false]).encode()
+    ).hexdigest()
     with db.reading(paths.sources_db) as session:
         known = None if session is None else session.get(Strip, strip)
         return "" if known is not None and known.inputs == inputs else inputs

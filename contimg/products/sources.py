@@ -23,7 +23,9 @@ class MeasuredGroup(Base):
     verdict: Mapped[str]
     reference: Mapped[str]
     checksum: Mapped[str]
-    image: Mapped[str]  # checksum of the image that was measured
+    first_sday: Mapped[int | None]  # of its sources' transits; null: it has none
+    last_sday: Mapped[int | None]
+    usable: Mapped[bool]  # its image may be published
     size: Mapped[int]
     changed_ns: Mapped[int]
 

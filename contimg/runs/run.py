@@ -373,7 +373,6 @@ class Run:
                 for folder in (*(self._staging / group for group in self._claimed), self._staging):
                     # what is in one belongs to a group that goes on from it
                     staging.remove_if_empty(folder)
-                self._update_lightcurves()
                 gone, problems = retention.prune(self.config)
                 for kind, names in gone.items():
                     if names:
@@ -382,6 +381,7 @@ class Run:
                         )
                 for problem in problems:
                     self._say(f"retention: {problem}")
+                self._update_lightcurves()
             finally:
                 self._held.close()
 
@@ -396,8 +396,9 @@ class Run:
 
         try:
             updated = lightcurves.update(self.config)
-        except (ContimgError, SQLAlchemyError, OSError) as error:
-            self._say(f"light curves are not up to date: {error}. contimg lightcurves")
+        except Exception as error:  # whatever it is: the run is done
+            what = f"{type(error).__name__}: {error}"
+            self._say(f"light curves are not up to date: {what}. See contimg lightcurves")
             return
         if updated.days:
             self._say(f"light curves: {updated.days} days, {updated.candidates} candidates")

@@ -306,9 +306,13 @@ def _spectra(
     )
     return {
         "freq_hz": freq_hz.tolist(),
-        "flux_jy": dict(zip(bright.name, found.round(7).tolist(), strict=True)),
-        "error_jy": dict(zip(bright.name, errors.round(7).tolist(), strict=True)),
+        "flux_jy": dict(zip(bright.name, _as_json(found), strict=True)),
+        "error_jy": dict(zip(bright.name, _as_json(errors), strict=True)),
     }
+
+
+def _as_json(values: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(v) else round(float(v), 7) for v in row] for row in values]
 
 
 class _Verdict:

@@ -19,7 +19,6 @@ from contimg.photometry.forced import forced_fluxes
 from contimg.photometry.reference import Reference
 from contimg.products.references import reference_of
 from contimg.sky.geometry import direction_cosines
-from contimg.stages.image import effective_options
 from contimg.stages.job import Job
 from contimg.store.files import checksum
 from contimg.store.identity import made_by
@@ -120,9 +119,7 @@ def _add_spectra(table: pd.DataFrame, spectra: Mapping) -> None:
     """Fluxes of bright sources in parts of the band, as columns."""
     for part in range(PARTS):
         for key in ("flux_jy", "error_jy"):
-            of_part = {
-                name: values[part] for name, values in spectra[key].items() if part < len(values)
-            }
+            of_part = {name: values[part] for name, values in spectra[key].items()}
             name = f"{key.removesuffix('_jy')}_{part + 1}_jy"
             table[name] = table.source.map(of_part).astype(float)
 
@@ -131,7 +128,7 @@ def _measured(
     image: Imaged, imaged: Mapping, reference: Reference, config: Config
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every reference source inside the image and its beam; and what it shows beside them."""
-    options, npix = effective_options(config.imaging), len(image.residual)
+    options, npix = config.imaging, len(image.residual)
     centre = imaged["centre_deg"]
     radius_deg = npix * image.wcs.wcs.cdelt[1] * np.sqrt(0.5)
     sources = reference.around(*centre, radius_deg)
@@ -149,7 +146,7 @@ def _measured(
         image=image.image,
         components=image.components,
         beam=restoring,
-        cell_arcsec=options.cell_arcsec,
+        cell_arcsec=imaged["cell_arcsec"],
         x=x,
         y=y,
     )

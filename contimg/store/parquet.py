@@ -5,9 +5,11 @@ DuckDB rather than pyarrow: it writes and queries alike, only rows and columns t
 for, over any number of files, in SQL. Nothing is locked.
 """
 
+import errno
 import functools
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +21,7 @@ from contimg.errors import ContimgError
 from contimg.store.files import replacing
 
 _KEY = "contimg"
+_FEW_BYTES = 1 << 20
 _ROWS_A_GROUP = 20_000  # a light curve reads one group of rows a file
 
 
@@ -38,13 +41,18 @@ def _cursor(threads: int = 2) -> duckdb.DuckDBPyConnection:
 
 def write_table(path: Path, table: pd.DataFrame, about: Mapping) -> None:
     """A table as a Parquet file, in its own order: the same rows make the same bytes."""
+    words = json.dumps(dict(about), sort_keys=True).replace("'", "''")
     with replacing(path) as partial, _cursor(1) as connection:
         connection.register("rows", table)
-        words = json.dumps(dict(about), sort_keys=True).replace("'", "''")
-        connection.execute(
-            f"COPY (SELECT * FROM rows) TO '{_quoted(partial)}' (FORMAT parquet, "
-            f"COMPRESSION zstd, ROW_GROUP_SIZE {_ROWS_A_GROUP}, KV_METADATA {{{_KEY}: '{words}'}})"
-        )
+        try:
+            connection.execute(
+                f"COPY (SELECT * FROM rows) TO '{_quoted(partial)}' (FORMAT parquet, COMPRESSION "
+                f"zstd, ROW_GROUP_SIZE {_ROWS_A_GROUP}, KV_METADATA {{{_KEY}: '{words}'}})"
+            )
+        except duckdb.Error as error:
+            if shutil.disk_usage(path.parent).free < _FEW_BYTES:  # DuckDB says so in words only
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+            raise ContimgError(f"{path}: cannot be written ({error})") from None
 
 
 def read_table(path: Path) -> pd.DataFrame:

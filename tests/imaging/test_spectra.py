@@ -39,7 +39,8 @@ def test_spectra_of_sources_that_were_cleaned_as_flat(tmp_path, figure):
         noise_jy=noise_jy,
     )
     # the sky here has no beam: what was divided out comes back
-    seen = fluxes * np.stack([in_band._response(l, m, part) for part in in_band.parts], axis=1)
+    parts = np.array_split(np.arange(len(in_band.freq_hz)), PARTS)
+    seen = fluxes * np.stack([in_band._response(l, m, part) for part in parts], axis=1)
     true = jy[:, None] * (at_hz / middle_hz) ** alpha[:, None]
     figure(f"fluxes in {PARTS} parts over the truth: {(seen / true).round(4).tolist()}")
     assert at_hz.shape == (PARTS,)
@@ -52,3 +53,23 @@ def test_spectra_of_sources_that_were_cleaned_as_flat(tmp_path, figure):
     figure(f"spectral indices {slope.round(2)} +- {of_slope.round(2)}, true {alpha}")
     assert np.abs((slope - alpha) / of_slope).max() < 3.5
     assert of_slope[0] < 0.15
+
+
+def test_a_part_without_data_has_no_flux(tmp_path):
+    stokes = observed([(0.5, 0.0, 0.0, 0.0)], noise_jy=0.5, nchan=16, ntime=4)
+    stokes.weights[..., :4] = 0
+    result, _, options = image(stokes, tmp_path, average_channels=1)
+    in_band = InBand.of(stokes, average(stokes, options))
+    middle = np.array([options.imsize // 2])
+    fluxes, errors, at_hz = in_band.fluxes(
+        left=result.left,
+        components=result.components,
+        cell_arcsec=options.cell_arcsec,
+        x=middle,
+        y=middle,
+        flux_jy=np.array([0.5]),
+        noise_jy=float(np.std(result.residual)),
+    )
+    assert np.isnan(fluxes[0]).tolist() == [True, False, False, False]
+    assert fluxes[0, 1:] == pytest.approx(0.5, abs=5 * errors[0, 1])
+    assert (np.diff(at_hz) > 0).all()

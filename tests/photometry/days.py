@@ -43,7 +43,7 @@ def sky_of(
     table = pd.DataFrame(
         {
             "source": [f"S{k:04d}" for k in range(number)],
-            "ra_deg": rng.uniform(first_deg, last_deg, number),
+            "ra_deg": rng.uniform(first_deg, last_deg, number) % 360,
             "dec_deg": DEC_DEG + rng.uniform(-2.2, 2.2, number),
             "flux_jy": np.minimum(0.005 * (1 - rng.random(number)) ** (-1 / 0.9), 3.0),
             "alpha": 0.0,
@@ -51,9 +51,8 @@ def sky_of(
     )
     table = table.sort_values("ra_deg").reset_index(drop=True)
     factor, day = np.ones((number, days)), np.arange(days)
-    middle = (np.abs(table.dec_deg - DEC_DEG) < 1) & table.ra_deg.between(
-        first_deg + 2, last_deg - 2
-    )
+    inside_deg = (table.ra_deg - first_deg) % 360
+    middle = (np.abs(table.dec_deg - DEC_DEG) < 1) & inside_deg.between(2, last_deg - first_deg - 2)
     order = table[middle].flux_jy.sort_values(ascending=False).index
     dip, flare, slow, new = order[5], order[12], order[18], order[25]
     factor[dip, (day >= 6) & (day < 14)] = 0.4
@@ -89,7 +88,7 @@ def groups_of(days: int, first_deg: float, last_deg: float) -> list[tuple[str, f
         mjd = BEGIN_MJD + (k + 0.5) * GROUP_S / 86400
         turns = float(sidereal_turns(mjd))
         day = int(np.floor(turns - (first_deg - 3) / 360))
-        if first_deg - 0.7 <= turns % 1 * 360 <= last_deg + 0.7:
+        if -0.7 <= (turns * 360 - first_deg + 3) % 360 - 3 <= last_deg - first_deg + 0.7:
             group = (BEGIN + timedelta(seconds=GROUP_S * k)).strftime("%Y-%m-%dT%H:%M:%S")
             found.append((group, mjd, day))
     first = min(day for *_, day in found)
@@ -121,7 +120,8 @@ def write_groups(
         points = np.random.default_rng([seed, day]).normal(0, wander_deg, 2)
         meridian_deg = float(sidereal_turns(mjd)) % 1 * 360
         table = sky.table
-        east = (table.ra_deg.values - meridian_deg) * np.cos(np.radians(DEC_DEG))
+        away_deg = (table.ra_deg.values - meridian_deg + 180) % 360 - 180
+        east = away_deg * np.cos(np.radians(DEC_DEG))
         north = table.dec_deg.values - DEC_DEG
         thought = response(east, north, 1.0, (0, 0))
         seen = (thought >= 0.2) & (np.hypot(east, north) < 3)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from contimg.cli import app
 from contimg.photometry import variability
 from contimg.photometry.epochs import sidereal_day
-from contimg.products import lightcurves
+from contimg.products import catalogue, lightcurves
 from contimg.store.parquet import read_about, read_table, write_table
 from tests.photometry import days
 
@@ -29,16 +29,54 @@ def made(tmp_path_factory):
     return config, paths, sky, groups, lightcurves.update(config)
 
 
-def test_a_transit_has_one_day_also_at_zero_hours():
-    mjd = 61101 + np.arange(0, 0.998, 0.001)
-    turns = lightcurves.epochs.sidereal_turns(mjd)
-    for ra_deg in (0.0, 359.9, 0.2, 180.0):
-        near = np.abs((turns - ra_deg / 360 + 0.5) % 1 - 0.5) < 0.02
-        found = sidereal_day(mjd[near], ra_deg)
-        assert len(set(found)) <= 2  # at most the first's and the last's of this day
-        for one in set(found):
-            spread = np.ptp(mjd[near][found == one])
-            assert spread < 0.045
+@pytest.mark.parametrize("ra_deg", [0.0, 359.9, 0.2, 180.0])
+def test_a_transit_has_one_day_also_at_zero_hours(ra_deg):
+    """While it is within 7 deg of the meridian; the next transit has the next."""
+    transit = 9600 + ra_deg / 360
+    turns = transit + np.linspace(-0.02, 0.02, 41)
+    mjd = lightcurves.epochs.mjd_of_turns(np.concatenate([turns, turns + 1]))
+    found = sidereal_day(mjd, ra_deg)
+    assert set(found[:41]) == {9600}
+    assert set(found[41:]) == {9601}
+    assert lightcurves.epochs.sidereal_turns(mjd[:41]) == pytest.approx(turns, abs=1e-9)
+
+
+def test_a_strip_across_zero_hours(tmp_path):
+    """No transit is cut in two; a group whose sources are all of one day is in no other."""
+    config, paths = days.site(tmp_path)
+    sky = days.sky_of(2, 3, 356.0, 363.0)
+    days.write_reference(paths, sky, 0.05)
+    groups = days.groups_of(3, 356.0, 363.0)
+    days.write_groups(paths, sky, groups)
+    updated = lightcurves.update(config)
+    assert 3 <= updated.days <= 4  # sources before 0 h have days of their own numbers
+    names, numbers, curves, _ = lightcurves.curves_of(paths, days.STRIP)
+    assert len(numbers) <= 4
+    east_of_zero = np.array([sky.table.ra_deg[sky.table.source == n].iloc[0] < 180 for n in names])
+    seen = np.isfinite(curves.flux_jy).sum(axis=1)
+    assert (seen[east_of_zero] == 3).mean() > 0.9
+    assert (seen[~east_of_zero] == 3).mean() > 0.9
+    for source in ("slow", "flare"):
+        curve = catalogue.lightcurve(paths, days.STRIP, source)
+        assert (curve.number >= 3).all()
+
+
+def test_one_group_alone_at_any_time_of_the_sidereal_day(tmp_path):
+    """Also where some of its sources might be of another day, and none is; and without sources."""
+    for number, turn in enumerate((0.981, 0.99, 0.0, 0.013, 0.5)):
+        config, paths = days.site(tmp_path / str(number))
+        first_deg = 360 * turn - 3
+        sky = days.sky_of(3, 1, first_deg, first_deg + 6)
+        days.write_reference(paths, sky, 0.05)
+        mjd = float(lightcurves.epochs.mjd_of_turns(9600 + turn))
+        days.write_groups(paths, sky, [("2026-03-02T00:00:10", mjd, 0)])
+        assert lightcurves.update(config).days in (1, 2)
+        empty = days.Sky(sky.table.iloc[:0], sky.factor[:0])
+        days.write_groups(paths, empty, [("2026-03-02T00:05:19", mjd + 0.00357, 0)])
+        assert lightcurves.update(config).days == 0
+        assert not any(
+            "2026-03-02T00:05:19" in one["begin_mjd"].__str__() for one in catalogue.days(paths)
+        )
 
 
 def test_days_are_what_the_sky_was(made, figure):

@@ -99,5 +99,41 @@ def test_what_images_show_and_no_reference_has_is_listed_and_adopted(tmp_path):
     assert set(read_table(paths.reference(f"{days.STRIP}.v1")).source) < set(grown.source)
     assert references.reference_of(config, days.DEC_DEG).version == version
     assert json.dumps(read_about(paths.reference(version))["grown_from"]) == f'"{days.STRIP}.v1"'
-    with pytest.raises(RequestError, match="has all that its images show"):
+    assert catalogue.new_sources(paths) == []
+    with pytest.raises(RequestError, match="nothing is new"):
         references.adopt(config, days.STRIP)
+
+
+def test_what_must_not_be_published_finds_nothing_new(tmp_path):
+    config, paths = days.site(tmp_path)
+    sky = days.sky_of(1, 3)
+    days.write_reference(paths, sky, 0.0)
+    groups = days.groups_of(1, 100.0, 107.5)
+    days.write_groups(paths, sky, groups)
+    rows = pd.DataFrame(
+        {"ra_deg": [103.0], "dec_deg": [16.0], "flux_jy": [0.5], "error_jy": [1e-3]}
+    )
+    for group, *_ in groups[:3]:
+        path = paths.photometry(group)
+        about = read_about(path) | {"verdict": "fail"}
+        write_table(path, read_table(path), about)
+        write_table(paths.unlisted(group), rows, about)
+    lightcurves.update(config)
+    assert catalogue.new_sources(paths) == []
+    (day,) = catalogue.days(paths)
+    assert day["state"] == "partial"
+    assert "3 groups must not be published" in day["reason"]
+
+
+def test_a_strip_that_the_catalogue_does_not_have_is_not_frozen(tmp_path):
+    config = from_mapping(listed(tmp_path, [("a", 10.0, 40.0, 0.1)]))
+    assert len(references.reference_of(config, 16.15).table) == 0
+    assert Paths.of(config).references() == []
+    listed(tmp_path, [("a", 10.0, 16.0, 0.1)])
+    assert references.reference_of(config, 16.15).table.source.tolist() == ["a"]
+
+
+def test_a_group_belongs_to_the_nearest_strip(tmp_path):
+    config = from_mapping(listed(tmp_path, [("a", 10.0, 16.0, 0.1)]))
+    for dec_deg, strip in ((16.1, "+16.1"), (16.21, "+16.2"), (16.11, "+16.1"), (16.18, "+16.2")):
+        assert references.reference_of(config, dec_deg).version == f"{strip}.v1"
