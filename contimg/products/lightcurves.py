@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from contimg.calibration.beamfit import beam_slopes
 from contimg.clock import now
@@ -381,17 +381,24 @@ def _not_measured(
     found: dict[int, list[tuple[str, str]]] = defaultdict(list)
     pointing_deg = strip_declination(Paths.of(config), strip)
     with db.reading(Paths.of(config).ingest_db) as session:
-        group = queue_tables.Group
         if session is None:
             return found
-        near = group.app_dec_deg.between(pointing_deg - STRIP_DEG, pointing_deg + STRIP_DEG)
-        asked = select(group.group_id, group.mid_mjd, group.state).where(
-            near, group.mid_mjd.is_not(None)
+        group, file = queue_tables.Group, queue_tables.SubbandFile
+        # one that never was whole is where its files are
+        of_files = (
+            select(group.group_id, func.avg(file.mid_mjd), func.avg(file.app_dec_deg), group.state)
+            .join(file, file.group_id == group.group_id)
+            .where(group.mid_mjd.is_(None), file.mid_mjd.is_not(None))
+            .group_by(group.group_id)
         )
-        for name, mid_mjd, state in session.execute(asked):
-            if name not in measured:
-                for day in days_of(mid_mjd):
-                    found[day].append((name, state))
+        of_groups = select(group.group_id, group.mid_mjd, group.app_dec_deg, group.state).where(
+            group.mid_mjd.is_not(None)
+        )
+        rows = [*session.execute(of_groups), *session.execute(of_files)]
+    for name, mid_mjd, app_dec_deg, state in rows:
+        if name not in measured and abs((app_dec_deg or 99) - pointing_deg) < STRIP_DEG:
+            for day in days_of(mid_mjd):
+                found[day].append((name, state))
     return found
 
 

@@ -716,8 +716,11 @@ def test_light_curves_are_in_the_api_and_on_pages(browser, api, site):
     from selenium.webdriver.common.by import By
 
     (day,) = api.get("/api/days").json()
-    assert (day["strip"], day["groups"], day["state"]) == ("+16.1", 2, "partial")
-    assert "1 groups failed" in day["reason"]
+    # as the last run knew it; the bad group has failed since
+    assert (day["strip"], day["groups"], day["state"]) == ("+16.1", 2, "waiting")
+    assert "partial" in site.contimg("lightcurves").stdout
+    (day,) = api.get("/api/days").json()
+    assert f"1 groups failed: {BAD_START}" in day["reason"]
     found = api.get("/api/sources?limit=500").json()
     brightest = max(found["items"], key=lambda one: one["mean_jy"])
     where = f"{brightest['ra_deg']},{brightest['dec_deg']},0.2"
@@ -750,7 +753,7 @@ def test_light_curves_are_in_the_api_and_on_pages(browser, api, site):
     browser.execute_script("arguments[0].scrollIntoView()", picture)
     until(lambda: int(picture.get_attribute("naturalWidth")) == 160, "the cutout is there")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#curve circle")) == 1
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#neighbours tbody tr")) > 2
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#neighbours tbody tr")) > 0
 
 
 def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):
