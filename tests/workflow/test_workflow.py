@@ -253,7 +253,8 @@ def test_every_catalogue_source_is_measured(first_run, incoming, figure):
     assert len(table) > 30
     assert abs(pull.mean()) < 0.5
     assert 0.5 < pull.std() < 1.5
-    assert np.isfinite(table.select_dtypes("number")).all().all()
+    always = ["flux_jy", "error_jy", "noise_jy", "beam", "smearing", "peak_jy"]
+    assert np.isfinite(table[always]).all().all()
 
 
 @pytest.mark.long
