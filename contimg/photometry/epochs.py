@@ -1,5 +1,5 @@
 """A sidereal day of a strip: the three or four measurements of a source in one transit as one, when
-scales of the tiles and a smooth surface that is common to the day were taken out.
+scales of the tiles and what the day's beam is off were taken out.
 
 Of source i in tile (group) g, at a place (e, n) in the tile:
 
@@ -22,6 +22,8 @@ from contimg.sky.geometry import TEE_LONGITUDE_RAD
 
 LEAST_SNR = 8.0  # of a measurement that scales are found from
 FEW_CONSTANTS = 8  # with fewer of them, no scales
+_J2000_MJD, _TURNS_A_DAY = 51544.5, 1.00273781191135448
+_TURNS_AT_J2000 = 0.7790572732640 + TEE_LONGITUDE_RAD / (2 * np.pi)
 _SCALE_PRIOR = 0.03
 _BEAM_PRIORS = np.array([0.1, 0.1, 0.2, 0.2])  # widths (relative), pointing (deg)
 _LEAST_ERROR = 0.005  # of a measurement: no beam and no gain is better
@@ -32,17 +34,13 @@ _ROUNDS = 8
 def sidereal_turns(mjd: np.ndarray | float) -> np.ndarray | float:
     """Turns of the sky over the telescope: the fraction is the sidereal time of its meridian
     (the Earth's rotation angle; IERS Conventions 2010, 5.4.4), to a second."""
-    days = np.asarray(mjd) - 51544.5
-    return 0.7790572732640 + 1.00273781191135448 * days + TEE_LONGITUDE_RAD / (2 * np.pi)
+    days = np.asarray(mjd) - _J2000_MJD
+    return _TURNS_AT_J2000 + _TURNS_A_DAY * days
 
 
 def mjd_of_turns(turns: np.ndarray | float) -> np.ndarray | float:
     """When the sky has made so many turns (`sidereal_turns`), UTC."""
-    return (
-        51544.5
-        + (np.asarray(turns) - 0.7790572732640 - TEE_LONGITUDE_RAD / (2 * np.pi))
-        / 1.00273781191135448
-    )
+    return _J2000_MJD + (np.asarray(turns) - _TURNS_AT_J2000) / _TURNS_A_DAY
 
 
 def sidereal_day(mjd: np.ndarray | float, ra_deg: np.ndarray | float) -> np.ndarray:

@@ -13,11 +13,12 @@ from contimg.errors import RequestError
 from contimg.paths import Paths
 from contimg.photometry.reference import name_of_place, place_of, unit_vectors
 from contimg.products.sources import Detection, Epoch, MeasuredGroup, Source
+from contimg.products.tables import columns_of
 from contimg.sky.geometry import separation_deg
 from contimg.store import db
 from contimg.store.parquet import query, read_about, read_table
 
-_SAME_ARCSEC = 15.0  # a position means the source that is so near
+SAME_ARCSEC = 15.0  # a position means the source that is so near
 _SPECTRA = 30  # groups that a spectrum is averaged over
 _ALONE_SIGMA = 8.0  # of a single detection
 ORDERS = ("false_alarms", "eta", "v", "modulation", "mean_jy", "ra_deg", "dip", "flare")
@@ -54,11 +55,7 @@ def sources(
         column = getattr(Source, order)
         column = column if order in ("ra_deg", "false_alarms") else column.desc()
         asked = asked.order_by(column.nulls_last(), Source.source).offset(offset).limit(limit)
-        return [_as_row(one) for one in session.scalars(asked)], number
-
-
-def _as_row(one: Source) -> dict[str, Any]:
-    return {column.name: getattr(one, column.name) for column in Source.__table__.columns}
+        return [columns_of(one) for one in session.scalars(asked)], number
 
 
 def _around(ra_deg: float, dec_deg: float, radius_deg: float) -> list:
@@ -80,7 +77,7 @@ def _within(rows: Sequence[Source], ra_deg: float, dec_deg: float, radius_deg: f
     for one in rows:
         away_deg = float(separation_deg(one.ra_deg, one.dec_deg, ra_deg, dec_deg))
         if away_deg <= radius_deg:
-            found.append(_as_row(one) | {"away_arcsec": round(away_deg * 3600, 2)})
+            found.append(columns_of(one) | {"away_arcsec": round(away_deg * 3600, 2)})
     return sorted(found, key=lambda one: (one["away_arcsec"], one["source"]))
 
 
@@ -91,13 +88,13 @@ def find(paths: Paths, name: str) -> dict[str, Any]:
     except ValueError:
         place = []
     if len(place) == 2:
-        found, _ = sources(paths, cone=(place[0] % 360, place[1], _SAME_ARCSEC / 3600), limit=1)
+        found, _ = sources(paths, cone=(place[0] % 360, place[1], SAME_ARCSEC / 3600), limit=1)
     else:
         with db.reading(paths.sources_db) as session:
             asked = select(Source).where(Source.source == name)
-            found = [] if session is None else [_as_row(one) for one in session.scalars(asked)]
+            found = [] if session is None else [columns_of(one) for one in session.scalars(asked)]
     if not found:
-        near = f"within {_SAME_ARCSEC:g} arcsec of {name}" if place else f"of the name {name}"
+        near = f"within {SAME_ARCSEC:g} arcsec of {name}" if place else f"of the name {name}"
         raise RequestError(f"no source {near} has a light curve. contimg sources --cone RA,DEC,DEG")
     return found[0]
 
@@ -158,9 +155,10 @@ def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
         asked = select(Detection).join(MeasuredGroup, counts)
         asked = asked.order_by(Detection.strip, Detection.mid_mjd, Detection.ra_deg)
         asked = asked.where(Detection.strip == strip) if strip else asked
-        columns = [column.name for column in Detection.__table__.columns]
-        rows = [[getattr(one, name) for name in columns] for one in session.scalars(asked)]
-    table = pd.DataFrame(rows, columns=columns)
+        rows = [columns_of(one) for one in session.scalars(asked)]
+    if not rows:
+        return []
+    table = pd.DataFrame(rows)
     # of images that were deleted before a reference grew
     parts = [_not_in(paths, mine, name) for name, mine in table.groupby("strip")]
     if not sum(map(len, parts)):
@@ -168,7 +166,7 @@ def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
     table = pd.concat(parts, ignore_index=True)
     vectors = unit_vectors(table.ra_deg.values, table.dec_deg.values)
     tree = cKDTree(vectors)
-    pairs = tree.sparse_distance_matrix(tree, np.radians(_SAME_ARCSEC / 3600))
+    pairs = tree.sparse_distance_matrix(tree, np.radians(SAME_ARCSEC / 3600))
     _, table["which"] = csgraph.connected_components(pairs, directed=False)
     found = []
     for _, mine in table.groupby(["strip", "which"]):
@@ -202,7 +200,7 @@ def _not_in(paths: Paths, table: pd.DataFrame, strip: str) -> pd.DataFrame:
     known = read_table(paths.reference(versions[-1]))
     trees = (unit_vectors(t.ra_deg.values, t.dec_deg.values) for t in (known, table))
     away, _ = cKDTree(next(trees)).query(next(trees))
-    return table[away > np.radians(_SAME_ARCSEC / 3600)]
+    return table[away > np.radians(SAME_ARCSEC / 3600)]
 
 
 def days(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
@@ -212,5 +210,4 @@ def days(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
             return []
         asked = select(Epoch).order_by(Epoch.sday.desc(), Epoch.strip)
         asked = asked.where(Epoch.strip == strip) if strip else asked
-        columns = [column.name for column in Epoch.__table__.columns]
-        return [{name: getattr(one, name) for name in columns} for one in session.scalars(asked)]
+        return [columns_of(one) for one in session.scalars(asked)]

@@ -18,7 +18,6 @@ from contimg.store.files import found_json, lock
 from contimg.store.parquet import read_about, read_table, write_table
 
 STRIP_DEG = 0.1  # farther off, it is another strip
-_SAME_ARCSEC = 15.0
 _AROUND_DEG = 3.0  # of an image's centre: what is in it
 
 
@@ -77,7 +76,7 @@ def adopt(config: Config, strip: str) -> tuple[str, pd.DataFrame, list[str]]:
         last = paths.references(strip)[-1]
         others = found.rename(columns={"name": "source"}).assign(alpha=DEFAULT_ALPHA)
         known = read_table(paths.reference(last))
-        both, new = with_new(known, others[list(known.columns)], _SAME_ARCSEC)
+        both, new = with_new(known, others[list(known.columns)], catalogue.SAME_ARCSEC)
         version = f"{strip}.v{int(last.rpartition('.v')[2]) + 1}"
         words = read_about(paths.reference(last)) | {"version": version, "grown_from": last}
         write_table(paths.reference(version), both, words)

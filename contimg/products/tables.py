@@ -156,7 +156,7 @@ def images_of_day(session: Session, date: str) -> list[dict]:
     return [columns_of(row) for row in session.scalars(query.order_by(Image.start_mjd))]
 
 
-def columns_of(row: Base) -> dict:
+def columns_of(row: DeclarativeBase) -> dict:
     """A row as a plain mapping."""
     return {column.name: getattr(row, column.name) for column in row.__table__.columns}
 

@@ -124,7 +124,7 @@ def source_of(read: Reader, strip: str, name: str) -> Any:
         found = None if session is None else session.get(Source, (strip, name))
         if found is None:
             raise HTTPException(404, f"no source {name[:60]} of strip {strip} has a light curve")
-        return {column.name: getattr(found, column.name) for column in Source.__table__.columns}
+        return product_tables.columns_of(found)
 
 
 @router.get("/api/lightcurves/{strip}/{name:path}")
