@@ -21,6 +21,7 @@ include: "rules/photometry.smk"
 include: "rules/qa.smk"
 include: "rules/index.smk"
 include: "rules/day.smk"
+include: "rules/mosaic.smk"
 
 
 localrules:
@@ -31,6 +32,7 @@ rule all:
     default_target: True
     input:
         [result(group, "index") for group in SESSION.to_run()],
+        tracts("all"),
     message:
         SESSION.summary()
 
@@ -43,6 +45,7 @@ for TARGET, GROUPS in SESSION.targets.items():
         input:
             [result(g, "index") for g in GROUPS] if TARGET.startswith("group/") else imaged(GROUPS),
             [str(PATHS.day(TARGET[4:]))] if TARGET.startswith("day/") else [],
+            tracts(TARGET),
         localrule: True
         message:
             "{rule}: done"

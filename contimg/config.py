@@ -631,6 +631,38 @@ class PhotometryConfig(_Section):
     )
 
 
+class MosaicsConfig(_Section):
+    """The fixed division of the sky, and what is made of days and years of it (docs/mosaics.md).
+    Pixels and beam stay as they are for as long as days are to be added to each other."""
+
+    make: Literal["asked", "over"] = Field(
+        "asked",
+        description="when runs make mosaics: asked (snakemake epoch/STRIP/DAY, tract/NAME), or of "
+        "every tract that the sky has gone past, too",
+    )
+    cell_arcsec: float = Field(3.0, gt=0, description="pixel size of tracts")
+    height_deg: float = Field(
+        4.4, gt=0, description="of tracts: an image's height and what precession moves it"
+    )
+    beam_arcsec: tuple[float, float, float] | None = Field(
+        None,
+        description="restoring beam of all tiles: major and minor axis, position angle in deg; "
+        "null: that of a strip's first tiles",
+    )
+    most_beam_off: float = Field(
+        0.2, gt=0, description="tiles whose own beam differs by so much from it are left out"
+    )
+    candidate_sigma: float = Field(
+        6.0, gt=0, description="what a day shows beyond the other days is a candidate above this"
+    )
+    catalogues: tuple[Literal["day", "deep"], ...] = Field(
+        ("deep",), description="of which mosaics sources are listed: day, deep"
+    )
+    finder_minutes: float = Field(
+        30.0, gt=0, description="the source finder is ended after so long"
+    )
+
+
 class RetentionConfig(_Section):
     """What is deleted when it is no longer needed. Nothing by default; docs/storage.md has the
     sizes."""
@@ -645,6 +677,12 @@ class RetentionConfig(_Section):
     )
     images_days: float | None = Field(
         None, ge=0, description="images (CASA and FITS) go this long after they were made"
+    )
+    mosaics_days: float | None = Field(
+        None,
+        ge=0,
+        description="mosaics of days go this long after they were made, once they are in the sum "
+        "of all days",
     )
 
     @model_validator(mode="after")
@@ -670,6 +708,7 @@ class Config(_Section):
     imaging: ImagingConfig = ImagingConfig()
     validation: ValidationConfig = ValidationConfig()
     photometry: PhotometryConfig = PhotometryConfig()
+    mosaics: MosaicsConfig = MosaicsConfig()
     retention: RetentionConfig = RetentionConfig()
 
     @property

@@ -13,6 +13,9 @@ from pathlib import Path
 from contimg.config import Config
 
 GROUP_PATTERN = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
+TRACT_PATTERN = r"[+-]\d\d\.\d_\d\d\d"
+SDAY_PATTERN = r"\d{4,5}"
+MOSAIC_PATTERN = rf"{TRACT_PATTERN}(\.{SDAY_PATTERN})?"  # all days, or one of them
 DATE_PATTERN = r"\d{4}-\d\d-\d\d"
 LANES = ("local", "cluster")  # of each one run at a time works on a state folder; both may at once
 RAW_PATTERN = "*_sb??.hdf5"
@@ -128,6 +131,18 @@ class Paths:
         """Those that are there, in order."""
         return sorted(self.lightcurves(strip, 0).parent.glob("*.parquet"))
 
+    def mosaic(self, tract: str, day: int | str, ending: str = "fits") -> Path:
+        """A tract on a sidereal day, or in all (`deep`): image (fits), weights (weight.fits)."""
+        return self.products / "mosaics" / tract / f"{day}.{ending}"
+
+    def mosaic_week(self, tract: str, week: int, ending: str = "fits") -> Path:
+        """Seven sidereal days of a tract as one."""
+        return self.products / "mosaics" / tract / "weeks" / f"{week}.{ending}"
+
+    def mosaic_beam(self, strip: str) -> Path:
+        """The restoring beam of a strip's mosaics (JSON)."""
+        return self.products / "mosaics" / f"{strip}.beam.json"
+
     def quicklook(self, group: str, ending: str) -> Path:
         """Image (fits) and picture (png) of `contimg quicklook`."""
         return self.products / "quicklooks" / f"{group}.{ending}"
@@ -193,6 +208,11 @@ class Paths:
     def databases_host(self) -> Path:
         """Which host has the databases (JSON), where they are not in the state folder."""
         return self.state / "databases.json"
+
+    @property
+    def lightcurves_at(self) -> Path:
+        """When light curves were last brought up to date (JSON)."""
+        return self.state / "lightcurves.json"
 
     @property
     def watch_lock(self) -> Path:

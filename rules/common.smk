@@ -30,6 +30,9 @@ CONFIG, PATHS = SESSION.config, SESSION.paths
 wildcard_constraints:
     group=names.GROUP_PATTERN,
     date=names.DATE_PATTERN,
+    tract=names.TRACT_PATTERN,
+    sday=names.SDAY_PATTERN,
+    mosaic=names.MOSAIC_PATTERN,
 
 
 def result(group, stage):
@@ -49,6 +52,52 @@ def logs(rule):
 
 def imaged(groups):
     return [result(group, "index") for group in SESSION.imaged(groups)]
+
+
+def tracts(target):
+    """Results of what a target has of mosaics: what is new on its days, and lists of sources."""
+    pieces = SESSION.of_target.get(target, ())
+    lists = set(pieces) if "day" in CONFIG.mosaics.catalogues else set()
+    if "deep" in CONFIG.mosaics.catalogues:
+        lists |= {SESSION.pieces[name].tract for name in pieces}
+    of_days = [result(name, "difference") for name in pieces]
+    return of_days + [result(name, "catalogue") for name in sorted(lists)]
+
+
+def mosaic_of(wildcards):
+    name = wildcards.mosaic
+    return result(name, "mosaic" if "." in name.partition("_")[2] else "deep")
+
+
+def piece_of(wildcards):
+    try:
+        return SESSION.piece_of(wildcards.tract, wildcards.sday)
+    except ContimgError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def piece_json(wildcards):
+    return piece_of(wildcards).as_json()
+
+
+def tiles_to_come(wildcards):
+    return [result(group, "index") for group in piece_of(wildcards).to_come]
+
+
+def piece_again(wildcards):
+    return [str(PATHS.again)] if piece_of(wildcards).again else []
+
+
+def days_of_tract(wildcards):
+    tract = wildcards.tract
+    return [result(f"{tract}.{day}", "mosaic") for day in SESSION.days_of(tract)]
+
+
+def all_days(wildcards):
+    """The deep image grows with every day: that alone is no reason to compare a day again, unless
+    there was no other."""
+    path = result(wildcards.tract, "deep")
+    return path if piece_of(wildcards).alone else ancient(path)
 
 
 def done_on(wildcards):

@@ -1,6 +1,6 @@
 """The command line: `contimg COMMAND`."""
 
-from contimg.cli import instrument, lightcurves, operate, results, set_up  # noqa: F401  (they register their commands)
+from contimg.cli import instrument, lightcurves, mosaics, operate, results, set_up  # noqa: F401  (they register their commands)
 from contimg.cli.registry import registry_app
 from contimg.cli.shared import app
 

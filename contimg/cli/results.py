@@ -11,14 +11,28 @@ from contimg.cli.shared import AsJson, ConfigFiles, command, site
 
 @command
 def provenance(
-    image: Annotated[str, typer.Argument(help="Path or file name of an image, or a group id.")],
+    image: Annotated[
+        str,
+        typer.Argument(
+            help="Path or file name of an image or a mosaic, a group id, TRACT or TRACT.DAY."
+        ),
+    ],
+    at: Annotated[
+        str | None, typer.Option(help="RA,DEC in deg: of a mosaic, only images that show it.")
+    ] = None,
     configfile: ConfigFiles = None,
 ):
     """Where an image comes from: raw files, tables, configuration, versions, commands and seconds,
     as JSON."""
     from contimg.products import provenance
 
-    print(json.dumps(provenance.provenance(site(configfile, begun=True), image), indent=1))
+    place = None
+    if at:
+        from contimg.mosaics.tracts import place_of_words
+
+        place = place_of_words(at)
+    config = site(configfile, begun=True)
+    print(json.dumps(provenance.provenance(config, image, place), indent=1))
 
 
 @command

@@ -148,14 +148,22 @@ def _write_fits(path: Path, array: np.ndarray, head: fits.Header, checksum: bool
 
 
 def _write_components(
-    path: Path, components: np.ndarray, smearing: np.ndarray, grid: Grid, head: fits.Header
+    path: Path,
+    components: np.ndarray,
+    restored_jy: np.ndarray,
+    smearing: np.ndarray,
+    grid: Grid,
+    head: fits.Header,
 ) -> None:
-    """The model as points between pixels, and the smearing of the dirty image's peaks: with
-    residual, psf and beam all that photometry needs."""
+    """The model as points between pixels, with fluxes as the dirty and as the restored image show
+    them, and the smearing of the dirty image's peaks: with residual, psf and beam all that
+    photometry needs."""
     few, _ = few_pixels(grid)
+    names = (("X", "pixel"), ("Y", "pixel"), ("FLUX", "Jy"), ("RESTORED", "Jy"))
+    values = (*components.T, restored_jy)
     columns = [
-        fits.Column(name, "D", unit, array=components[:, k])
-        for k, (name, unit) in enumerate((("X", "pixel"), ("Y", "pixel"), ("FLUX", "Jy")))
+        fits.Column(name, "D", unit, array=array)
+        for (name, unit), array in zip(names, values, strict=True)
     ]
     table = fits.BinTableHDU.from_columns(columns, name="COMPONENTS")
     smear = fits.ImageHDU(np.ascontiguousarray(smearing.T, np.float32), few.wcs().to_header())
@@ -265,7 +273,9 @@ def write_products(
         _write_fits(written[SMEARING_FITS], smearing[kept, kept], head, checksum=True)
     written[COMPONENTS_FITS] = work / COMPONENTS_FITS
     head = header(grid, result.beam, summary, "", keywords)
-    _write_components(written[COMPONENTS_FITS], *dirty, grid, head)
+    as_dirty, of_dirty = dirty
+    restored_jy = result.components[:, 2]
+    _write_components(written[COMPONENTS_FITS], as_dirty, restored_jy, of_dirty, grid, head)
     if slanted is not None:
         written[SLANTED_FITS] = work / SLANTED_FITS
         values, plane = slanted

@@ -1,6 +1,7 @@
 """Questions about sources: where, what, when."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sqlalchemy import func, select
 from contimg.errors import RequestError
 from contimg.paths import Paths
 from contimg.photometry.reference import name_of_place, place_of, unit_vectors
-from contimg.products.sources import Detection, Epoch, MeasuredGroup, Source
+from contimg.products.sources import Change, Detection, Epoch, MeasuredGroup, Source
 from contimg.products.tables import columns_of
 from contimg.sky.geometry import separation_deg
 from contimg.store import db
@@ -115,12 +116,33 @@ def spectrum(paths: Paths, source: str, tiles: Sequence[str]) -> list[dict[str, 
 
     Weighted by the noise; each group's scale as its image has it.
     """
-    files = [paths.photometry(tile) for tile in sorted(set(tiles))[-_SPECTRA:]]
-    files = [path for path in files if path.exists()]
+    files = _with_spectra(paths, tiles)
     if not files:
         return []
     rows = query("SELECT * FROM {files} WHERE source = ?", files, [source])
+    return _mean_parts(rows, read_about(files[-1]).get("spectra_hz", []))
+
+
+def spectral_indices(paths: Paths, tiles: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Spectral index and its error of every source that has a spectrum in the latest of these
+    groups, by name."""
+    files = _with_spectra(paths, tiles)
+    if not files:
+        return {}
+    rows = query("SELECT * FROM {files} WHERE flux_1_jy IS NOT NULL", files)
     at_hz = read_about(files[-1]).get("spectra_hz", [])
+    found = {
+        name: spectral_index(_mean_parts(mine, at_hz)) for name, mine in rows.groupby("source")
+    }
+    return {name: one for name, one in found.items() if one}
+
+
+def _with_spectra(paths: Paths, tiles: Sequence[str]) -> list[Path]:
+    files = [paths.photometry(tile) for tile in sorted(set(tiles))[-_SPECTRA:]]
+    return [path for path in files if path.exists()]
+
+
+def _mean_parts(rows: pd.DataFrame, at_hz: Sequence[float]) -> list[dict[str, float]]:
     found = []
     for part, freq_hz in enumerate(at_hz, start=1):
         mine = rows[rows[f"flux_{part}_jy"].notna()]
@@ -147,18 +169,26 @@ def spectral_index(parts: Sequence[dict[str, float]]) -> tuple[float, float] | N
 
 def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
     """What images that may be published show and no reference has, the most certain first:
-    detections that lie together, in two groups or more, or one beyond `_ALONE_SIGMA`."""
+    detections that lie together, in two groups or more, or one beyond `_ALONE_SIGMA`; and what a
+    tract's day shows beyond its other days (there, `first` and `last` are TRACT.SDAY)."""
     with db.reading(paths.sources_db) as session:
         if session is None:
             return []
         counts = MeasuredGroup.usable & (MeasuredGroup.group_id == Detection.group_id)
         asked = select(Detection).join(MeasuredGroup, counts)
-        asked = asked.order_by(Detection.strip, Detection.mid_mjd, Detection.ra_deg)
         asked = asked.where(Detection.strip == strip) if strip else asked
-        rows = [columns_of(one) for one in session.scalars(asked)]
+        rows = [columns_of(one) | {"of_day": False} for one in session.scalars(asked)]
+        changes = select(Change).where(Change.new)
+        changes = changes.where(Change.strip == strip) if strip else changes
+        rows += [
+            columns_of(one) | {"of_day": True, "group_id": f"{one.tract}.{one.sday}"}
+            for one in session.scalars(changes)
+        ]
     if not rows:
         return []
-    table = pd.DataFrame(rows)
+    columns = ["strip", "group_id", "mid_mjd", "ra_deg", "dec_deg", "flux_jy", "error_jy", "of_day"]
+    order = ["strip", "mid_mjd", "ra_deg", "group_id"]
+    table = pd.DataFrame(rows)[columns].sort_values(order, kind="stable")
     # of images that were deleted before a reference grew
     parts = [_not_in(paths, mine, name) for name, mine in table.groupby("strip")]
     if not sum(map(len, parts)):
@@ -172,7 +202,7 @@ def new_sources(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:
     for _, mine in table.groupby(["strip", "which"]):
         weight = mine.error_jy**-2.0
         snr = float((mine.flux_jy / mine.error_jy).max())
-        if mine.group_id.nunique() < 2 and snr < _ALONE_SIGMA:
+        if mine.group_id.nunique() < 2 and snr < _ALONE_SIGMA and not mine.of_day.any():
             continue
         ra, dec = place_of(vectors[mine.index], weight.values)
         found.append(

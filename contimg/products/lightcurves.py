@@ -30,7 +30,7 @@ from contimg.queue import tables as queue_tables
 from contimg.sky.catalogues import CATALOGUE_HZ
 from contimg.sky.geometry import SKY_ARCSEC_S
 from contimg.store import db
-from contimg.store.files import checksum, lock, remove
+from contimg.store.files import checksum, lock, remove, write_json
 from contimg.store.parquet import query, read_about, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def update(config: Config) -> Updated:
             if inputs := _write_months(config, strip):
                 strips.append(strip)
                 found += _update_numbers(config, strip, inputs)
+        write_json(paths.lightcurves_at, {"at": now()})
         return Updated(made, unchanged, tuple(strips), found)
 
 

@@ -13,6 +13,7 @@ from contimg.chain import LAST, STAGES
 from contimg.config import Config
 from contimg.errors import RequestError
 from contimg.paths import CASA_IMAGES, FAST_SUFFIX, Paths
+from contimg.products import mosaics
 from contimg.products.record import results_of
 from contimg.products.tables import Image, MeasurementSet, QaArtifact, columns_of
 from contimg.queue import moves
@@ -23,11 +24,15 @@ from contimg.visibilities.uvh5 import changed_since
 _OF_STAGE = ("seconds", "finished_at", "host", "run", "config", "catalogues", "commit", "versions")
 
 
-def provenance(config: Config, name: str) -> dict:
+def provenance(config: Config, name: str, at: tuple[float, float] | None = None) -> dict:
     """The chain of an image (its path, file name or group) back to the raw files: checksums,
-    tables, configuration, versions, commands and seconds. Raises RequestError if nothing is known
-    of it."""
+    tables, configuration, versions, commands and seconds; of a mosaic, those of its images, or only
+    of those that show a place (`at`: RA, Dec in deg). Raises RequestError if nothing is known of
+    it."""
     paths = Paths.of(config)
+    if (found := mosaics.provenance(paths, name, at)) is not None:
+        groups = sorted({group for mine in found["days"].values() for group in mine})
+        return found | {"groups": {group: _of_tile(config, group) for group in groups}}
     with db.reading(paths.products_db) as session:
         fits = or_(
             Image.path == name,
@@ -84,6 +89,14 @@ def provenance(config: Config, name: str) -> dict:
         "commands": results.get("index", {}).get("runs", {}),
         "configuration": _configuration(paths, rows[0]["config"]),
     }
+
+
+def _of_tile(config: Config, group: str) -> dict:
+    try:
+        return provenance(config, group)
+    except RequestError:  # retention deleted its images
+        results = results_of(Paths.of(config), group)
+        return {"group": group, "images": [], "raw_files": _raw_files(results)}
 
 
 def _raw_files(results: dict) -> list[dict]:
@@ -144,6 +157,7 @@ def verify(config: Config) -> Iterator[str]:
                 "ms_index"
             )
             yield words
+    yield from mosaics.verify(paths)
     tables = registry.all_tables(paths.registry_db)
     yield from altered((t.path, t.checksum) for t in tables if t.status == "active")
     known = expected.keys() | {path for path, *_ in of_sets} | {t.path for t in tables}

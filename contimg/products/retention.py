@@ -16,8 +16,9 @@ from contimg.clock import now
 from contimg.config import Config
 from contimg.errors import ContimgError, LockError, ValidationError
 from contimg.paths import FAST_SUFFIX, IMAGE_SUFFIXES, Paths
+from contimg.products import mosaics
 from contimg.products.record import bytes_on_disk
-from contimg.products.tables import Base, Image, MeasurementSet
+from contimg.products.tables import Base, Image, MeasurementSet, Mosaic
 from contimg.queue import moves
 from contimg.queue import tables as queue_tables
 from contimg.store import db
@@ -36,11 +37,18 @@ def due(config: Config, now: datetime | None = None) -> dict[str, list[str]]:
     a quick look.
     """
     paths, options, now = Paths.of(config), config.retention, now or datetime.now(UTC)
-    found: dict[str, list[str]] = {"measurement_sets": [], "images": [], "tables": []}
+    found: dict[str, list[str]] = {
+        "measurement_sets": [],
+        "images": [],
+        "tables": [],
+        "mosaics": [],
+    }
 
     def before(days: float) -> str:
         return db.utc((now - timedelta(days=days)).timestamp())
 
+    if options.mosaics_days is not None:
+        found["mosaics"] = mosaics.in_deep(paths, before(options.mosaics_days))
     if options.measurement_sets_days is options.images_days is options.tables_days is None:
         return found
     completed = {
@@ -102,6 +110,7 @@ def _prune(
         "measurement_sets": _prune_ms,
         "images": _prune_images,
         "tables": _prune_tables,
+        "mosaics": _prune_mosaics,
     }
     gone: dict[str, list[str]] = {}
     problems: list[str] = []
@@ -147,6 +156,13 @@ def _completed(paths: Paths, group: str) -> Iterator[None]:
         yield
 
 
+def _prune_mosaics(paths: Paths, name: str) -> None:
+    tract, day = mosaics.tract_and_day(name)
+    files = [paths.mosaic(tract, day, ending) for ending in ("fits", "weight.fits")]
+    with _leaving(files), db.writing(paths.products_db, Base) as session:
+        session.get(Mosaic, (mosaics.DAY, name)).deleted_at = now()
+
+
 def _prune_tables(paths: Paths, name: str) -> None:
     table = next(t for t in registry.all_tables(paths.registry_db) if t.set_name == name)
     with db.reading(paths.ingest_db) as session:
@@ -183,6 +199,7 @@ def _remove_leaving(paths: Paths) -> None:
         paths.ms("x").parent,
         paths.image("x", "pb").parent,
         paths.caltable("x", "B").parent,
+        *(paths.products / "mosaics").glob("*"),
     ):
         for path in folder.glob(f".*{_LEAVING}"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(

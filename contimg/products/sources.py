@@ -44,6 +44,34 @@ class Detection(Base):
     error_jy: Mapped[float]
 
 
+class Difference(Base):
+    """A tract's day that was compared with other days."""
+
+    __tablename__ = "differences"
+    tract: Mapped[str] = mapped_column(primary_key=True)
+    sday: Mapped[int] = mapped_column(primary_key=True)
+    strip: Mapped[str]
+    others: Mapped[int]  # days; 0: there were none
+    changed_ns: Mapped[int]
+
+
+class Change(Base):
+    """What a tract's day shows beyond its other days, or does not show any more."""
+
+    __tablename__ = "changes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tract: Mapped[str] = mapped_column(index=True)
+    sday: Mapped[int]
+    strip: Mapped[str] = mapped_column(index=True)
+    mid_mjd: Mapped[float]
+    ra_deg: Mapped[float]
+    dec_deg: Mapped[float]
+    flux_jy: Mapped[float]
+    error_jy: Mapped[float]
+    snr: Mapped[float]
+    new: Mapped[bool]  # the other days show nothing there
+
+
 class Epoch(Base):
     """A sidereal day of a strip."""
 

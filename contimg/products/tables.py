@@ -32,7 +32,18 @@ _OBSCORE = """
     'DSA-110' AS instrument_name, i.verdict AS verdict, i.cal_set AS calibration_set,
     i.set_status AS calibration_set_status
     FROM images i WHERE i.unpublishable IS NULL
-    AND i.centre_ra_deg IS NOT NULL AND i.diameter_deg IS NOT NULL"""
+    AND i.centre_ra_deg IS NOT NULL AND i.diameter_deg IS NOT NULL
+    UNION ALL SELECT
+    'image', 4, CASE m.kind WHEN 'deep' THEN 'DSA-110 deep' ELSE 'DSA-110 days' END, m.name,
+    'ivo://dsa110/contimg?mosaic/' || m.name, 'file://' || m.path, 'image/fits', m.bytes / 2000,
+    m.tract, m.centre_ra_deg, m.centre_dec_deg,
+    max(m.width, m.height) * m.cell_arcsec / 3600, m.region,
+    sqrt(m.beam_major_arcsec * m.beam_minor_arcsec), m.begin_mjd, m.end_mjd, NULL,
+    (m.end_mjd - m.begin_mjd) * 86400, 299792458.0 / (m.freq_hz + m.bandwidth_hz / 2),
+    299792458.0 / (m.freq_hz - m.bandwidth_hz / 2), m.freq_hz / m.bandwidth_hz,
+    'phot.flux.density;em.radio.750-1500MHz', '/I/', m.width, m.height, 1, 1, 1, 'OVRO', 'DSA-110',
+    m.verdict, NULL, NULL
+    FROM mosaics m WHERE m.path IS NOT NULL AND m.deleted_at IS NULL"""
 
 
 class Base(DeclarativeBase):
@@ -118,6 +129,44 @@ class Image(Base):
     software: Mapped[str | None]  # versions, JSON
     checksum: Mapped[str | None]  # SHA-256
     bytes: Mapped[int | None]
+
+
+class Mosaic(Base):
+    """A tract on a sidereal day (kind `mosaic`), or over all days (`deep`)."""
+
+    __tablename__ = "mosaics"
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    tract: Mapped[str] = mapped_column(index=True)
+    strip: Mapped[str]
+    sday: Mapped[int | None] = mapped_column(index=True)
+    path: Mapped[str | None]  # null: no image of the day may be used
+    weight_path: Mapped[str | None]
+    checksum: Mapped[str | None]  # SHA-256
+    bytes: Mapped[int | None]
+    verdict: Mapped[str]  # the worst of its images' verdicts; none: no image
+    inputs: Mapped[str]  # images, or days: used, reason, verdict, checksum; JSON
+    used: Mapped[int]
+    options: Mapped[str]  # digest of the configuration that it follows from
+    created_at: Mapped[str]
+    deleted_at: Mapped[str | None]  # by retention
+    changed_ns: Mapped[int]  # its result's
+    centre_ra_deg: Mapped[float]  # ICRS
+    centre_dec_deg: Mapped[float]
+    width: Mapped[int]  # pixels
+    height: Mapped[int]
+    cell_arcsec: Mapped[float]
+    region: Mapped[str]  # corners, as ObsCore has them
+    beam_major_arcsec: Mapped[float | None]
+    beam_minor_arcsec: Mapped[float | None]
+    coverage: Mapped[float | None]  # share of the tract's pixels
+    noise_jy: Mapped[float | None]  # measured, where the weight is half of the highest or more
+    expected_noise_jy: Mapped[float | None]  # as the weights have it
+    noise_ratio: Mapped[float | None]  # measured to expected, everywhere
+    begin_mjd: Mapped[float | None]  # UTC
+    end_mjd: Mapped[float | None]
+    freq_hz: Mapped[float | None]
+    bandwidth_hz: Mapped[float | None]
 
 
 class QaArtifact(Base):

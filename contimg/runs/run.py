@@ -21,7 +21,7 @@ from contimg.calibration.registry import Base as RegistryBase
 from contimg.chain import LAST, STAGES, stage_of, stages_where
 from contimg.errors import ContimgError, LockError, RequestError, StateError, is_full
 from contimg.processes import RUN_ID
-from contimg.products import publishing, record, retention
+from contimg.products import mosaics, publishing, record, retention
 from contimg.products import tables as product_tables
 from contimg.queue import moves
 from contimg.queue import tables as queue_tables
@@ -68,6 +68,7 @@ class Run:
         self.plans, self.asked = begun_by.plans, begun_by.asked
         self.lane, self._on_cluster = begun_by.lane, begun_by.on_cluster
         self._staging, self._cores = begun_by.staging, begun_by.cores
+        self._pieces = begun_by.pieces
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}" + (
             "-cluster" if self._on_cluster else ""
         )
@@ -218,6 +219,7 @@ class Run:
             "staging": str(self._staging),
             "jobs": self._of_slurm,
             "groups": {group: as_json(self.plans[group]) for group in self._groups},
+            "pieces": {name: one.as_json() for name, one in self._pieces.items()},
         }
         write_json(self.paths.run_snapshot(self.id), about)
         mine = self.paths.run_snapshot("*-cluster" if self._on_cluster else "*[0-9]")
@@ -381,15 +383,26 @@ class Run:
                         )
                 for problem in problems:
                     self._say(f"retention: {problem}")
+                self._record_mosaics()
                 self._update_lightcurves()
             finally:
                 self._held.close()
 
+    def _record_mosaics(self) -> None:
+        """Tell the index of the mosaics that were made."""
+        try:
+            mosaics.record(self.config)
+            for failed in mosaics.failures(self.paths) if self._pieces else ():
+                self._say(f"not made: {failed}")
+        except (ContimgError, SQLAlchemyError, OSError, ValueError, KeyError) as error:
+            what = f"{type(error).__name__}: {error}"
+            self._say(f"{self.paths.products_db.name} could not be told of mosaics: {what}")
+
     def _update_lightcurves(self) -> None:
         """Bring light curves up to date, where that is due; what is wrong with them stops no
         run."""
-        minutes, database = self.config.photometry.update_minutes, self.paths.sources_db
-        last_s = database.stat().st_mtime if database.exists() else 0
+        minutes, mark = self.config.photometry.update_minutes, self.paths.lightcurves_at
+        last_s = mark.stat().st_mtime if mark.exists() else 0
         if minutes is None or time.time() - last_s < 60 * minutes:
             return
         from contimg.products import lightcurves  # coordinates: not to be read for every dry-run

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from contimg.config import DEFAULT_CONFIG, Config, from_mapping
 from contimg.errors import ContimgError, LockError, NotNow, RequestError, StateError, is_full
 from contimg.paths import GROUP_PATTERN, LANES, Paths
 from contimg.processes import CLUSTER_NODE, RUN_ID, announce_run
+from contimg.products.mosaics import DAY, Piece, asked_pieces, due_pieces, make_pieces, undone
 from contimg.queue.moves import is_converted
 from contimg.queue.planning import Plan, from_json, make_plans, raw_bytes, targets
+from contimg.store.db import mjd
 from contimg.store.files import found_json, write_json
 from contimg.store.identity import SOFTWARE
 from contimg.store.staging import choose_root
@@ -40,6 +42,8 @@ class Session:
 
     asked       groups named on the command line, by themselves or by a day or a calibrator
     targets     what was named there that is more than a group's result: its groups
+    pieces      tracts on sidereal days that are to be made, or looked at, by id
+    of_target   ids of those that a target is of
     staging     where subband Measurement Sets wait for `concat`
     on_cluster  jobs, and their staging, are elsewhere
     decides     this is Snakemake's main process, not one that does a job
@@ -54,6 +58,8 @@ class Session:
     cores: int
     on_cluster: bool
     decides: bool
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
+    of_target: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
     def lane(self) -> str:
@@ -71,6 +77,22 @@ class Session:
     def imaged(self, groups: Iterable[str]) -> list[str]:
         """Those that have images, or can have them."""
         return [group for group in groups if self.plans[group].action in ("run", "done")]
+
+    def piece_of(self, tract: str, sday: str) -> Piece:
+        """A tract on a day; raises RequestError for one that this run does not make."""
+        if found := self.pieces.get(f"{tract}.{sday}"):
+            return found
+        raise RequestError(
+            f"{tract} on day {sday}: ask for tract/{tract}, or epoch/{tract.partition('_')[0]}/"
+            f"{sday}"
+        )
+
+    def days_of(self, tract: str) -> list[str]:
+        """Days of a tract that have a mosaic, or get one in this run; in order."""
+        there = self.paths.with_result(DAY, f"{tract}.")
+        mine = [one.id for one in self.pieces.values() if one.tract == tract]
+        days = {name.rpartition(".")[2] for name in [*there, *mine]}
+        return sorted(days, key=int)
 
     def plan_of(self, group: str) -> Plan:
         """The plan of a group to be worked on; raises RequestError for one that cannot be."""
@@ -180,27 +202,47 @@ def open_session(
     announce_run()
     named: dict[str, list[str]] = {}
     asked: set[str] = set()
+    of_target: dict[str, list[str]] = {}
     if snapshot:
-        plans = snapshot[0]
+        plans, pieces = snapshot[0], snapshot[2]
     else:
-        plans, named, asked = _planned(config, paths, argv if decides else (), LANES[on_cluster])
+        plans, named, asked, pieces, of_target = _planned(
+            config, paths, argv if decides else (), LANES[on_cluster]
+        )
     staging = (
         snapshot[1]
         if snapshot
         else choose_root(config, raw_bytes(plans), cores or 1, keep_staged, on_cluster)
     )
-    if decides and any(plan.redo for plan in plans.values()):
+    if decides and any([*(plan.redo for plan in plans.values()), *_again(pieces)]):
         paths.again.parent.mkdir(exist_ok=True)
         # Of one content it would be the same file to Snakemake, however new.
         paths.again.write_text(f"{time.time_ns()}\n")
-    return Session(config, paths, plans, named, asked, staging, cores or 1, on_cluster, decides)
+    return Session(
+        config,
+        paths,
+        plans,
+        named,
+        asked,
+        staging,
+        cores or 1,
+        on_cluster,
+        decides,
+        pieces,
+        of_target,
+    )
+
+
+def _again(pieces: Mapping[str, Piece]) -> list[bool]:
+    return [one.again for one in pieces.values()]
 
 
 def _planned(
     config: Config, paths: Paths, argv: Sequence[str], lane: str
-) -> tuple[dict[str, Plan], dict[str, list[str]], set[str]]:
-    """Plans, targets and groups asked for. Groups are named by a target, or by a product that is
-    one; the folder of the products may have such a name, too."""
+) -> tuple[dict[str, Plan], dict[str, list[str]], set[str], dict[str, Piece], dict[str, list[str]]]:
+    """Plans, targets and groups asked for, tracts on days, and which of these targets are of.
+    Groups are named by a target, or by a product that is one; the folder of the products may have
+    such a name, too."""
     from snakemake.cli import get_argument_parser  # 1.3 s, which no other command is to wait for
 
     given = get_argument_parser().parse_known_args(list(argv))[0].targets if argv else ()
@@ -211,7 +253,18 @@ def _planned(
     if more := set(chain(*named.values())) - asked:  # those of a day or a calibrator
         asked |= more
         plans = make_plans(config, time.time(), asked, lane)
-    return plans, named, asked
+    of_words = asked_pieces(words, plans, config)
+    wanted = set(chain(*of_words.values()))
+    if config.mosaics.make == "over":
+        of_words["all"] = due_pieces(plans, config, mjd(now()))
+        wanted |= set(of_words["all"])
+    found = make_pieces(sorted(wanted), plans, config)
+    of_target = {word: [f"{tract}.{day}" for tract, day in ids] for word, ids in of_words.items()}
+    if "all" in of_target:
+        of_target["all"] = sorted(set(undone(found, paths)).intersection(of_target["all"]))
+    for word in of_target.keys() - {"all"}:  # groups that are done need no look
+        named.setdefault(word, sorted({g for i in of_target[word] for g in found[i].to_come}))
+    return plans, named, asked, found, of_target
 
 
 def require_site(config: Config) -> None:
@@ -256,8 +309,9 @@ def require_databases_here(config: Config) -> None:
         )
 
 
-def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path] | None:
-    """Plans and staging folder of the run that this process works for; None if there is none.
+def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path, dict[str, Piece]] | None:
+    """Plans, staging folder and tracts of the run that this process works for; None if there is
+    none.
 
     A job does not look at files and databases again: on a cluster's node it may see them otherwise.
     """
@@ -265,9 +319,9 @@ def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path] | None:
     if (snapshot := found_json(path)) is None:
         return None
     os.environ.setdefault(SOFTWARE, snapshot["software"])
-    return {group: from_json(values) for group, values in snapshot["groups"].items()}, Path(
-        snapshot["staging"]
-    )
+    plans = {group: from_json(values) for group, values in snapshot["groups"].items()}
+    tracts = {name: Piece.from_json(name, one) for name, one in snapshot["pieces"].items()}
+    return plans, Path(snapshot["staging"]), tracts
 
 
 def refused(config: Config, error: Exception) -> int:

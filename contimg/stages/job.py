@@ -46,9 +46,11 @@ log = logging.getLogger("contimg")
 
 @dataclass
 class Job:
-    """One stage of one group, at work.
+    """One stage of one group, at work; or a rule beyond groups, whose `group` is what its results
+    are called by (a tract, `TRACT.SDAY`).
 
     files    raw files by subband, for `convert`
+    piece    for `mosaic`: what `products.mosaics.Piece.as_json` wrote
     pointing (mid MJD, apparent declination in deg), for `caltables`
     staging  the folder in which subband Measurement Sets wait, for `convert` and `concat`
     """
@@ -62,6 +64,7 @@ class Job:
     files: Mapping[int, Path] = field(default_factory=dict)
     pointing: tuple[float, float] | None = None
     staging: Path | None = None
+    piece: Mapping = field(default_factory=dict)
 
     @property
     def ms(self) -> Path:
@@ -89,7 +92,7 @@ def run_script(smk, work: Callable[[Job], dict]) -> None:
     files = getattr(params, "files", None) or {}
     job = Job(
         stage_of(smk.rule),
-        smk.wildcards.group,
+        ".".join(smk.wildcards),
         config,
         Paths.of(config),
         Path(smk.log[0]),
@@ -97,6 +100,7 @@ def run_script(smk, work: Callable[[Job], dict]) -> None:
         {subband: Path(path) for subband, path in files.items()},
         getattr(params, "pointing", None),
         Path(staged_in).parent if staged_in else None,
+        getattr(params, "piece", None) or {},
     )
     run_job(job, work)
 

@@ -27,6 +27,7 @@ _NOT_SCIENCE: Any = {
     "retention": True,
     "catalogues": True,
     "gates": True,
+    "mosaics": True,
     "conversion": {"workers", "staging", "tmpfs_keep_free_gb", "telescope_name"},
     "photometry": {"update_minutes", "most_false", "reference_days", "catalogue_scatter"},
     "imaging": {"skip_fits", "slanted_fits", "max_minutes", "beam_file"},

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,9 @@ from contimg.products.sources import Source
 from contimg.store import db
 from contimg.web.reader import MOST_ROWS, Reader, Rows, model_of
 from contimg.web.routes import Limit, Offset, Read
+
+if TYPE_CHECKING:
+    from astropy.io import fits
 
 router = APIRouter()
 SourceRow = model_of(Source, away_arcsec=(float | None, None))
@@ -161,23 +164,28 @@ def cutout(
     rows = read.rows(read.paths.products_db, asked, (), 1, 0)["items"]
     if not rows or not rows[0]["path"].endswith(".fits"):
         raise HTTPException(404, f"group {group} has no FITS image")
-    pixels = _pixels_around(read.file(rows[0]), ra, dec, arcmin)
+    pixels, _ = pixels_around(read.file(rows[0]), ra, dec, arcmin)
     most_jy = most_mjy / 1e3 if most_mjy else max(5 * rows[0]["noise_jy"], float(np.nanmax(pixels)))
-    return Response(_as_png(pixels, rows[0]["noise_jy"], most_jy), media_type="image/png")
+    return Response(as_png(pixels, rows[0]["noise_jy"], most_jy), media_type="image/png")
 
 
-def _pixels_around(path: Path, ra: float, dec: float, arcmin: float) -> np.ndarray:
-    """(y, x) pixels around a place, NaN outside the image; only these are read."""
+def pixels_around(
+    path: Path, ra: float, dec: float, arcmin: float
+) -> tuple[np.ndarray, "fits.Header"]:
+    """(y, x) pixels around a place, NaN outside the image, and their 2-D header; only these are
+    read. 404 for a place that is not in the image."""
     from astropy.io import fits
     from astropy.wcs import WCS
 
     with fits.open(path, memmap=True) as hdus:
         header = hdus[0].header
-        x, y = WCS(header).celestial.wcs_world2pix(ra, dec, 0)
+        wcs = WCS(header).celestial
+        x, y = wcs.wcs_world2pix(ra, dec, 0)
         if not np.isfinite([x, y]).all():
             raise HTTPException(404, "this place is not in the image")
         half = max(4, round(arcmin / 60 / abs(header["CDELT2"]) / 2))
-        data, (i, j) = hdus[0].data[0, 0], (round(float(x)), round(float(y)))
+        data = hdus[0].data.reshape(hdus[0].data.shape[-2:])
+        i, j = round(float(x)), round(float(y))
         found = np.full((2 * half + 1, 2 * half + 1), np.nan, np.float32)
         top, left = j - half, i - half
         rows = slice(max(0, top), min(data.shape[0], j + half + 1))
@@ -189,18 +197,27 @@ def _pixels_around(path: Path, ra: float, dec: float, arcmin: float) -> np.ndarr
         )
     if not np.isfinite(found).any():
         raise HTTPException(404, "this place is outside the image's beam")
-    return found
+    for key in [k for k in header if k[-1:] in "34" and k[:-1] in _AXIS_KEYS]:
+        del header[key]
+    header["CRPIX1"], header["CRPIX2"] = wcs.wcs.crpix - (left, top)
+    return found, header
 
 
-def _as_png(pixels: np.ndarray, noise_jy: float, most_jy: float) -> bytes:
+_AXIS_KEYS = ("NAXIS", "CTYPE", "CRVAL", "CRPIX", "CDELT", "CUNIT")
+
+
+def as_png(pixels: np.ndarray, noise_jy: float, most_jy: float) -> bytes:
+    """Pixels (y, x) in colours, NaN grey, small ones larger."""
     from matplotlib import colormaps
     from PIL import Image as Picture
 
     scaled = np.clip((pixels[::-1] + 2 * noise_jy) / (most_jy + 2 * noise_jy), 0, 1)
     colours = colormaps["inferno"](np.nan_to_num(scaled), bytes=True)[..., :3]
     colours[~np.isfinite(pixels[::-1])] = 128
-    size = (_CUTOUT_PIXELS, _CUTOUT_PIXELS)
-    picture = Picture.fromarray(colours).resize(size, Picture.Resampling.NEAREST)
+    picture = Picture.fromarray(colours)
+    if max(picture.size) < _CUTOUT_PIXELS:
+        size = (_CUTOUT_PIXELS, _CUTOUT_PIXELS)
+        picture = picture.resize(size, Picture.Resampling.NEAREST)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

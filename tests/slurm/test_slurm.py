@@ -177,7 +177,8 @@ def on_the_node(*what: str) -> str:
 
 def content(site: Site, groups: tuple[str, ...]) -> dict[tuple, dict]:
     """Every row of the three databases that is about the groups, but for when, by which run and how
-    fast it came to be."""
+    fast it came to be; and for the plot of a set beside those that were registered before it, which
+    another order leaves out."""
     found = {}
     for path in (site.paths.ingest_db, site.paths.registry_db, site.paths.products_db):
         with closing(sqlite3.connect(path)) as connection:
@@ -186,6 +187,8 @@ def content(site: Site, groups: tuple[str, ...]) -> dict[tuple, dict]:
                 "SELECT name FROM sqlite_master WHERE type = 'table'"
             ).fetchall():
                 for row in map(dict, connection.execute(f"SELECT * FROM {table}").fetchall()):
+                    if row.get("name") == "neighbours":
+                        continue
                     if (group := row.get("group_id") or row.get("set_name")) in groups:
                         values = {k: v for k, v in row.items() if k not in OTHERWISE}
                         values |= {

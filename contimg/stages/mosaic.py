@@ -1,0 +1,237 @@
+"""The images of a tract on a sidereal day as one: what the rule `mosaic` makes, which is no stage
+of a group."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contimg.config import Config
+from contimg.findings import LEVELS
+from contimg.imaging.interface import Beam, robust_rms
+from contimg.mosaics.combine import Sum, Tile, add_tile, noise_of_blocks
+from contimg.mosaics.files import read_tile, why_no_tile, write_mosaic
+from contimg.mosaics.tracts import tract_of
+from contimg.paths import Paths
+from contimg.plots.mosaic import plot_mosaic
+from contimg.plots.style import save_plot
+from contimg.products.mosaics import options_digest
+from contimg.products.record import results_of
+from contimg.stages.job import Job
+from contimg.store.db import utc_of_mjd
+from contimg.store.files import checksum, found_json, lock, remove, write_json
+from contimg.store.identity import made_by
+
+log = logging.getLogger(__name__)
+
+
+def run(job: Job) -> dict:
+    """The work of the rule `mosaic`; returns its result."""
+    name, _, day = job.group.rpartition(".")
+    return combine(job.config, name, int(day), job.piece["groups"], job.piece["refused"])
+
+
+def combine(
+    config: Config, name: str, day: int, groups: Sequence[str], refused: Mapping[str, str]
+) -> dict:
+    """Combine a day's images of a tract; returns its result. Without any that may be used there is
+    no mosaic, and the result says why.
+
+    groups   whose images the tract may be in
+    refused  those of them that must not be published, though their images say otherwise; and why
+    """
+    paths, tract = Paths.of(config), tract_of(name, config.mosaics)
+    inputs = {group: _input(config, group, refused.get(group)) for group in groups}
+    usable = {group: one for group, one in inputs.items() if not one["reason"]}
+    beam = _common_beam(config, tract.strip, [one["imaged"] for one in usable.values()])
+    for one in usable.values():
+        one["reason"] = _off(one["imaged"], beam, config.mosaics.most_beam_off)
+    used = {group: one for group, one in usable.items() if not one["reason"]}
+    total = Sum.empty(tract.shape)
+    for group, tile in _tiles(used, config):
+        one = used[group]
+        one["pixels"] = add_tile(total, tract, tile, beam)
+        log.info("%s %d: %s on %d pixels", name, day, group, one["pixels"])
+        if not one["pixels"]:
+            one["reason"] = "it does not reach the tract"
+    used = {group: one for group, one in used.items() if one["pixels"]}
+    files = {end: paths.mosaic(name, day, end) for end in ("fits", "weight.fits")}
+    about = {
+        "tract": name,
+        "strip": tract.strip,
+        "sday": day,
+        "centre_deg": list(tract.centre_deg),
+        "shape": list(tract.shape),
+        "cell_arcsec": 3600 * tract.cell_deg,
+        "region": tract.region,
+        "inputs": {group: _as_json(one) for group, one in inputs.items()},
+        "options": options_digest(config),
+    }
+    if not used:
+        for path in files.values():
+            remove(path)
+        return about | {"images": {}, "verdict": "none", "coverage": 0.0}
+    about |= _of_images(used, beam) | numbers(total)
+    write_mosaic(
+        image=files["fits"],
+        weight=files["weight.fits"],
+        total=total,
+        tract=tract,
+        beam=beam,
+        keywords=keywords(about, config, f"{name} day {day}") | {"TRACT": name, "SDAY": day},
+    )
+    title = f"{name} day {day}: {len(used)} images"
+    save_plot(
+        lambda: plot_mosaic(title, total.image, total.weight, about),
+        paths.qa(f"{name}.{day}", "mosaic"),
+    )
+    return about | files_of(files)
+
+
+def checksum_of(made: Mapping) -> str:
+    """Of a mosaic's image, from its result."""
+    return made["checksums"][made["images"]["fits"]]
+
+
+def files_of(files: Mapping[str, Path]) -> dict:
+    """Names, checksums and sizes for a result."""
+    return {
+        "images": {end: str(path) for end, path in files.items()},
+        "checksums": {str(path): checksum(path) for path in files.values()},
+        "bytes": sum(path.stat().st_size for path in files.values()),
+    }
+
+
+def _input(config: Config, group: str, refused: str | None) -> dict[str, Any]:
+    """A group's image: its result, its checksum, and why it is left out (empty: it is not)."""
+    results = results_of(Paths.of(config), group)
+    imaged, indexed = results.get("image"), results.get("index")
+    if not imaged or not indexed:
+        return {"imaged": None, "checksum": None, "against": False, "reason": "no image"}
+    images = imaged["images"]
+    shown = images.get("pbcor.fits") or images["image.pbcor"]
+    against = refused or "; ".join(imaged["unpublishable"])
+    return {
+        "imaged": imaged,
+        "checksum": indexed["checksums"].get(shown),
+        "against": bool(against),
+        "reason": against or why_no_tile(images),
+    }
+
+
+def _as_json(one: Mapping) -> dict:
+    imaged = one["imaged"] or {}
+    return {
+        "used": not one["reason"],
+        "against": one["against"],  # its image must not be published
+        "reason": one["reason"] or None,
+        "verdict": imaged.get("verdict"),
+        "noise_jy": imaged.get("rms_jy"),
+        "checksum": one["checksum"],
+        "pixels": one.get("pixels", 0),
+    }
+
+
+def _common_beam(config: Config, strip: str, images: Sequence[Mapping]) -> Beam | None:
+    """The strip's restoring beam; of the first tiles of all, where configuration has none."""
+    if config.mosaics.beam_arcsec:
+        return Beam(*config.mosaics.beam_arcsec)
+    path = Paths.of(config).mosaic_beam(strip)
+    locks = Paths.of(config).state / "locks"
+    with lock(locks / "mosaic_beam.lock", wait=True, what="beam of mosaics"):
+        if known := found_json(path):
+            return Beam(*known["beam_arcsec"])
+        if not images:
+            return None
+        names = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg")
+        turned = [[one[name] for name in names] for one in images]
+        major, minor, pa = np.median(turned, axis=0)
+        beam = [round(float(major), 1), round(float(minor), 1), round(float(pa))]
+        write_json(path, {"beam_arcsec": beam})
+        return Beam(*beam)
+
+
+def _off(imaged: Mapping, beam: Beam, most: float) -> str:
+    """Why an image's own beam is too far from the strip's; empty where it is not."""
+    own = imaged["beam_major_arcsec"], imaged["beam_minor_arcsec"]
+    pairs = zip(own, (beam.major_arcsec, beam.minor_arcsec), strict=True)
+    if all(abs(mine / common - 1) <= most for mine, common in pairs):
+        return ""
+    sizes = [
+        f"{major:.1f} x {minor:.1f} arcsec"
+        for major, minor in (own, (beam.major_arcsec, beam.minor_arcsec))
+    ]
+    return f"its beam is {sizes[0]}, the strip's {sizes[1]}"
+
+
+def _tiles(used: Mapping[str, Mapping], config: Config) -> Iterator[tuple[str, Tile]]:
+    """Groups and their tiles; the next one is read while one is at work."""
+
+    def read(group: str) -> Tile:
+        imaged = used[group]["imaged"]
+        return read_tile(imaged["images"], imaged["rms_jy"], config.imaging.beam_limit)
+
+    names = list(used)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, names[0]) if names else None
+        for number, group in enumerate(names, start=1):
+            tile = ahead.result()
+            ahead = pool.submit(read, names[number]) if number < len(names) else None
+            yield group, tile
+
+
+def _of_images(used: Mapping[str, Mapping], beam: Beam) -> dict:
+    """What the images say of the mosaic."""
+    images = [one["imaged"] for one in used.values()]
+    weights = np.array([one["rms_jy"] ** -2.0 for one in images])
+    return {
+        "verdict": max((one["verdict"] for one in images), key=LEVELS.index),
+        "begin_mjd": min(one["start_mjd"] for one in images),
+        "end_mjd": max(one["end_mjd"] for one in images),
+        "freq_hz": float(np.average([one["freq_hz"] for one in images], weights=weights)),
+        "bandwidth_hz": float(max(one["bandwidth_hz"] for one in images)),
+        "beam_arcsec": [beam.major_arcsec, beam.minor_arcsec, beam.pa_deg],
+    }
+
+
+def numbers(total: Sum) -> dict:
+    """Coverage; noise, measured and as the weights have it, where the weight is half of the
+    highest or more; their ratio over all."""
+    there = total.weight > 0
+    best = total.weight > 0.5 * total.weight.max()
+    ratio = robust_rms((total.image * np.sqrt(total.weight))[there])
+    blocks = noise_of_blocks(np.where(best, total.image, np.nan))
+    return {
+        "coverage": round(float(there.mean()), 4),
+        "noise_jy": float(np.nanmedian(blocks)) if np.isfinite(blocks).any() else None,
+        "expected_noise_jy": float(np.median(total.weight[best] ** -0.5)),
+        "noise_ratio": ratio,
+    }
+
+
+def keywords(about: Mapping, config: Config, what: str) -> dict:
+    """Header keywords of a mosaic, from its result: the inputs that are in it, with verdicts."""
+    used = [name for name, one in about["inputs"].items() if one["used"]]
+    origin = made_by(config)
+    words = {
+        "OBJECT": what,
+        "DATE-OBS": utc_of_mjd(about["begin_mjd"]),
+        "DATE-END": utc_of_mjd(about["end_mjd"]),
+        "MJD-OBS": about["begin_mjd"],
+        "MJD-END": about["end_mjd"],
+        "TIMESYS": "UTC",
+        "RESTFRQ": about["freq_hz"],
+        "BANDWID": about["bandwidth_hz"],
+        "RMS": about["noise_jy"] or 0.0,
+        "VERDICT": about["verdict"],
+        "CONFIG": origin["config"],
+        "SOFTWARE": f"contimg {origin['version']}",
+        "COMMIT": origin["commit"],
+        "NINPUTS": len(used),
+    }
+    for number, name in enumerate(used):
+        words[f"IN{number:06d}"] = f"{name} {about['inputs'][name]['verdict']}"
+    return words

@@ -1,0 +1,255 @@
+"""Days of a tract as one, and what one of them shows beyond the others: from files."""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from contimg.config import MosaicsConfig
+from contimg.imaging.interface import robust_rms
+from contimg.mosaics import files as mosaic_files
+from contimg.mosaics.files import read_mosaic, write_mosaic
+from contimg.mosaics.tracts import tract_of
+from contimg.paths import Paths
+from contimg.products import catalogue, mosaics, retention
+from contimg.stages.deep import DAYS_A_WEEK, add_days
+from contimg.stages.difference import compare
+from contimg.stages.mosaic import files_of, numbers
+from contimg.store.files import remove, write_json
+from tests.mosaics.test_combine import DEC_DEG, mosaic
+from tests.mosaics.tiles import BEAM, CELL_DEG, Sky
+
+NAME = "+16.1_100"
+FIRST = 9800  # begins a week
+
+
+@pytest.fixture
+def site(config, tmp_path):
+    """A configuration with folders of its own; small pixels would take long."""
+    options = MosaicsConfig(cell_arcsec=3600 * CELL_DEG, height_deg=2.0)
+    folders = config.paths.model_copy(
+        update={"products": tmp_path / "products", "state": tmp_path / "state"}
+    )
+    return config.model_copy(update={"mosaics": options, "paths": folders})
+
+
+class Days:
+    """Makes days of a tract."""
+
+    def __init__(self, config, number: int = 60):
+        self.config, self.paths = config, Paths.of(config)
+        self.tract = tract_of(NAME, config.mosaics)
+        self.rng = np.random.default_rng(4)
+        self.sky = Sky.of(self.rng, (100, 105), (DEC_DEG - 0.8, DEC_DEG + 0.8), number)
+
+    def make(self, day: int, sky: Sky | None = None):
+        """A day's mosaic and its result, as the rule leaves them."""
+        assert FIRST % DAYS_A_WEEK == 0
+        total = mosaic(self.rng, self.tract, sky or self.sky, (1, 1), 1.3)
+        files = {end: self.paths.mosaic(NAME, day, end) for end in ("fits", "weight.fits")}
+        write_mosaic(
+            image=files["fits"],
+            weight=files["weight.fits"],
+            total=total,
+            tract=self.tract,
+            beam=BEAM,
+            keywords={},
+        )
+        made = {
+            "tract": NAME,
+            "strip": "+16.1",
+            "sday": day,
+            "centre_deg": list(self.tract.centre_deg),
+            "shape": list(self.tract.shape),
+            "cell_arcsec": self.config.mosaics.cell_arcsec,
+            "region": self.tract.region,
+            "verdict": "good",
+            "inputs": {},
+            "options": mosaics.options_digest(self.config),
+            "begin_mjd": 60000.0 + day,
+            "end_mjd": 60000.1 + day,
+            "freq_hz": 1.405e9,
+            "bandwidth_hz": 187.5e6,
+            "beam_arcsec": [BEAM.major_arcsec, BEAM.minor_arcsec, BEAM.pa_deg],
+        }
+        write_json(
+            self.paths.result(f"{NAME}.{day}", "mosaic"), made | numbers(total) | files_of(files)
+        )
+        return total
+
+    def add(self) -> dict:
+        """What the rule `deep` does."""
+        result = add_days(self.config, NAME)
+        write_json(self.paths.result(NAME, "deep"), result)
+        return result
+
+    def compare(self, day: int) -> dict:
+        """What the rule `difference` does."""
+        result = compare(self.config, NAME, str(day))
+        write_json(self.paths.result(f"{NAME}.{day}", "difference"), result)
+        return result
+
+
+def counted(monkeypatch) -> list:
+    """Names of the mosaics that are read from now on."""
+    read, names = mosaic_files.read_mosaic, []
+
+    def noting(image, weight):
+        names.append(image.name)
+        return read(image, weight)
+
+    monkeypatch.setattr("contimg.stages.deep.read_mosaic", noting)
+    return names
+
+
+def test_noise_falls_with_the_root_of_days_and_a_day_more_costs_one_addition(
+    site, monkeypatch, figure
+):
+    days = Days(site)
+    for day in range(FIRST, FIRST + 9):
+        days.make(day)
+    first = days.add()
+    read = counted(monkeypatch)
+    days.make(FIRST + 9)
+    result = days.add()
+    assert sorted(read) == sorted(2 * [f"{FIRST + 9}.fits"] + ["1401.fits", "deep.fits"])
+    assert result["history"][-1]["days"] == 10
+    assert result["history"][:-1] == first["history"]
+    total = read_mosaic(*(days.paths.mosaic(NAME, "deep", end) for end in ("fits", "weight.fits")))
+    by_hand = [
+        read_mosaic(*(days.paths.mosaic(NAME, day, end) for end in ("fits", "weight.fits")))
+        for day in range(FIRST, FIRST + 10)
+    ]
+    weight = sum(one.weight.astype(float) for one in by_hand)
+    image = sum(np.nan_to_num(one.image) * one.weight.astype(float) for one in by_hand)
+    good = weight > 0
+    np.testing.assert_allclose(total.weight, weight, rtol=1e-5)
+    np.testing.assert_allclose(total.image[good], (image / np.maximum(weight, 1))[good], atol=1e-6)
+    noise = [numbers(one)["noise_jy"] for one in by_hand]
+    gain = np.median(noise) / result["noise_jy"]
+    figure(f"noise of a day over that of ten: {gain:.2f} (root of ten: 3.16)")
+    assert gain == pytest.approx(np.sqrt(10), rel=0.06)
+    assert robust_rms((total.image * np.sqrt(total.weight))[good]) == pytest.approx(1, abs=0.06)
+    assert days.paths.qa(NAME, "noise").exists()
+
+
+def test_a_day_that_is_made_again_replaces_itself_also_after_a_kill(site, monkeypatch):
+    days = Days(site, 10)
+    for day in (FIRST, FIRST + 1, FIRST + 8):
+        days.make(day)
+    days.add()
+    again = days.make(FIRST + 1)
+    # killed between the two files of a node
+    renamed = []
+
+    def dies(*args, **kwargs):
+        renamed.append(1)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return write_json(*args, **kwargs)
+
+    monkeypatch.setattr("contimg.stages.deep.write_json", dies)
+    with pytest.raises(KeyboardInterrupt):
+        days.add()
+    monkeypatch.undo()
+    result = days.add()
+    assert all(one["used"] for one in result["inputs"].values())
+    names = [
+        (days.paths.mosaic(NAME, d, "fits"), days.paths.mosaic(NAME, d, "weight.fits"))
+        for d in (FIRST, FIRST + 8, "deep")
+    ]
+    one, other, whole = (read_mosaic(*pair) for pair in names)
+    parts = (one, other, again)
+    weight = sum(part.weight.astype(float) for part in parts)
+    image = sum(np.nan_to_num(part.image) * part.weight.astype(float) for part in parts)
+    good = weight > 0
+    np.testing.assert_allclose(whole.image[good], (image / np.maximum(weight, 1))[good], atol=1e-6)
+
+
+def test_days_that_were_deleted_stay_in_the_sum_and_what_cannot_be_is_said(site, monkeypatch):
+    days = Days(site, 10)
+    for day in (FIRST, FIRST + 1):
+        days.make(day)
+    days.add()
+    for end in ("fits", "weight.fits"):
+        remove(days.paths.mosaic(NAME, FIRST, end))
+    read = counted(monkeypatch)
+    days.make(FIRST + 2)
+    result = days.add()
+    assert read.count(f"{FIRST + 2}.fits") == 2
+    assert all(one["used"] for one in result["inputs"].values())
+    days.make(FIRST + 1)  # its week cannot be summed again
+    result = days.add()
+    assert not result["inputs"][str(FIRST + 1)]["used"]
+    assert "not on disk any more" in result["inputs"][str(FIRST + 1)]["reason"]
+    assert result["inputs"][str(FIRST)]["used"]
+    header = fits.getheader(days.paths.mosaic(NAME, "deep", "fits"))
+    assert header["NINPUTS"] == 3
+
+
+def test_what_is_new_on_a_day_is_found_and_reported_once(site):
+    days = Days(site)
+    place = 102.4, DEC_DEG + 0.3
+    at = tuple(int(np.round(v)) for v in days.tract.pixels_of(*place))
+    new_jy = 10 * float(days.make(FIRST).weight[at]) ** -0.5
+    with_new = Sky(
+        *(
+            np.append(getattr(days.sky, name), value)
+            for name, value in (("ra_deg", place[0]), ("dec_deg", place[1]), ("flux_jy", new_jy))
+        )
+    )
+    days.add()
+    assert days.compare(FIRST)["skipped"] == "there is no other day"
+    for day in range(FIRST + 1, FIRST + 5):
+        days.make(day, with_new if day == FIRST + 3 else None)
+    days.add()
+    found = {day: days.compare(day) for day in range(FIRST, FIRST + 5)}
+    for day, one in found.items():
+        new = [change for change in one["changes"] if change["new"]]
+        assert len(new) == (day == FIRST + 3), (day, new)
+    (new,) = [change for change in found[FIRST + 3]["changes"] if change["new"]]
+    assert new["flux_jy"] == pytest.approx(new_jy, abs=3 * new["error_jy"])
+    assert np.hypot((new["ra_deg"] - place[0]) * 0.96, new["dec_deg"] - place[1]) * 3600 < 4
+    assert mosaics.record(site) > 0
+    assert mosaics.record(site) == 0
+    (listed,) = catalogue.new_sources(Paths.of(site))
+    assert listed["first"] == f"{NAME}.{FIRST + 3}"
+    assert len(mosaics.listed(Paths.of(site), kind="deep")) == 1
+    days.compare(FIRST + 3)
+    mosaics.record(site)
+    assert len(catalogue.new_sources(Paths.of(site))) == 1
+
+
+def test_retention_deletes_days_that_the_sum_has_and_nothing_else_is_lost(site):
+    days, paths = Days(site, 10), Paths.of(site)
+    for day in (FIRST, FIRST + 1):
+        days.make(day)
+    days.add()
+    for day in (FIRST, FIRST + 1):
+        days.compare(day)
+    days.make(FIRST + 2)  # not in the sum yet
+    mosaics.record(site)
+    assert list(mosaics.verify(paths)) == []
+    config = site.model_copy(
+        update={"retention": site.retention.model_copy(update={"mosaics_days": 0.0})}
+    )
+    assert retention.due(site)["mosaics"] == []
+    gone, problems = retention.prune(config)
+    assert problems == []
+    assert gone["mosaics"] == [f"{NAME}.{FIRST}", f"{NAME}.{FIRST + 1}"]
+    assert not paths.mosaic(NAME, FIRST).exists()
+    assert paths.mosaic(NAME, FIRST + 2).exists()
+    assert list(mosaics.verify(paths)) == []
+    mosaics.record(site)
+    assert [bool(row["deleted_at"]) for row in mosaics.listed(paths, kind="mosaic")] == [
+        True,
+        True,
+        False,
+    ]
+    assert days.add()["inputs"].keys() == {str(FIRST + k) for k in range(3)}
+    mosaics.record(site)
+    found = mosaics.provenance(paths, NAME, None)
+    assert found["mosaic"]["used"] == 3
+    with open(paths.mosaic(NAME, "deep"), "r+b") as file:
+        file.seek(9000)
+        file.write(b"x")
+    assert any("deep.fits was altered" in line for line in mosaics.verify(paths))
