@@ -28,6 +28,7 @@ from contimg.mosaics.combine import Sum
 from contimg.mosaics.files import read_mosaic
 from contimg.mosaics.tracts import crossed, tract_of
 from contimg.paths import COMPONENTS_FITS, SMEARING_FITS, Paths
+from contimg.products.mosaics import Piece
 from contimg.stages.deep import add_days
 from contimg.stages.difference import compare
 from contimg.stages.mosaic import combine
@@ -43,6 +44,10 @@ def _config(folder: Path, **sections) -> Config:
     return from_mapping(
         {"paths": {n: str(folder / n) for n in ("incoming", "products", "state")}} | sections
     )
+
+
+def _piece(name: str, day: int, groups: list[str]) -> Piece:
+    return Piece(name, day, tuple(groups), to_come=tuple(groups))
 
 
 def _finished(paths: Paths, group: str, imaged: dict) -> None:
@@ -89,6 +94,7 @@ def _made_up(folder: Path, paths: Paths, group: str, ra_deg: float, seed: int) -
         "images": {suffix: str(path) for suffix, path in written.items()}
         | {"image.pbcor": str(written["residual"])},
         "unpublishable": [],
+        "mode": "full",
         "verdict": "good",
         "rms_jy": 2e-4,
         "beam_major_arcsec": 16.0,
@@ -129,7 +135,7 @@ def size(work: Path) -> None:
     print(f"tract of {tract.shape[0]} x {tract.shape[1]} pixels, {TILES} tiles of 4800 x 4800\n")
     print("| rule | s | GB of memory | MB on disk |\n|---|---|---|---|")
     for day in (9800, 9801, 9802):
-        seconds, memory, made = _alone(combine, config, name, day, groups, {})
+        seconds, memory, made = _alone(combine, config, _piece(name, day, groups))
         write_json(paths.result(f"{name}.{day}", "mosaic"), made)
         what = "mosaic (compiling)" if day == 9800 else "mosaic"
         print(f"| {what} | {seconds:.1f} | {memory:.1f} | {made['bytes'] / 1e6:.0f} |", flush=True)
@@ -218,7 +224,7 @@ def _combined(config: Config, of_day: dict[int, list[str]]) -> dict[tuple[str, i
             for one in crossed(mjd, STRIP, 1.92):
                 pieces.setdefault(one, []).append(group)
         for (name, day), mine in pieces.items():
-            made = combine(config, name, day, mine, {})
+            made = combine(config, _piece(name, day, mine))
             write_json(paths.result(f"{name}.{day}", "mosaic"), made)
             if made["images"]:
                 found[name, day] = made

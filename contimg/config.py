@@ -647,16 +647,19 @@ class MosaicsConfig(_Section):
     beam_arcsec: tuple[float, float, float] | None = Field(
         None,
         description="restoring beam of all tiles: major and minor axis, position angle in deg; "
-        "null: that of a strip's first tiles",
+        "null: what all antennas give, by a strip's first tiles",
     )
     most_beam_off: float = Field(
-        0.2, gt=0, description="tiles whose own beam differs by so much from it are left out"
+        0.3, gt=0, description="tiles whose own beam differs by so much from it are left out"
     )
     candidate_sigma: float = Field(
         6.0, gt=0, description="what a day shows beyond the other days is a candidate above this"
     )
     catalogues: tuple[Literal["day", "deep"], ...] = Field(
         ("deep",), description="of which mosaics sources are listed: day, deep"
+    )
+    hips: tuple[Literal["day", "deep"], ...] = Field(
+        ("day", "deep"), description="of which mosaics the page's map is made: day, deep"
     )
     finder_minutes: float = Field(
         30.0, gt=0, description="the source finder is ended after so long"

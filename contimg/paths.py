@@ -135,9 +135,13 @@ class Paths:
         """A tract on a sidereal day, or in all (`deep`): image (fits), weights (weight.fits)."""
         return self.products / "mosaics" / tract / f"{day}.{ending}"
 
-    def mosaic_week(self, tract: str, week: int, ending: str = "fits") -> Path:
-        """Seven sidereal days of a tract as one."""
-        return self.products / "mosaics" / tract / "weeks" / f"{week}.{ending}"
+    def mosaic_week(self, tract: str, week: int) -> Path:
+        """Seven sidereal days of a tract as one: their list (JSON), and beside it the sum."""
+        return self.products / "mosaics" / tract / "weeks" / f"{week}.json"
+
+    def hips(self, mosaic: str) -> Path:
+        """The map of a mosaic (`TRACT`, `TRACT.SDAY`) for sky browsers, a folder."""
+        return self.products / "hips" / mosaic
 
     def mosaic_beam(self, strip: str) -> Path:
         """The restoring beam of a strip's mosaics (JSON)."""

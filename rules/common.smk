@@ -55,12 +55,16 @@ def imaged(groups):
 
 
 def tracts(target):
-    """Results of what a target has of mosaics: what is new on its days, and lists of sources."""
-    pieces = SESSION.of_target.get(target, ())
+    """Results of what a target has of mosaics: what is new on its days, lists of sources, maps."""
+    pieces = [name for name in SESSION.of_target.get(target, ()) if not SESSION.pieces[name].frozen]
     lists = set(pieces) if "day" in CONFIG.mosaics.catalogues else set()
     if "deep" in CONFIG.mosaics.catalogues:
         lists |= {SESSION.pieces[name].tract for name in pieces}
+    maps = set(pieces) if "day" in CONFIG.mosaics.hips else set()
+    if "deep" in CONFIG.mosaics.hips:
+        maps |= {SESSION.pieces[name].tract for name in pieces}
     of_days = [result(name, "difference") for name in pieces]
+    of_days += [result(name, "hips") for name in sorted(maps)]
     return of_days + [result(name, "catalogue") for name in sorted(lists)]
 
 
@@ -70,10 +74,7 @@ def mosaic_of(wildcards):
 
 
 def piece_of(wildcards):
-    try:
-        return SESSION.piece_of(wildcards.tract, wildcards.sday)
-    except ContimgError as error:
-        raise WorkflowError(str(error)) from None
+    return SESSION.piece_of(wildcards.tract, wildcards.sday)
 
 
 def piece_json(wildcards):

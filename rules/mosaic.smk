@@ -76,7 +76,28 @@ rule catalogue:
     threads: 2
     resources:
         mem_mb=6000,
+        runtime=int(3 * CONFIG.mosaics.finder_minutes + 20),
     message:
         "{wildcards.mosaic}: list of sources"
     script:
         "../scripts/catalogue.py"
+
+
+# A map for sky browsers: thousands of small files, which are no outputs.
+rule hips:
+    input:
+        mosaic=mosaic_of,
+    output:
+        result=result("{mosaic}", "hips"),
+    log:
+        str(PATHS.log("{mosaic}", "hips")),
+    priority: 98
+    conda:
+        "../envs/contimg.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+    message:
+        "{wildcards.mosaic}: map"
+    script:
+        "../scripts/hips.py"

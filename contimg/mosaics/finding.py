@@ -118,7 +118,8 @@ def completeness(
     rng, wcs = np.random.default_rng(seed), WCS(finder.header).celestial
     there = np.argwhere(np.isfinite(image))
     number = int(_INJECTED_A_DEG2 * len(there) * (cell_arcsec / 3600) ** 2)
-    places = there[rng.integers(0, len(there), 4 * number + 10)] + rng.uniform(-0.5, 0.5, 2)
+    tries = 4 * number + 10
+    places = there[rng.integers(0, len(there), tries)] + rng.uniform(-0.5, 0.5, (tries, 2))
     free = _FREE_BEAMS * beam.major_arcsec / cell_arcsec
     known = np.column_stack(wcs.wcs_world2pix(found.ra_deg, found.dec_deg, 0)).reshape(-1, 2)
     kept: list[np.ndarray] = []

@@ -7,7 +7,7 @@ A tract is called by its strip and the right ascension at which it begins, in wh
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,10 +100,11 @@ def place_of_words(words: str) -> tuple[float, float]:
     return ra_deg % 360, dec_deg
 
 
-def strip_of(app_dec_deg: float, known: Iterable[str]) -> str:
-    """The strip of a pointing: one that is known, where it is near, else a new one."""
-    near = [s for s in known if abs(float(s) - app_dec_deg) < _SAME_STRIP_DEG]
-    return min(near, key=lambda s: abs(float(s) - app_dec_deg), default=f"{app_dec_deg:+05.1f}")
+def strip_of(app_dec_deg: float, known: Mapping[str, float]) -> str:
+    """The strip of a pointing: the nearest of those that are known (with what they point to, deg),
+    where it is near, else a new one."""
+    near = [strip for strip, dec in known.items() if abs(dec - app_dec_deg) < _SAME_STRIP_DEG]
+    return min(near, key=lambda s: abs(known[s] - app_dec_deg), default=f"{app_dec_deg:+05.1f}")
 
 
 def crossed(mid_mjd: float, strip: str, reach_deg: float) -> list[tuple[str, int]]:

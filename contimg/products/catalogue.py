@@ -155,6 +155,16 @@ def _mean_parts(rows: pd.DataFrame, at_hz: Sequence[float]) -> list[dict[str, fl
     return found
 
 
+def brightest(path: Path, number: int) -> list[dict[str, Any]]:
+    """The brightest of a list of sources (a mosaic's): name, ra_deg, dec_deg, peak_jy, flux_jy,
+    snr."""
+    if not path.exists():
+        return []
+    words = "SELECT name, ra_deg, dec_deg, peak_jy, flux_jy, snr FROM {files}"
+    rows = query(f"{words} ORDER BY snr DESC LIMIT {int(number)}", [path])
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")
+
+
 def spectral_index(parts: Sequence[dict[str, float]]) -> tuple[float, float] | None:
     """Index and its error from fluxes in parts of the band; None where there are too few."""
     if len(parts) < 2 or min(one["flux_jy"] for one in parts) <= 0:

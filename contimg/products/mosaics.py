@@ -8,10 +8,12 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, update
+from sqlalchemy.orm import Session
 
 from contimg.clock import now
 from contimg.config import Config
@@ -20,32 +22,39 @@ from contimg.paths import Paths
 from contimg.products.sources import Base as SourcesBase
 from contimg.products.sources import Change, Difference
 from contimg.products.tables import Base, Image, Mosaic, columns_of
+from contimg.queue.moves import known_groups
 from contimg.queue.planning import Plan
 from contimg.store import db
 from contimg.store.files import altered, found_json
 
 _AFTER_DAYS = 0.02  # a group's files come this long after the sky has gone past
 DAY, DEEP, DIFFERENCE, CATALOGUE = "mosaic", "deep", "difference", "catalogue"  # rules
+HIPS = "hips"
+ALONE = "there is no other day"  # why a day was not compared
 
 
 @dataclass(frozen=True)
 class Piece:
     """A tract on a sidereal day.
 
-    groups   whose images may show it: done, or in this run
-    refused  done groups whose images must not be published, and why
-    to_come  groups of this run among them
+    groups   whose images may show it
+    refused  those of them that are left out, and why
+    seen     checksums of the images that groups had before this run; None: must not be published
+    to_come  groups that this run images
     again    it was made of other images than there are now
     alone    when it was compared with other days there were none
+    frozen   why it stays as it is, whatever became of its images
     """
 
     tract: str
     sday: int
-    groups: tuple[str, ...]
-    refused: Mapping[str, str]
-    to_come: tuple[str, ...]
-    again: bool
-    alone: bool
+    groups: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    seen: Mapping[str, str | None] = field(default_factory=dict)
+    to_come: tuple[str, ...] = ()
+    again: bool = False
+    alone: bool = False
+    frozen: str = ""
 
     @property
     def id(self) -> str:
@@ -57,9 +66,11 @@ class Piece:
         return {
             "groups": list(self.groups),
             "refused": dict(self.refused),
+            "seen": dict(self.seen),
             "to_come": list(self.to_come),
             "again": self.again,
             "alone": self.alone,
+            "frozen": self.frozen,
         }
 
     @classmethod
@@ -67,8 +78,7 @@ class Piece:
         """What `as_json` wrote."""
         tract, day = tract_and_day(name)
         groups, to_come = (tuple(values[key]) for key in ("groups", "to_come"))
-        again, alone = values["again"], values["alone"]
-        return cls(tract, int(day), groups, values["refused"], to_come, again, alone)
+        return cls(tract, int(day), **{**values, "groups": groups, "to_come": to_come})
 
 
 def tract_and_day(name: str) -> tuple[str, str]:
@@ -78,34 +88,60 @@ def tract_and_day(name: str) -> tuple[str, str]:
     return f"{strip}_{first}", day
 
 
-def strips_of(paths: Paths) -> set[str]:
-    """Strips that are known."""
-    return {name.partition(".v")[0] for name in paths.references()}
+def strips_of(paths: Paths) -> dict[str, float]:
+    """Strips that are known, and what they point to (deg), as photometry has it."""
+    from contimg.products.references import strip_declination
+
+    names = {name.partition(".v")[0] for name in paths.references()}
+    return {name: strip_declination(paths, name) for name in sorted(names)}
 
 
-def crossed_by(plan: Plan, config: Config, strips: Collection[str]) -> list[tuple[str, int]]:
-    """Tracts and days that a group's image may show."""
-    from contimg.mosaics.tracts import crossed, strip_of
+class Sky:
+    """Which groups of a site show which tracts on which days.
 
-    if plan.mid_mjd is None or plan.app_dec_deg is None:
-        return []
-    reach_deg = config.imaging.imsize / 2 * config.imaging.cell_arcsec / 3600
-    return crossed(plan.mid_mjd, strip_of(plan.app_dec_deg, strips), reach_deg)
+    `open` are those that may have another image soon, or their first: at work elsewhere, waiting,
+    or pending and not of this run.
+    """
+
+    def __init__(self, plans: Mapping[str, Plan], config: Config, mine: Collection[str]):
+        from contimg.mosaics.tracts import crossed, strip_of
+
+        paths = Paths.of(config)
+        strips = strips_of(paths)
+        reach_deg = config.imaging.imsize / 2 * config.imaging.cell_arcsec / 3600
+        self.reach_deg = reach_deg
+        self.shown: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self.state: dict[str, tuple[str, str]] = {}  # done, run, open, failed; and why
+
+        def add(group: str, mid_mjd: float | None, dec_deg: float | None, state: str, why: str):
+            if mid_mjd is None or dec_deg is None:
+                return
+            self.state[group] = state, why
+            for one in crossed(mid_mjd, strip_of(dec_deg, strips), reach_deg):
+                self.shown[one].append(group)
+
+        for group, plan in plans.items():
+            state = {"done": "done", "failed": "failed"}.get(plan.action, "open")
+            if plan.action == "run" and group in mine:
+                state = "run"
+            add(group, plan.mid_mjd, plan.app_dec_deg, state, f"{plan.action}: {plan.reason}")
+        for group, status in known_groups(paths.ingest_db, files=False).items():
+            if group not in plans and status.state == "completed":  # beyond ingest.start and end
+                add(group, status.mid_mjd, status.app_dec_deg, "done", "done")
+
+    def of_state(self, tract: str, day: int, *states: str) -> list[str]:
+        """Groups of a tract's day that are in one of these states."""
+        return [g for g in sorted(self.shown[tract, day]) if self.state[g][0] in states]
 
 
-def asked_pieces(
-    words: Iterable[str], plans: Mapping[str, Plan], config: Config
-) -> dict[str, list[tuple[str, int]]]:
+def asked_pieces(words: Iterable[str], sky: Sky, config: Config) -> dict[str, list]:
     """What is asked for by names like epoch/+16.1/9830 or tract/+16.1_345: tracts and days. Raises
     RequestError where no group that is done, or to be imaged, shows any."""
-    named = [word for word in words if word.startswith(("epoch/", "tract/"))]
-    if not named:
-        return {}
     from contimg.mosaics.tracts import tract_of
 
-    there = set(_shown(plans, config))
+    there = [one for one in sky.shown if sky.of_state(*one, "done", "run")]
     found = {}
-    for word in named:
+    for word in words:
         kind, _, name = word.partition("/")
         if kind == "tract":
             tract_of(name, config.mosaics)
@@ -123,81 +159,132 @@ def asked_pieces(
     return found
 
 
-def _shown(plans: Mapping[str, Plan], config: Config) -> dict[tuple[str, int], list[str]]:
-    """Groups that are done or to be imaged, by tract and day."""
-    strips, found = strips_of(Paths.of(config)), defaultdict(list)
-    for group, plan in plans.items():
-        if plan.action in ("run", "done"):
-            for one in crossed_by(plan, config, strips):
-                found[one].append(group)
-    return found
-
-
-def due_pieces(plans: Mapping[str, Plan], config: Config, mjd: float) -> list[tuple[str, int]]:
-    """Tracts and days that the sky has gone past (`mosaics.make: over`): no group that shows them
-    is at work elsewhere, waits, or is to come."""
+def due_pieces(sky: Sky, mjd: float) -> list[tuple[str, int]]:
+    """Tracts and days that the sky has gone past (`mosaics.make: over`), none of whose groups is
+    open."""
     from contimg.mosaics.tracts import STEP_DEG
     from contimg.photometry.epochs import mjd_of_turns
 
-    strips, open_ones = strips_of(Paths.of(config)), set()
-    for plan in plans.values():
-        if plan.action in ("running", "waiting", "collecting"):
-            open_ones |= set(crossed_by(plan, config, strips))
     past = []
-    for tract, day in _shown(plans, config):
-        end_deg = int(tract.partition("_")[2]) + STEP_DEG
-        reach_deg = config.imaging.imsize / 2 * config.imaging.cell_arcsec / 3600
-        end_mjd = float(mjd_of_turns(day + (end_deg + 1.5 * reach_deg) / 360)) + _AFTER_DAYS
-        if mjd > end_mjd and (tract, day) not in open_ones:
+    for tract, day in sky.shown:
+        end_deg = int(tract.partition("_")[2]) + STEP_DEG + 1.5 * sky.reach_deg
+        end_mjd = float(mjd_of_turns(day + end_deg / 360)) + _AFTER_DAYS
+        usable = sky.of_state(tract, day, "done", "run")
+        if mjd > end_mjd and usable and not sky.of_state(tract, day, "open"):
             past.append((tract, day))
     return sorted(past)
 
 
-def make_pieces(
-    wanted: Collection[tuple[str, int]], plans: Mapping[str, Plan], config: Config
-) -> dict[str, Piece]:
+def make_pieces(wanted: Collection[tuple[str, int]], sky: Sky, config: Config) -> dict[str, Piece]:
     """These tracts on their days, by id."""
     if not wanted:
         return {}
     paths = Paths.of(config)
-    shown, images = _shown(plans, config), _images(paths)
-    made, alone = {row["name"]: row for row in listed(paths, kind=DAY)}, _alone(paths)
+    images, made, alone = _images(paths), _made(paths), _alone(paths)
+    options = options_digest(config)
     found = {}
     for tract, day in wanted:
-        groups = shown[tract, day]
-        to_come = tuple(g for g in groups if plans[g].action == "run")
-        refused = {
-            g: images[g]["unpublishable"]
-            for g in groups
-            if g not in to_come and g in images and images[g]["unpublishable"]
-        }
-        was = made.get(f"{tract}.{day}")
-        again = bool(was and not to_come and _is_other(config, was, groups, images))
-        left_alone = f"{tract}.{day}" in alone
-        one = Piece(tract, day, tuple(groups), refused, to_come, again, left_alone)
-        found[one.id] = one
+        one = _piece(tract, day, sky, images, made(f"{tract}.{day}"), options)
+        found[one.id] = replace(one, alone=one.id in alone)
     return found
 
 
-def undone(found: Mapping[str, Piece], paths: Paths) -> list[str]:
-    """Those that have no result, or not the right one."""
-    there, days = set(paths.with_result(DIFFERENCE)), Counter(one.tract for one in found.values())
-    return [
-        name
-        for name, one in found.items()
-        if one.again or one.to_come or name not in there or (one.alone and days[one.tract] > 1)
-    ]
+def _piece(
+    tract: str,
+    day: int,
+    sky: Sky,
+    images: Mapping[str, Mapping],
+    made: Mapping | None,
+    options: str,
+) -> Piece:
+    groups = sorted(sky.shown[tract, day])
+    to_come = tuple(sky.of_state(tract, day, "run"))
+    used = {g for g, one in made["inputs"].items() if one["used"]} if made else set()
+    refused: dict[str, str] = {}
+    seen: dict[str, str | None] = {}
+    frozen = ""
+    for group in groups:
+        state, why = sky.state[group]
+        image = images.get(group)
+        if state == "run":
+            continue
+        if state != "done" or image is None:
+            refused[group] = why if state != "done" else "it has no image in the index"
+            if group in used and state == "open":
+                frozen = f"{group}, which it has, is at work or waits ({why})"
+        elif image["deleted_at"]:
+            refused[group] = "retention deleted its image"
+            if group in used:
+                frozen = f"retention deleted the image of {group}, which it has"
+                seen[group] = made["inputs"][group]["checksum"]
+        else:
+            seen[group] = None if image["unpublishable"] else image["checksum"]
+            if image["unpublishable"]:
+                refused[group] = image["unpublishable"]
+    differs = made is not None and (made["seen"] != seen or made["options"] != options)
+    if frozen and differs:
+        return Piece(tract, day, frozen=frozen)
+    again = bool(made and not to_come and differs)
+    return Piece(tract, day, tuple(groups), refused, seen, to_come, again)
+
+
+def undone(found: Mapping[str, Piece], config: Config) -> list[str]:
+    """Those whose results are not there, or older than what they follow from."""
+    paths, days = Paths.of(config), Counter(one.tract for one in found.values())
+
+    def age(name: str, rule: str) -> int:
+        path = paths.result(name, rule)
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    missing = []
+    for name, one in found.items():
+        if one.frozen:
+            continue
+        day, deep = age(name, DAY), age(one.tract, DEEP)
+        follow = [deep, age(name, DIFFERENCE)]
+        for rule, which in ((CATALOGUE, config.mosaics.catalogues), (HIPS, config.mosaics.hips)):
+            follow += [age(name, rule)] if "day" in which else []
+            if "deep" in which and age(one.tract, rule) < deep:
+                follow.append(0)
+        is_old = not day or min(follow) < day
+        if is_old or one.again or one.to_come or (one.alone and days[one.tract] > 1):
+            missing.append(name)
+    return missing
+
+
+def _has(session: Session | None, table: Any) -> bool:
+    """Whether a database is there and has a table; an earlier contimg's has not."""
+    if session is None:
+        return False
+    name = table.__tablename__
+    asked = f"SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{name}'"
+    return session.connection().exec_driver_sql(asked).first() is not None
 
 
 def _alone(paths: Paths) -> set[str]:
     """Days of tracts that had no other day to be compared with."""
     with db.reading(paths.sources_db) as session:
-        if session is None:
+        if not _has(session, Difference):
             return set()
-        rows = session.execute(
-            select(Difference.tract, Difference.sday).where(Difference.others == 0)
-        )
+        rows = session.execute(select(Difference.tract, Difference.sday).where(Difference.alone))
         return {f"{row.tract}.{row.sday}" for row in rows}
+
+
+def _made(paths: Paths):
+    """Gives what a tract's day was made of: inputs, seen, options; None where it was not made. From
+    the index, or, where that was not told of it yet, from its result."""
+    rows = {row["name"]: row for row in listed(paths, kind=DAY)}
+
+    def made(name: str) -> Mapping | None:
+        path = paths.result(name, DAY)
+        if not path.exists():
+            return None
+        row = rows.get(name)
+        if row is None or row["changed_ns"] != path.stat().st_mtime_ns:
+            return found_json(path)
+        return row
+
+    return made
 
 
 def _images(paths: Paths) -> dict[str, dict[str, Any]]:
@@ -212,31 +299,44 @@ def _images(paths: Paths) -> dict[str, dict[str, Any]]:
         return {row.group_id: dict(row._mapping) for row in rows}
 
 
-def _is_other(
-    config: Config, made: Mapping, groups: Collection[str], images: Mapping[str, Mapping]
-) -> bool:
-    """Whether a mosaic (its row) was made of other images than there are now, or otherwise. Images
-    that were deleted since count as they were."""
-    seen = {
-        group: None if one["against"] else one["checksum"]
-        for group, one in made["inputs"].items()
-        if one["checksum"]
-    }
-    there: dict[str, str | None] = {}
-    for group in groups:
-        image = images.get(group)
-        if image is None or (image["deleted_at"] and group not in seen):
-            continue
-        as_it_is = None if image["unpublishable"] else image["checksum"]
-        there[group] = seen[group] if image["deleted_at"] else as_it_is
-    return there != seen or made["options"] != options_digest(config)
-
-
 def options_digest(config: Config) -> str:
     """Of the configuration that mosaics follow from."""
     names = {"cell_arcsec", "height_deg", "beam_arcsec", "most_beam_off"}
     words = config.mosaics.model_dump_json(include=names)
     return hashlib.sha256(words.encode()).hexdigest()[:12]
+
+
+def mark(session: Session) -> None:
+    """Which mosaics must not be published, as their images are now; in a session of the index."""
+    reasons: dict[str, str] = {}
+    rows = session.execute(
+        select(Image.group_id, Image.unpublishable).where(
+            Image.type == "pbcor", Image.unpublishable.is_not(None), Image.deleted_at.is_(None)
+        )
+    )
+    bad = {row.group_id: row.unpublishable for row in rows}
+    days: dict[tuple[str, str], str | None] = {}
+    row: Any
+    for row in session.execute(
+        select(Mosaic.name, Mosaic.tract, Mosaic.sday, Mosaic.inputs, Mosaic.checksum).where(
+            Mosaic.kind == DAY
+        )
+    ):
+        used = [group for group, one in json.loads(row.inputs).items() if one["used"]]
+        if wrong := [group for group in used if group in bad]:
+            reasons[row.name] = f"it has the image of {wrong[0]}: {bad[wrong[0]]}"
+        days[row.tract, str(row.sday)] = None if row.name in reasons else row.checksum
+    for row in session.execute(
+        select(Mosaic.name, Mosaic.tract, Mosaic.inputs).where(Mosaic.kind == DEEP)
+    ):
+        for day, one in json.loads(row.inputs).items():
+            if one["in_sum"] and days.get((row.tract, day), one["in_sum"]) != one["in_sum"]:
+                reasons[row.name] = f"it has day {day} as it must not be any more"
+    for row in session.execute(select(Mosaic.kind, Mosaic.name, Mosaic.unpublishable)).all():
+        if row.unpublishable != reasons.get(row.name):
+            this = (Mosaic.kind == row.kind, Mosaic.name == row.name)
+            why = reasons.get(row.name)
+            session.execute(update(Mosaic).where(*this).values(unpublishable=why))
 
 
 def record(config: Config) -> int:
@@ -270,8 +370,10 @@ def _record_changes(paths: Paths) -> int:
 
 def _add_changes(session, made: Mapping, changed_ns: int) -> None:
     of_day = {name: made[name] for name in ("tract", "strip", "sday")}
-    others = len(made.get("others", ())) if "skipped" not in made else 0
-    session.add(Difference(**of_day, others=others, changed_ns=changed_ns))
+    others, alone = len(made.get("others", ())), made.get("skipped") == ALONE
+    session.add(Difference(**of_day, others=others, alone=alone, changed_ns=changed_ns))
+    if made.get("too_many"):  # the image is at fault
+        return
     names = ("ra_deg", "dec_deg", "flux_jy", "error_jy", "snr", "new")
     session.add_all(
         Change(**of_day, mid_mjd=made["mid_mjd"], **{name: one[name] for name in names})
@@ -303,28 +405,33 @@ def _record_images(paths: Paths) -> int:
                 new += 1
         for kind, name in known.keys() - there.keys():
             session.execute(delete(Mosaic).where(Mosaic.kind == kind, Mosaic.name == name))
+        session.flush()
+        mark(session)
     return new
 
 
 def _row(kind: str, name: str, made: Mapping, changed_ns: int) -> Mosaic:
     images = made["images"]
+    path = images.get("fits")
     return Mosaic(
         kind=kind,
         name=name,
         tract=made["tract"],
         strip=made["strip"],
         sday=made.get("sday"),
-        path=images.get("fits"),
+        path=path,
         weight_path=images.get("weight.fits"),
         checksum=made.get("checksums", {}).get(images.get("fits")),
         bytes=made.get("bytes"),
         verdict=made["verdict"],
         inputs=json.dumps(made["inputs"]),
         options=made["options"],
+        seen=json.dumps(made.get("seen", {})),
         used=sum(one["used"] for one in made["inputs"].values()),
         created_at=now(),
         changed_ns=changed_ns,
-        deleted_at=None,
+        deleted_at=now() if path and not Path(path).exists() else None,
+        unpublishable=None,
         centre_ra_deg=made["centre_deg"][0],
         centre_dec_deg=made["centre_deg"][1],
         width=made["shape"][0],
@@ -349,16 +456,20 @@ _NUMBERS = (
 )
 
 
-def in_deep(paths: Paths, before: str) -> list[str]:
+def in_deep(config: Config, before: str) -> list[str]:
     """Days, made before a time (UTC), that the sums of their tracts have as they are and that were
     compared with others: their images are not needed any more."""
+    paths = Paths.of(config)
     compared = {row["name"] for row in listed(paths, kind=DAY)} - _alone(paths)
+    wanted = [CATALOGUE] * ("day" in config.mosaics.catalogues) + [HIPS] * (
+        "day" in config.mosaics.hips
+    )
     sums = {row["tract"]: row["inputs"] for row in listed(paths, kind=DEEP)}
-    there = set(paths.with_result(DIFFERENCE))
+    there = set(paths.with_result(DIFFERENCE)).intersection(*map(paths.with_result, wanted))
     found = []
     for row in listed(paths, kind=DAY):
         held = sums.get(row["tract"], {}).get(str(row["sday"]), {})
-        same = held.get("used") and held["checksum"] == row["checksum"]
+        same = held.get("in_sum") == row["checksum"]
         is_old = row["path"] and not row["deleted_at"] and row["created_at"] <= before
         if is_old and same and row["name"] in compared & there:
             found.append(row["name"])
@@ -385,7 +496,7 @@ def provenance(paths: Paths, name: str, at: tuple[float, float] | None) -> dict 
     """The days and groups that a mosaic is made of, by its name (`TRACT`, `TRACT.SDAY`) or its
     file; of a place (RA, Dec in deg), only those whose images show it. None: no mosaic."""
     with db.reading(paths.products_db) as session:
-        if session is None:
+        if not _has(session, Mosaic):
             return None
         fits = or_(Mosaic.name == name, Mosaic.path == name)
         row = session.scalars(select(Mosaic).where(fits)).first()
@@ -428,12 +539,12 @@ def listed(
 ) -> list[dict]:
     """Rows of mosaics, by tract and day."""
     with db.reading(paths.products_db) as session:
-        if session is None:
+        if not _has(session, Mosaic):
             return []
         asked = select(Mosaic).order_by(Mosaic.tract, Mosaic.sday)
         for column, value in ((Mosaic.kind, kind), (Mosaic.tract, tract), (Mosaic.strip, strip)):
             asked = asked.where(column == value) if value else asked
         rows = [columns_of(row) for row in session.scalars(asked)]
     for row in rows:
-        row["inputs"] = json.loads(row["inputs"])
+        row["inputs"], row["seen"] = json.loads(row["inputs"]), json.loads(row["seen"])
     return rows

@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 from contimg.calibration import registry
 from contimg.config import Config, ValidationConfig
 from contimg.paths import Paths
+from contimg.products import mosaics
 from contimg.products.tables import Base, Image
 from contimg.store import db
 from contimg.store.files import found_json
@@ -97,6 +98,9 @@ def mark(config: Config) -> list[str]:
                     .values(set_status=status, unpublishable=why)
                 )
                 changed.add(row.group_id)
+        if changed:
+            session.flush()
+            mosaics.mark(session)
     return sorted(changed)
 
 

@@ -48,7 +48,7 @@ def due(config: Config, now: datetime | None = None) -> dict[str, list[str]]:
         return db.utc((now - timedelta(days=days)).timestamp())
 
     if options.mosaics_days is not None:
-        found["mosaics"] = mosaics.in_deep(paths, before(options.mosaics_days))
+        found["mosaics"] = mosaics.in_deep(config, before(options.mosaics_days))
     if options.measurement_sets_days is options.images_days is options.tables_days is None:
         return found
     completed = {
@@ -159,6 +159,7 @@ def _completed(paths: Paths, group: str) -> Iterator[None]:
 def _prune_mosaics(paths: Paths, name: str) -> None:
     tract, day = mosaics.tract_and_day(name)
     files = [paths.mosaic(tract, day, ending) for ending in ("fits", "weight.fits")]
+    files.append(paths.hips(name))
     with _leaving(files), db.writing(paths.products_db, Base) as session:
         session.get(Mosaic, (mosaics.DAY, name)).deleted_at = now()
 
@@ -199,6 +200,7 @@ def _remove_leaving(paths: Paths) -> None:
         paths.ms("x").parent,
         paths.image("x", "pb").parent,
         paths.caltable("x", "B").parent,
+        paths.hips("x").parent,
         *(paths.products / "mosaics").glob("*"),
     ):
         for path in folder.glob(f".*{_LEAVING}"):

@@ -51,7 +51,8 @@ class Difference(Base):
     tract: Mapped[str] = mapped_column(primary_key=True)
     sday: Mapped[int] = mapped_column(primary_key=True)
     strip: Mapped[str]
-    others: Mapped[int]  # days; 0: there were none
+    others: Mapped[int]  # days
+    alone: Mapped[bool]  # there were none
     changed_ns: Mapped[int]
 
 

@@ -43,7 +43,8 @@ _OBSCORE = """
     299792458.0 / (m.freq_hz - m.bandwidth_hz / 2), m.freq_hz / m.bandwidth_hz,
     'phot.flux.density;em.radio.750-1500MHz', '/I/', m.width, m.height, 1, 1, 1, 'OVRO', 'DSA-110',
     m.verdict, NULL, NULL
-    FROM mosaics m WHERE m.path IS NOT NULL AND m.deleted_at IS NULL"""
+    FROM mosaics m WHERE m.path IS NOT NULL AND m.deleted_at IS NULL
+    AND m.unpublishable IS NULL"""
 
 
 class Base(DeclarativeBase):
@@ -147,9 +148,11 @@ class Mosaic(Base):
     verdict: Mapped[str]  # the worst of its images' verdicts; none: no image
     inputs: Mapped[str]  # images, or days: used, reason, verdict, checksum; JSON
     used: Mapped[int]
+    seen: Mapped[str]  # checksums of the images that there were, null: not to be published; JSON
     options: Mapped[str]  # digest of the configuration that it follows from
     created_at: Mapped[str]
     deleted_at: Mapped[str | None]  # by retention
+    unpublishable: Mapped[str | None]  # why it must not be published; null: it may
     changed_ns: Mapped[int]  # its result's
     centre_ra_deg: Mapped[float]  # ICRS
     centre_dec_deg: Mapped[float]

@@ -4,6 +4,7 @@ Snakemake is started, and why a run did not begin.
 The Snakefile opens a session and asks it; jobs take the plan of their run from its snapshot.
 """
 
+import functools
 import os
 import re
 import socket
@@ -21,7 +22,7 @@ from contimg.config import DEFAULT_CONFIG, Config, from_mapping
 from contimg.errors import ContimgError, LockError, NotNow, RequestError, StateError, is_full
 from contimg.paths import GROUP_PATTERN, LANES, Paths
 from contimg.processes import CLUSTER_NODE, RUN_ID, announce_run
-from contimg.products.mosaics import DAY, Piece, asked_pieces, due_pieces, make_pieces, undone
+from contimg.products.mosaics import DAY, Piece
 from contimg.queue.moves import is_converted
 from contimg.queue.planning import Plan, from_json, make_plans, raw_bytes, targets
 from contimg.store.db import mjd
@@ -79,17 +80,16 @@ class Session:
         return [group for group in groups if self.plans[group].action in ("run", "done")]
 
     def piece_of(self, tract: str, sday: str) -> Piece:
-        """A tract on a day; raises RequestError for one that this run does not make."""
-        if found := self.pieces.get(f"{tract}.{sday}"):
-            return found
-        raise RequestError(
-            f"{tract} on day {sday}: ask for tract/{tract}, or epoch/{tract.partition('_')[0]}/"
-            f"{sday}"
-        )
+        """A tract on a day; one that this run has no business with is as it is."""
+        return self.pieces.get(f"{tract}.{sday}") or Piece(tract, int(sday))
+
+    @functools.cached_property
+    def _with_mosaic(self) -> list[str]:
+        return self.paths.with_result(DAY)
 
     def days_of(self, tract: str) -> list[str]:
         """Days of a tract that have a mosaic, or get one in this run; in order."""
-        there = self.paths.with_result(DAY, f"{tract}.")
+        there = [name for name in self._with_mosaic if name.startswith(f"{tract}.")]
         mine = [one.id for one in self.pieces.values() if one.tract == tract]
         days = {name.rpartition(".")[2] for name in [*there, *mine]}
         return sorted(days, key=int)
@@ -152,6 +152,10 @@ class Session:
             f"not in this run: {plan.group.id} {plan.action}: {plan.reason}"
             for plan in self.plans.values()
             if plan.action in ("running", "waiting", "collecting", "failed")
+        ] + [
+            f"not in this run: {one.id}, which stays as it is: {one.frozen}"
+            for one in self.pieces.values()
+            if one.frozen
         ]
 
     def summary(self) -> str:
@@ -253,18 +257,35 @@ def _planned(
     if more := set(chain(*named.values())) - asked:  # those of a day or a calibrator
         asked |= more
         plans = make_plans(config, time.time(), asked, lane)
-    of_words = asked_pieces(words, plans, config)
-    wanted = set(chain(*of_words.values()))
-    if config.mosaics.make == "over":
-        of_words["all"] = due_pieces(plans, config, mjd(now()))
-        wanted |= set(of_words["all"])
-    found = make_pieces(sorted(wanted), plans, config)
-    of_target = {word: [f"{tract}.{day}" for tract, day in ids] for word, ids in of_words.items()}
-    if "all" in of_target:
-        of_target["all"] = sorted(set(undone(found, paths)).intersection(of_target["all"]))
-    for word in of_target.keys() - {"all"}:  # groups that are done need no look
-        named.setdefault(word, sorted({g for i in of_target[word] for g in found[i].to_come}))
+    found, of_target = _pieces(config, words, plans, asked)
+    for word in of_target.keys() - {"over"}:  # groups that are done need no look
+        named[word] = sorted({g for name in of_target[word] for g in found[name].to_come})
     return plans, named, asked, found, of_target
+
+
+def _pieces(
+    config: Config, words: Sequence[str], plans: Mapping[str, Plan], asked: Collection[str]
+) -> tuple[dict[str, Piece], dict[str, list[str]]]:
+    """Tracts on days that are to be made, or looked at, by id; and which of them targets are of:
+    those named, and `over`."""
+    named = [word for word in words if word.startswith(("epoch/", "tract/"))]
+    over = config.mosaics.make == "over"
+    if not (named or over):
+        return {}, {}
+    from contimg.products import mosaics  # with the sky's own: not in every process
+
+    mine = asked or {group for group, plan in plans.items() if plan.action == "run"}
+    sky = mosaics.Sky(plans, config, mine if not named else plans.keys())
+    of_words = mosaics.asked_pieces(named, sky, config)
+    due = mosaics.due_pieces(sky, mjd(now())) if over else []
+    found = mosaics.make_pieces(sorted({*due, *chain(*of_words.values())}), sky, config)
+    of_target = {word: [f"{tract}.{day}" for tract, day in ids] for word, ids in of_words.items()}
+    if over:
+        names = {f"{tract}.{day}" for tract, day in due}
+        old = mosaics.undone({name: found[name] for name in names}, config)
+        of_target["over"] = sorted(old)
+    wanted = {*chain(*of_target.values())}
+    return {name: one for name, one in found.items() if name in wanted or one.frozen}, of_target
 
 
 def require_site(config: Config) -> None:

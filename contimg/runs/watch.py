@@ -270,6 +270,7 @@ class Watcher:
         logfile.parent.mkdir(parents=True, exist_ok=True)
         keep_newest(self.paths.run_log("*"), _LOGS_KEPT)
         targets = [str(self.paths.result(g, LAST)) for g in self._batch]
+        targets += ["over"] * (self.config.mosaics.make == "over")
         log.info(
             "run %s: %d groups, %s to %s; %s",
             self._stamp,

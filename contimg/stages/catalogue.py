@@ -11,6 +11,7 @@ from astropy.table import Table
 from scipy.spatial import cKDTree
 
 from contimg.config import Config
+from contimg.errors import ValidationError
 from contimg.imaging.interface import Beam
 from contimg.mosaics import finding
 from contimg.mosaics.combine import as_measured
@@ -23,7 +24,7 @@ from contimg.plots.style import save_plot
 from contimg.products.catalogue import spectral_indices
 from contimg.products.mosaics import DAY, DEEP, strips_of, tract_and_day
 from contimg.stages.job import Job
-from contimg.store.files import checksum, read_json, replacing
+from contimg.store.files import checksum, read_json, remove, replacing
 from contimg.store.identity import made_by
 from contimg.store.parquet import read_table, write_table
 
@@ -44,9 +45,14 @@ def list_sources(config: Config, name: str, threads: int) -> dict:
     paths, (tract, day) = Paths.of(config), tract_and_day(name)
     made = read_json(paths.result(name, DAY if day else DEEP))
     about = {"tract": tract, "strip": made["strip"], "sday": int(day) if day else None}
+    files = {end: paths.mosaic(tract, day or DEEP, f"catalogue.{end}") for end in ENDINGS}
     if not made["images"]:
+        for path in files.values():
+            remove(path)
         return about | {"skipped": "there is no mosaic", "sources": 0}
     image_path = Path(made["images"]["fits"])
+    if not image_path.exists():
+        raise ValidationError(f"{image_path}: retention deleted it; no sources to list")
     total = read_mosaic(image_path, Path(made["images"]["weight.fits"]))
     with np.errstate(divide="ignore"):
         noise = as_measured(total.image, total.weight**-0.5)
@@ -82,7 +88,6 @@ def list_sources(config: Config, name: str, threads: int) -> dict:
         **numbers,
         **made_by(config),
     }
-    files = {end: paths.mosaic(tract, day or DEEP, f"catalogue.{end}") for end in ENDINGS}
     _write(files, found, complete, reliable, words)
     save_plot(lambda: plot_curves(name, complete, reliable), paths.qa(name, "catalogue"))
     return about | {

@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from astropy.io import fits
+
 from contimg.config import Config
 from contimg.errors import ValidationError
 from contimg.imaging.interface import Beam
@@ -13,7 +15,8 @@ from contimg.mosaics.tracts import tract_of
 from contimg.paths import Paths
 from contimg.plots.mosaic import plot_difference
 from contimg.plots.style import save_plot
-from contimg.products.mosaics import DAY, DEEP
+from contimg.products.mosaics import ALONE, DAY, DEEP, tract_and_day
+from contimg.stages.deep import SUM_OF
 from contimg.stages.job import Job
 from contimg.stages.mosaic import checksum_of
 from contimg.store.files import read_json
@@ -24,7 +27,7 @@ _MOST = 200  # of more, the image is at fault
 
 def run(job: Job) -> dict:
     """The work of the rule; returns its result."""
-    name, _, day = job.group.rpartition(".")
+    name, day = tract_and_day(job.group)
     return compare(job.config, name, day)
 
 
@@ -36,18 +39,22 @@ def compare(config: Config, name: str, day: str) -> dict:
     about = {"tract": name, "strip": tract.strip, "sday": int(day), "changes": []}
     if not mine["images"]:
         return about | {"skipped": "the day has no mosaic"}
-    used = {one: values for one, values in deep["inputs"].items() if values["used"]}
+    used = {one: values["in_sum"] for one, values in deep["inputs"].items() if values["in_sum"]}
     held = used.pop(day, None)
-    if held and held["checksum"] != checksum_of(mine):
+    if held and held != checksum_of(mine):
         return about | {"skipped": "the deep image has the day as it was before"}
     files = [Path(path) for path in mine["images"].values()]
     if not all(path.exists() for path in files):
         raise ValidationError(f"{files[0]}: retention deleted it; nothing to compare")
     if not used:
-        return about | {"skipped": "there is no other day"}
+        return about | {"skipped": ALONE}
     ours, whole = (
         read_mosaic(one["images"]["fits"], one["images"]["weight.fits"]) for one in (mine, deep)
     )
+    if any(fits.getheader(path)[SUM_OF] != deep["sum_of"] for path in deep["images"].values()):
+        raise ValidationError(
+            f"{deep['images']['fits']}: it changed while it was read (another run?): run it again"
+        )
     others = without(whole, ours) if held else whole
     beam = Beam(*mine["beam_arcsec"])
     table, difference = find_changes(

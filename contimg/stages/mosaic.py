@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.time import Time
 
 from contimg.config import Config
+from contimg.errors import ValidationError
 from contimg.findings import LEVELS
 from contimg.imaging.interface import Beam, robust_rms
 from contimg.mosaics.combine import Sum, Tile, add_tile, noise_of_blocks
@@ -18,10 +20,9 @@ from contimg.mosaics.tracts import tract_of
 from contimg.paths import Paths
 from contimg.plots.mosaic import plot_mosaic
 from contimg.plots.style import save_plot
-from contimg.products.mosaics import options_digest
+from contimg.products.mosaics import Piece, options_digest, tract_and_day
 from contimg.products.record import results_of
 from contimg.stages.job import Job
-from contimg.store.db import utc_of_mjd
 from contimg.store.files import checksum, found_json, lock, remove, write_json
 from contimg.store.identity import made_by
 
@@ -30,21 +31,25 @@ log = logging.getLogger(__name__)
 
 def run(job: Job) -> dict:
     """The work of the rule `mosaic`; returns its result."""
-    name, _, day = job.group.rpartition(".")
-    return combine(job.config, name, int(day), job.piece["groups"], job.piece["refused"])
+    name, day = tract_and_day(job.group)
+    if not job.piece["groups"]:
+        raise ValidationError(
+            f"{job.group}: this run has no images for it. Ask for tract/{name}, or "
+            f"epoch/{name.partition('_')[0]}/{day}"
+        )
+    return combine(job.config, Piece.from_json(job.group, job.piece))
 
 
-def combine(
-    config: Config, name: str, day: int, groups: Sequence[str], refused: Mapping[str, str]
-) -> dict:
+def combine(config: Config, piece: Piece) -> dict:
     """Combine a day's images of a tract; returns its result. Without any that may be used there is
-    no mosaic, and the result says why.
-
-    groups   whose images the tract may be in
-    refused  those of them that must not be published, though their images say otherwise; and why
-    """
+    no mosaic, and the result says why."""
+    name, day = piece.tract, piece.sday
     paths, tract = Paths.of(config), tract_of(name, config.mosaics)
-    inputs = {group: _input(config, group, refused.get(group)) for group in groups}
+    inputs = {group: _input(config, group, piece) for group in piece.groups}
+    seen = dict(piece.seen) | {
+        group: None if inputs[group].get("against") else inputs[group]["checksum"]
+        for group in piece.to_come
+    }
     usable = {group: one for group, one in inputs.items() if not one["reason"]}
     beam = _common_beam(config, tract.strip, [one["imaged"] for one in usable.values()])
     for one in usable.values():
@@ -68,6 +73,7 @@ def combine(
         "cell_arcsec": 3600 * tract.cell_deg,
         "region": tract.region,
         "inputs": {group: _as_json(one) for group, one in inputs.items()},
+        "seen": seen,
         "options": options_digest(config),
     }
     if not used:
@@ -105,28 +111,32 @@ def files_of(files: Mapping[str, Path]) -> dict:
     }
 
 
-def _input(config: Config, group: str, refused: str | None) -> dict[str, Any]:
-    """A group's image: its result, its checksum, and why it is left out (empty: it is not)."""
+def _input(config: Config, group: str, piece: Piece) -> dict[str, Any]:
+    """A group's image: its result, its checksum, and why it is left out (empty: it is not).
+    Whether it may be published the plan knows, of an image that this run made its result."""
     results = results_of(Paths.of(config), group)
     imaged, indexed = results.get("image"), results.get("index")
+    one = {"imaged": imaged, "checksum": None, "reason": piece.refused.get(group, "")}
+    if one["reason"]:
+        return one
     if not imaged or not indexed:
-        return {"imaged": None, "checksum": None, "against": False, "reason": "no image"}
+        return one | {"reason": "its results are not there"}
     images = imaged["images"]
-    shown = images.get("pbcor.fits") or images["image.pbcor"]
-    against = refused or "; ".join(imaged["unpublishable"])
-    return {
-        "imaged": imaged,
-        "checksum": indexed["checksums"].get(shown),
-        "against": bool(against),
-        "reason": against or why_no_tile(images),
-    }
+    one["checksum"] = indexed["checksums"].get(images.get("pbcor.fits") or images["image.pbcor"])
+    if imaged["mode"] != "full":
+        return one | {"reason": "its last image is a quick look"}
+    if group in piece.to_come:
+        against = "; ".join(imaged["unpublishable"])
+        return one | {"against": against, "reason": against or why_no_tile(images)}
+    if one["checksum"] != piece.seen.get(group):
+        return one | {"reason": "its image is not the one that the index has"}
+    return one | {"reason": why_no_tile(images)}
 
 
 def _as_json(one: Mapping) -> dict:
     imaged = one["imaged"] or {}
     return {
         "used": not one["reason"],
-        "against": one["against"],  # its image must not be published
         "reason": one["reason"] or None,
         "verdict": imaged.get("verdict"),
         "noise_jy": imaged.get("rms_jy"),
@@ -146,10 +156,15 @@ def _common_beam(config: Config, strip: str, images: Sequence[Mapping]) -> Beam 
             return Beam(*known["beam_arcsec"])
         if not images:
             return None
-        names = ("beam_major_arcsec", "beam_minor_arcsec", "beam_pa_deg")
-        turned = [[one[name] for name in names] for one in images]
-        major, minor, pa = np.median(turned, axis=0)
-        beam = [round(float(major), 1), round(float(minor), 1), round(float(pa))]
+        # what all antennas would give, where the image says that
+        sizes = [
+            one.get("expected_beam_arcsec") or [one["beam_major_arcsec"], one["beam_minor_arcsec"]]
+            for one in images
+        ]
+        twice = np.radians([2 * one["beam_pa_deg"] for one in images])  # 90 and -90 are one
+        middle = np.degrees(np.arctan2(np.median(np.sin(twice)), np.median(np.cos(twice)))) / 2
+        beam = [round(float(size), 1) for size in np.median(sizes, axis=0)]
+        beam.append(round(float(middle)))
         write_json(path, {"beam_arcsec": beam})
         return Beam(*beam)
 
@@ -218,8 +233,8 @@ def keywords(about: Mapping, config: Config, what: str) -> dict:
     origin = made_by(config)
     words = {
         "OBJECT": what,
-        "DATE-OBS": utc_of_mjd(about["begin_mjd"]),
-        "DATE-END": utc_of_mjd(about["end_mjd"]),
+        "DATE-OBS": Time(about["begin_mjd"], format="mjd").isot,
+        "DATE-END": Time(about["end_mjd"], format="mjd").isot,
         "MJD-OBS": about["begin_mjd"],
         "MJD-END": about["end_mjd"],
         "TIMESYS": "UTC",

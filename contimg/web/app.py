@@ -14,6 +14,7 @@ from contimg.products import publishing
 from contimg.products import tables as product_tables
 from contimg.queue import tables as queue_tables
 from contimg.store import db
+from contimg.web.maps import router as maps_router
 from contimg.web.observatory import router as observatory_router
 from contimg.web.pages import add_pages
 from contimg.web.reader import API_KEY, Reader
@@ -47,7 +48,8 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
         title="contimg", description=about, version="1", redirect_slashes=False, **no_docs
     )
     app.state.read = read
-    routes = [*router.routes, *sources_router.routes, *observatory_router.routes]
+    routers = (router, sources_router, observatory_router, maps_router)
+    routes = [route for one in routers for route in one.routes]
     app.router.routes.extend(copy(route) for route in routes)
 
     @app.exception_handler(ContimgError)

@@ -19,12 +19,13 @@ from contimg.products import mosaics
 from contimg.products import tables as product_tables
 from contimg.store import db
 from contimg.web.reader import Reader
-from contimg.web.routes import Read
+from contimg.web.routes import Limit, Offset, Read
 from contimg.web.sources import as_png, pixels_around
 
 router = APIRouter()
 _DID = "ivo://dsa110/contimg?"
 _MOST_RECORDS = 10_000
+_MOST_VALUES = 20
 _LARGEST_DEG = 2.0  # across, of a cutout
 _FITS = "image/fits"
 _REAL = {
@@ -56,14 +57,14 @@ def _numbers(words: Sequence[str], count: int | None, what: str) -> list[float]:
 def shape_of(value: str) -> _Shape:
     """Of SODA's and SIA's POS: CIRCLE ra dec radius, RANGE ra1 ra2 dec1 dec2, POLYGON ra dec ...;
     422 for anything else."""
-    kind, *words = value.split()
+    kind, *words = value.split() or [""]
     if kind == "CIRCLE":
         ra, dec, radius = _numbers(words, 3, f"POS={value[:60]}")
     elif kind == "RANGE":
         ra1, ra2, dec1, dec2 = _numbers(words, 4, f"POS={value[:60]}")
         ra, dec = (ra1 + ra2) / 2, (dec1 + dec2) / 2
         across = (ra2 - ra1) * np.cos(np.radians(dec))
-        radius = float(np.hypot(across, dec2 - dec1)) / 2
+        radius = min(180.0, float(np.hypot(across, dec2 - dec1)) / 2)
     elif kind == "POLYGON":
         values = np.array(_numbers(words, None, f"POS={value[:60]}"))
         if len(values) < 6 or len(values) % 2:
@@ -83,7 +84,8 @@ def shape_of(value: str) -> _Shape:
 
 def _found(read: Reader, name: str) -> tuple[dict[str, Any], Path]:
     """Row and file of an image or a mosaic: GROUP, TRACT, TRACT.SDAY, or their ObsCore id."""
-    short = name.removeprefix(_DID).removeprefix("mosaic/").partition("/")[0]
+    # a plus sign in an address that was not escaped is a blank
+    short = name.replace(" ", "+").removeprefix(_DID).removeprefix("mosaic/").partition("/")[0]
     if re.fullmatch(GROUP_PATTERN, short):
         image = product_tables.Image
         asked: Any = select(image).where(image.group_id == short, image.type == "pbcor")
@@ -104,9 +106,14 @@ def tracts(
     kind: Literal["mosaic", "deep"] | None = None,
     tract: Annotated[str | None, Query(pattern=f"^{TRACT_PATTERN}$")] = None,
     strip: Annotated[str | None, Query(pattern=r"^[+-]\d\d\.\d$")] = None,
+    limit: Limit = 100,
+    offset: Offset = 0,
 ) -> list[dict]:
-    """Mosaics of days and of all days: noise, coverage, verdict, and what is in them."""
-    return mosaics.listed(read.paths, kind=kind, tract=tract, strip=strip)
+    """Mosaics of days and of all days: noise, coverage, verdict; of one tract, what is in them,
+    too."""
+    rows = mosaics.listed(read.paths, kind=kind, tract=tract, strip=strip)[offset : offset + limit]
+    left_out = {"seen"} if tract else {"seen", "inputs"}
+    return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
 
 
 @router.get("/api/cutout", response_class=Response)
@@ -169,6 +176,8 @@ def sia2(request: Request, read: Read) -> Response:
     asked: dict[str, list[str]] = {}
     for key, value in request.query_params.multi_items():
         asked.setdefault(key.upper(), []).append(value)
+    if max(map(len, asked.values()), default=0) > _MOST_VALUES:
+        raise HTTPException(422, f"{_MOST_VALUES} values of a parameter at most")
     shapes = [shape_of(value) for value in asked.get("POS", ())]
     most = int(_numbers(asked.get("MAXREC", [str(_MOST_RECORDS)])[:1], 1, "MAXREC")[0])
     wheres, values = _conditions(asked)
@@ -177,10 +186,12 @@ def sia2(request: Request, read: Read) -> Response:
         if session is not None:
             words = f"SELECT * FROM obscore {wheres} ORDER BY t_min DESC, obs_publisher_did"
             rows = [dict(row._mapping) for row in session.execute(text(words), values)]
-    rows = [row for row in rows if not shapes or any(_overlap(row, one) for one in shapes)]
+    if shapes and rows:
+        rows = [row for row, near in zip(rows, _overlap(rows, shapes), strict=True) if near]
     base = str(request.base_url)
     for row in rows:
         row["access_url"] = f"{base}api/cutout?ID={quote(row['obs_publisher_did'], safe='')}"
+    most = min(most, _MOST_RECORDS)
     return Response(
         _votable(rows[: max(0, most)], len(rows) > most), media_type="application/x-votable+xml"
     )
@@ -204,18 +215,21 @@ def _conditions(asked: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, Any]
     ):
         if some := asked.get(what):
             names = [f"{what}{k}" for k in range(len(some))]
-            values |= dict(zip(names, some, strict=True))
+            as_asked: Sequence = _numbers(some, None, what) if what == "CALIB" else some
+            values |= dict(zip(names, as_asked, strict=True))
             wheres.append(f"{column} IN ({', '.join(f':{name}' for name in names)})")
     return f"WHERE {' AND '.join(wheres)}" if wheres else "", values
 
 
-def _overlap(row: Mapping, shape: _Shape) -> bool:
-    """Whether an image, as the circle around it, and a region meet."""
+def _overlap(rows: Sequence[Mapping], shapes: Sequence[_Shape]) -> np.ndarray:
+    """Whether images, as the circles around them, and one of some regions meet."""
     from contimg.sky.geometry import separation_deg
 
-    half = row["s_fov"] / 2 * (1 if row["s_region"].startswith("CIRCLE") else np.sqrt(2))
-    away = float(separation_deg(row["s_ra"], row["s_dec"], shape.ra, shape.dec))
-    return away <= half + shape.radius
+    ra, dec, fov = (np.array([row[n] for row in rows], float) for n in ("s_ra", "s_dec", "s_fov"))
+    square = np.array([not row["s_region"].startswith("CIRCLE") for row in rows])
+    half = fov / 2 * np.where(square, np.sqrt(2), 1)
+    near = [separation_deg(ra, dec, one.ra, one.dec) <= half + one.radius for one in shapes]
+    return np.any(near, axis=0)
 
 
 def _votable(rows: Sequence[Mapping], overflow: bool) -> bytes:

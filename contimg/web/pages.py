@@ -18,6 +18,7 @@ from contimg.clock import now
 from contimg.errors import RequestError
 from contimg.products import catalogue
 from contimg.products.lightcurves import date_of_day
+from contimg.products.mosaics import listed
 from contimg.products.record import results_of
 from contimg.products.tables import Image
 from contimg.store import db
@@ -31,6 +32,7 @@ from contimg.web.charts import (
     headline,
     timeline,
 )
+from contimg.web.maps import maps
 from contimg.web.reader import Reader
 from contimg.web.sources import source_of
 
@@ -42,6 +44,12 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
 }
+# Aladin Lite is WebAssembly that it has within itself, and works in threads.
+_FOR_MAPS = (
+    " blob:; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:; connect-src "
+    "'self' data: blob:; font-src 'self' data:"
+)
+_MOSAICS = 500
 _THUMBNAILS, _FOOTPRINTS, _DAYS = 12, 2000, 60
 _CANDIDATES, _DRAWN, _NEIGHBOURS, _NEIGHBOURS_DEG = 100, 3000, 10, 0.25
 
@@ -59,6 +67,8 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
     async def _harden(request: Request, following: Callable):
         response = await following(request)
         response.headers.update(_HEADERS)
+        if request.url.path.endswith("/map"):
+            response.headers["Content-Security-Policy"] += _FOR_MAPS
         return response
 
     @app.exception_handler(StarletteHTTPException)
@@ -190,6 +200,16 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             "most_mjy": max(1e3 * brightest, 5e3 * (found["median_error_jy"] or 0), 0.1),
         }
         return templates.TemplateResponse(request, "source.html", about)
+
+    @app.get("/map", response_class=HTMLResponse, include_in_schema=False)
+    def map_page(request: Request):
+        rows = [{k: v for k, v in one.items() if k != "inputs"} for one in listed(read.paths)]
+        about = {
+            "maps": maps(read),
+            "rows": sorted(rows, key=lambda one: one["created_at"], reverse=True)[:_MOSAICS],
+            "new": catalogue.new_sources(read.paths)[:_CANDIDATES],
+        }
+        return templates.TemplateResponse(request, "map.html", about)
 
     @app.get("/api", response_class=HTMLResponse, include_in_schema=False)
     def api(request: Request):

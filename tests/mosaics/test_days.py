@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 from astropy.io import fits
+from scipy.ndimage import gaussian_filter
 
 from contimg.config import MosaicsConfig
-from contimg.imaging.interface import robust_rms
+from contimg.imaging.interface import Beam, robust_rms
+from contimg.imaging.restoring import restore
 from contimg.mosaics import files as mosaic_files
+from contimg.mosaics.combine import Sum
 from contimg.mosaics.files import read_mosaic, write_mosaic
 from contimg.mosaics.tracts import tract_of
 from contimg.paths import Paths
@@ -14,18 +17,18 @@ from contimg.products import catalogue, mosaics, retention
 from contimg.stages.deep import DAYS_A_WEEK, add_days
 from contimg.stages.difference import compare
 from contimg.stages.mosaic import files_of, numbers
-from contimg.store.files import remove, write_json
-from tests.mosaics.test_combine import DEC_DEG, mosaic
-from tests.mosaics.tiles import BEAM, CELL_DEG, Sky
+from contimg.store.files import publish, remove, write_json
+from tests.mosaics.tiles import Sky
 
 NAME = "+16.1_100"
 FIRST = 9800  # begins a week
+CELL_ARCSEC, BEAM, DEC_DEG, NOISE_JY = 12.0, Beam(60.0, 60.0, 0.0), 16.1, 1e-3
 
 
 @pytest.fixture
 def site(config, tmp_path):
     """A configuration with folders of its own; small pixels would take long."""
-    options = MosaicsConfig(cell_arcsec=3600 * CELL_DEG, height_deg=2.0)
+    options = MosaicsConfig(cell_arcsec=CELL_ARCSEC, height_deg=2.0)
     folders = config.paths.model_copy(
         update={"products": tmp_path / "products", "state": tmp_path / "state"}
     )
@@ -44,7 +47,7 @@ class Days:
     def make(self, day: int, sky: Sky | None = None):
         """A day's mosaic and its result, as the rule leaves them."""
         assert FIRST % DAYS_A_WEEK == 0
-        total = mosaic(self.rng, self.tract, sky or self.sky, (1, 1), 1.3)
+        total = self._observed(sky or self.sky)
         files = {end: self.paths.mosaic(NAME, day, end) for end in ("fits", "weight.fits")}
         write_mosaic(
             image=files["fits"],
@@ -64,9 +67,10 @@ class Days:
             "region": self.tract.region,
             "verdict": "good",
             "inputs": {},
+            "seen": {},
             "options": mosaics.options_digest(self.config),
-            "begin_mjd": 60000.0 + day,
-            "end_mjd": 60000.1 + day,
+            "begin_mjd": 51544.0 + day,
+            "end_mjd": 51544.1 + day,
             "freq_hz": 1.405e9,
             "bandwidth_hz": 187.5e6,
             "beam_arcsec": [BEAM.major_arcsec, BEAM.minor_arcsec, BEAM.pa_deg],
@@ -75,6 +79,27 @@ class Days:
             self.paths.result(f"{NAME}.{day}", "mosaic"), made | numbers(total) | files_of(files)
         )
         return total
+
+    def _observed(self, sky: Sky):
+        """A day whose weights fall to the north and south, and end."""
+        nx, ny = self.tract.shape
+        away = np.abs(np.arange(ny) - ny / 2) / (ny / 2)
+        weight = np.where(away < 0.9, 1 - away**2, 0) / NOISE_JY**2
+        weight = np.repeat(weight[None].astype(np.float32), nx, axis=0)
+        noise = gaussian_filter(
+            self.rng.normal(size=(nx, ny)), BEAM.major_arcsec / CELL_ARCSEC / 2.3548
+        )
+        with np.errstate(divide="ignore"):
+            image = (noise / noise.std() * weight**-0.5).astype(np.float32)
+        x, y = self.tract.pixels_of(sky.ra_deg, sky.dec_deg)
+        image = restore(
+            residual=image,
+            components=np.column_stack([x, y, sky.flux_jy]),
+            beam=BEAM,
+            cell_arcsec=CELL_ARCSEC,
+        )
+        image[weight == 0] = np.nan
+        return Sum(image, weight, (weight > 0).astype(np.uint16))
 
     def add(self) -> dict:
         """What the rule `deep` does."""
@@ -108,10 +133,11 @@ def test_noise_falls_with_the_root_of_days_and_a_day_more_costs_one_addition(
     for day in range(FIRST, FIRST + 9):
         days.make(day)
     first = days.add()
+    (week,) = days.paths.mosaic_week(NAME, 1401).parent.glob("1401.*[0-9a-f].fits")
     read = counted(monkeypatch)
     days.make(FIRST + 9)
     result = days.add()
-    assert sorted(read) == sorted(2 * [f"{FIRST + 9}.fits"] + ["1401.fits", "deep.fits"])
+    assert sorted(read) == sorted(2 * [f"{FIRST + 9}.fits"] + [week.name, "deep.fits"])
     assert result["history"][-1]["days"] == 10
     assert result["history"][:-1] == first["history"]
     total = read_mosaic(*(days.paths.mosaic(NAME, "deep", end) for end in ("fits", "weight.fits")))
@@ -138,19 +164,21 @@ def test_a_day_that_is_made_again_replaces_itself_also_after_a_kill(site, monkey
         days.make(day)
     days.add()
     again = days.make(FIRST + 1)
-    # killed between the two files of a node
-    renamed = []
+    for number in range(1, 8):  # killed between any two files that get their names
+        renamed = []
 
-    def dies(*args, **kwargs):
-        renamed.append(1)
-        if len(renamed) == 2:
-            raise KeyboardInterrupt
-        return write_json(*args, **kwargs)
+        def dies(partial, path, kept=renamed, last=number):
+            kept.append(path)
+            if len(kept) == last:
+                raise KeyboardInterrupt
+            publish(partial, path)
 
-    monkeypatch.setattr("contimg.stages.deep.write_json", dies)
-    with pytest.raises(KeyboardInterrupt):
-        days.add()
-    monkeypatch.undo()
+        monkeypatch.setattr("contimg.store.files.publish", dies)
+        try:
+            days.add()
+        except KeyboardInterrupt:
+            assert len(renamed) == number
+        monkeypatch.undo()
     result = days.add()
     assert all(one["used"] for one in result["inputs"].values())
     names = [
@@ -182,8 +210,59 @@ def test_days_that_were_deleted_stay_in_the_sum_and_what_cannot_be_is_said(site,
     assert not result["inputs"][str(FIRST + 1)]["used"]
     assert "not on disk any more" in result["inputs"][str(FIRST + 1)]["reason"]
     assert result["inputs"][str(FIRST)]["used"]
+    # nor can it be taken out of it: the sum must not be published any more
+    mosaics.record(site)
+    (row,) = mosaics.listed(days.paths, kind="deep")
+    assert f"day {FIRST + 1} as it must not be" in row["unpublishable"]
+    assert days.compare(FIRST + 1)["skipped"].startswith("the deep image has the day as it was")
+    days.paths.result(f"{NAME}.{FIRST + 1}", "mosaic").unlink()  # withdrawn
+    result = days.add()
+    assert result["inputs"][str(FIRST + 1)]["in_sum"]
+    assert not result["inputs"][str(FIRST + 1)]["used"]
     header = fits.getheader(days.paths.mosaic(NAME, "deep", "fits"))
     assert header["NINPUTS"] == 3
+
+
+def test_a_kill_loses_no_day_that_retention_deleted(site, monkeypatch):
+    for number in range(1, 7):
+        days = Days(site, 10)
+        remove(days.paths.mosaic(NAME, "x").parent)
+        for path in days.paths.result("x", "y").parent.glob("*"):
+            path.unlink()
+        days.make(FIRST)
+        days.add()
+        for end in ("fits", "weight.fits"):
+            remove(days.paths.mosaic(NAME, FIRST, end))
+        days.make(FIRST + 1)
+        renamed = []
+
+        def dies(partial, path, kept=renamed, last=number):
+            kept.append(path)
+            if len(kept) == last:
+                raise KeyboardInterrupt
+            publish(partial, path)
+
+        monkeypatch.setattr("contimg.store.files.publish", dies)
+        with pytest.raises(KeyboardInterrupt):
+            days.add()
+        monkeypatch.undo()
+        result = days.add()
+        assert all(one["used"] for one in result["inputs"].values()), number
+        assert len(result["inputs"]) == 2
+
+
+def test_days_of_other_pixels_are_not_added(site):
+    days = Days(site, 10)
+    days.make(FIRST)
+    days.add()
+    wider = site.mosaics.model_copy(update={"height_deg": 2.2})
+    other = Days(site.model_copy(update={"mosaics": wider}), 10)
+    other.make(FIRST + 1)
+    result = other.add()
+    assert [one["used"] for one in result["inputs"].values()] == [False, True]
+    assert "other pixels" in result["inputs"][str(FIRST)]["reason"]
+    assert fits.getheader(other.paths.mosaic(NAME, "deep"))["NAXIS2"] == other.tract.shape[1]
+    assert result["history"][-1]["days"] == 1
 
 
 def test_what_is_new_on_a_day_is_found_and_reported_once(site):
@@ -208,7 +287,7 @@ def test_what_is_new_on_a_day_is_found_and_reported_once(site):
         assert len(new) == (day == FIRST + 3), (day, new)
     (new,) = [change for change in found[FIRST + 3]["changes"] if change["new"]]
     assert new["flux_jy"] == pytest.approx(new_jy, abs=3 * new["error_jy"])
-    assert np.hypot((new["ra_deg"] - place[0]) * 0.96, new["dec_deg"] - place[1]) * 3600 < 4
+    assert np.hypot((new["ra_deg"] - place[0]) * 0.96, new["dec_deg"] - place[1]) * 3600 < 12
     assert mosaics.record(site) > 0
     assert mosaics.record(site) == 0
     (listed,) = catalogue.new_sources(Paths.of(site))
@@ -230,7 +309,10 @@ def test_retention_deletes_days_that_the_sum_has_and_nothing_else_is_lost(site):
     mosaics.record(site)
     assert list(mosaics.verify(paths)) == []
     config = site.model_copy(
-        update={"retention": site.retention.model_copy(update={"mosaics_days": 0.0})}
+        update={
+            "retention": site.retention.model_copy(update={"mosaics_days": 0.0}),
+            "mosaics": site.mosaics.model_copy(update={"hips": ()}),
+        }
     )
     assert retention.due(site)["mosaics"] == []
     gone, problems = retention.prune(config)

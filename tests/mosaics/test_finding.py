@@ -23,14 +23,14 @@ from contimg.store.parquet import read_about, read_table
 
 NAME, DAY = "+16.1_100", 9800
 CELL_ARCSEC, BEAM = 12.0, Beam(60.0, 50.0, 20.0)
-NUMBER = 700
+NUMBER = 420
 
 
 @pytest.fixture(scope="module")
 def made(config, tmp_path_factory):
     """A day's mosaic with noise that rises to the edges and faint sources (Jy, snr, x, y)."""
     folder = tmp_path_factory.mktemp("finding")
-    options = MosaicsConfig(cell_arcsec=CELL_ARCSEC, height_deg=4.0)
+    options = MosaicsConfig(cell_arcsec=CELL_ARCSEC, height_deg=2.4)
     folders = config.paths.model_copy(
         update={"products": folder / "products", "state": folder / "state"}
     )

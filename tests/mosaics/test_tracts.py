@@ -56,7 +56,8 @@ def test_an_image_crosses_the_tracts_that_it_shows_on_the_day_of_their_sources(r
 
 
 def test_a_strip_is_a_declination_that_is_known_or_new():
-    assert strip_of(16.06, []) == "+16.1"
-    assert strip_of(16.049, ["+16.1"]) == "+16.1"
-    assert strip_of(-0.02, ["+16.1"]) == "-00.0"
-    assert strip_of(16.3, ["+16.1", "+16.2"]) == "+16.3"
+    assert strip_of(16.06, {}) == "+16.1"
+    assert strip_of(16.049, {"+16.1": 16.06}) == "+16.1"
+    assert strip_of(16.21, {"+16.1": 16.149}) == "+16.1"
+    assert strip_of(-0.02, {"+16.1": 16.1}) == "-00.0"
+    assert strip_of(16.31, {"+16.1": 16.1, "+16.2": 16.2}) == "+16.3"

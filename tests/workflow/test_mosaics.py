@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -14,15 +15,23 @@ import yaml
 from astropy.io import fits
 from astropy.time import Time
 from astropy.wcs import WCS
+from PIL import Image
 
 from contimg.mosaics.tracts import crossed
-from contimg.store.files import read_json
+from contimg.stages.mosaic import files_of
+from contimg.store.files import read_json, write_json
 from tests.accuracy import _peak
 from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
 from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, until
 from tests.workflow.test_workflow import listing, truth_of
 
-MOSAICS = {"cell_arcsec": SMALL_IMAGES["cell_arcsec"], "height_deg": 4.2, "catalogues": []}
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+MOSAICS = {
+    "cell_arcsec": SMALL_IMAGES["cell_arcsec"],
+    "height_deg": 4.2,
+    "catalogues": [],
+    "hips": ["deep"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +166,7 @@ def test_the_virtual_observatory_finds_images_and_mosaics(site, server):
     some = service.search(time=times, collection="DSA-110 continuum")
     assert {row["obs_id"] for row in some} == {CALIBRATOR_START}
     assert len(service.search(maxrec=1)) == 1
+    assert {row["calib_level"] for row in service.search(calib_level=4)} == {4}
     row = next(row for row in found if row["obs_id"].startswith("+16.1_"))
     body = httpx.get(row["access_url"]).content
     (path,) = (
@@ -205,6 +215,7 @@ def test_a_piece_of_an_image_is_what_the_image_has_there(site, server):
         ({"ID": TARGET_START, "CIRCLE": f"{ra} {dec} 30"}, 422),
         ({"ID": TARGET_START, "CIRCLE": "10 -30 0.1"}, 404),
         ({"ID": TARGET_START, "POS": "BLOB 1 2 3"}, 422),
+        ({"ID": TARGET_START, "POS": " "}, 422),
     ):
         assert httpx.get(f"{server}/api/cutout", params=wrong).status_code == status, wrong
 
@@ -248,11 +259,48 @@ def test_an_image_that_is_made_again_makes_exactly_its_tracts_anew(site, made, t
     after = results(site)
     anew = {name.rpartition(".")[0] for name in before if after[name] != before[name]}
     assert anew == tracts_of(site, TARGET_START).keys()
-    assert "pending" not in site.contimg("tracts").stdout
+    for name in anew:  # and the sum has it as it is now
+        made = read_json(site.paths.result(f"{name}.{_day(target)}", "mosaic"))
+        held = read_json(site.paths.result(name, "deep"))["inputs"][_day(target)]["in_sum"]
+        assert held == made["checksums"][made["images"]["fits"]]
+
+
+def test_another_day_is_added_to_the_sum_though_nobody_asks_for_the_first(site, made, target):
+    """A second day, as a run leaves it: what the first day's groups show, a day later."""
+    name, day = next(iter(results(site))).rsplit(".", 1)
+    first = read_json(site.paths.result(f"{name}.{day}", "mosaic"))
+    before = f"{int(day) - 1}"
+    files = {}
+    for ending in ("fits", "weight.fits"):
+        files[ending] = site.paths.mosaic(name, before, ending)
+        shutil.copy(site.paths.mosaic(name, day, ending), files[ending])
+    with fits.open(files["fits"], mode="update") as hdus:
+        hdus[0].header["OBJECT"] = "another day"
+    result = first | {"sday": int(before)} | files_of(files)
+    write_json(site.paths.result(f"{name}.{before}", "mosaic"), result)
+    try:
+        outcome = site.snakemake("--", target)
+        assert outcome.returncode == 0, outcome.stderr
+        deep = read_json(site.paths.result(name, "deep"))
+        assert {d: one["used"] for d, one in deep["inputs"].items()} == {before: True, day: True}
+        assert deep["history"][-1]["days"] == 2
+        compared = read_json(site.paths.result(f"{name}.{day}", "difference"))
+        assert compared["others"] == [before]
+        assert compared["found"] == 0
+    finally:
+        for path in (*files.values(), site.paths.result(f"{name}.{before}", "mosaic")):
+            path.unlink()
+        assert site.snakemake("--forcerun", "deep", "--", target).returncode == 0
+    deep = read_json(site.paths.result(name, "deep"))
+    assert [d for d, one in deep["inputs"].items() if one["used"]] == [day]
+
+
+def _day(target: str) -> str:
+    return target.rpartition("/")[2]
 
 
 def test_an_image_that_must_not_be_published_any_more_leaves_its_mosaics(
-    site, made, target, tmp_path
+    site, made, target, tmp_path, server
 ):
     values = yaml.safe_load(site.configfile.read_text())
     (tmp_path / "site.yaml").write_text(
@@ -260,6 +308,9 @@ def test_an_image_that_must_not_be_published_any_more_leaves_its_mosaics(
     )
     strict = Site(tmp_path / "site.yaml")
     assert strict.contimg("registry", "verify").returncode == 0  # marks the images
+    rows = json.loads(site.contimg("tracts", "--json").stdout)
+    assert all("it has the image of" in r["unpublishable"] for r in rows if r["kind"] == "mosaic")
+    assert all("must not be" in r["unpublishable"] for r in rows if r["kind"] == "deep")
     outcome = strict.snakemake("--", target)
     assert outcome.returncode == 0, outcome.stderr
     rows = json.loads(site.contimg("tracts", "--json").stdout)
@@ -268,6 +319,8 @@ def test_an_image_that_must_not_be_published_any_more_leaves_its_mosaics(
             assert row["used"] == 0
             assert row["path"] is None
             assert all("verdict is" in one["reason"] for one in row["inputs"].values())
+    service = pyvo.dal.SIA2Service(f"{server}/sia2")
+    assert len(service.search(calib_level=4)) == 0
     assert site.contimg("registry", "verify").returncode == 0
     assert site.snakemake("--", target).returncode == 0
     rows = json.loads(site.contimg("tracts", "--json").stdout)
@@ -292,3 +345,74 @@ def test_over_makes_what_the_sky_has_gone_past_and_no_more(site, made, tmp_path)
     assert [one for one in before if after.get(one) != before[one]] == [name]
     again = over.snakemake()
     assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_the_map_shows_mosaics_in_a_browser_without_a_network(site, server, figure):
+    """Tiles of both tracts as one, with Aladin Lite; nothing is asked of another server."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("NOT TESTED in a browser: chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1000,900",
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    try:
+        driver.get(f"{server}/map")
+        until(
+            lambda: (
+                (text := driver.find_element(By.ID, "said").text) and "tracts," in text and text
+            ),
+            "the map",
+            60,
+        )
+        number = len(site.paths.with_result("deep"))
+        assert driver.find_element(By.ID, "said").text.startswith(f"{number} tracts, ")
+
+        def coloured() -> bool:
+            picture = Image.open(io.BytesIO(driver.find_element(By.ID, "map").screenshot_as_png))
+            values = np.asarray(picture.convert("RGB")).astype(int)
+            # inferno's violet and orange, which nothing else there has
+            share = (values.max(axis=2) - values.min(axis=2) > 60).mean()
+            return share > 0.1
+
+        until(coloured, "the image", 60)
+        asked = {
+            json.loads(line["message"])["message"]["params"]["request"]["url"]
+            for line in driver.get_log("performance")
+            if json.loads(line["message"])["message"]["method"] == "Network.requestWillBeSent"
+        }
+        assert any("/hips/deep/" in url and "Npix" in url for url in asked)
+        own = (server, "data:", "blob:")
+        assert [url for url in asked if not url.startswith(own)] == []
+    finally:
+        driver.quit()
+
+
+def test_a_tile_at_the_border_of_tracts_is_of_both(site, server):
+    found = {}
+    for name in site.paths.with_result("hips"):
+        folder = site.paths.hips(name)
+        for path in folder.glob("Norder6/*/*.fits"):
+            found.setdefault(str(path.relative_to(folder)), []).append(path)
+    both = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert both
+    for name, paths in both.items():
+        body = httpx.get(f"{server}/hips/deep/+16.1/{name}").content
+        merged = fits.getdata(io.BytesIO(body))
+        parts = [fits.getdata(path) for path in paths]
+        assert np.array_equal(np.isfinite(merged), np.any(np.isfinite(parts), axis=0))
+        only = np.isfinite(parts[0]) & ~np.isfinite(parts[1])
+        assert np.array_equal(merged[only], parts[0][only])
