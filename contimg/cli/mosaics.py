@@ -10,6 +10,8 @@ from rich.table import Table
 from contimg.cli.shared import AsJson, ConfigFiles, command, console_of, site
 from contimg.paths import Paths
 
+_SHOWN = 20
+
 
 @command
 def tracts(
@@ -59,5 +61,10 @@ def tracts(
         for group, input_ in one["inputs"].items():
             if not input_["used"]:
                 print(escape(f"{one['name']}: without {group}: {input_['reason']}"))
+    left = {} if name or at else mosaics.not_made(config)
+    for target, number in list(left.items())[:_SHOWN]:
+        print(f"not made: {target} ({number} tracts)")
+    if len(left) > _SHOWN:
+        print(f"and {len(left) - _SHOWN} days more")
     for failed in mosaics.failures(paths):
         print(failed)

@@ -524,6 +524,19 @@ def _shows(paths: Paths, group: str, at: tuple[float, float]) -> bool:
     return float(away) < imaged["diameter_deg"] / 2
 
 
+def not_made(config: Config) -> dict[str, int]:
+    """Targets (epoch/STRIP/DAY) with images that are done and in no mosaic, and how many tracts
+    each has; the latest day first."""
+    there = {(row["tract"], row["sday"]) for row in listed(Paths.of(config), kind=DAY)}
+    missing = Counter(
+        f"epoch/{tract.partition('_')[0]}/{day}"
+        for tract, day in Sky({}, config, ()).shown
+        if (tract, day) not in there
+    )
+    order = sorted(missing, key=lambda name: int(name.rpartition("/")[2]), reverse=True)
+    return {name: missing[name] for name in order}
+
+
 def failures(paths: Paths) -> list[str]:
     """What could not be made, why, and what to do, a line each."""
     found = []

@@ -65,6 +65,10 @@ def made(site, target):
     return outcome
 
 
+def said_of(site) -> str:
+    return site.contimg("tracts").stdout
+
+
 def results(site) -> dict[str, int]:
     """When the results of mosaics were written, by name."""
     return {
@@ -81,6 +85,8 @@ def test_a_dry_run_names_the_tracts_and_touches_nothing(site, target):
     for name, day in tracts_of(site, TARGET_START).items():
         assert f"{name} on day {day}: mosaic" in said
     assert listing(site.paths.products) | listing(site.paths.state) == before
+    number = len(tracts_of(site, CALIBRATOR_START) | tracts_of(site, TARGET_START))
+    assert f"not made: {target} ({number} tracts)" in said_of(site)
     wrong = site.snakemake("-n", "--", "tract/+50.0_100")
     assert wrong.returncode == 1
     assert "no image that is done, or to be made, shows any of it" in wrong.stderr + wrong.stdout
