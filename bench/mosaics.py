@@ -255,9 +255,23 @@ def _accuracy(config: Config, sources: list[dict], made: dict, least_snr: float 
         peaks = bright_peaks(image=total.image[cut], beam=beam, cell_arcsec=cell, least_jy=0)
         if len(peaks):
             px, py, height = peaks[np.argmax(peaks[:, 2])]
-            off = np.hypot(px + i[k] - 4 - x[k], py + j[k] - 4 - y[k]) * cell
-            rows.append((height / flux[k], off, snr[k]))
-    return np.array(rows).reshape(-1, 3), total
+            west, north = (px + i[k] - 4 - x[k]) * cell, (py + j[k] - 4 - y[k]) * cell
+            rows.append((height / flux[k], np.hypot(west, north), snr[k], -west, north))
+    return np.array(rows).reshape(-1, 5), total
+
+
+def _offsets(rows: np.ndarray) -> str:
+    """Mean offsets, weighted by signal to noise, with their errors."""
+    weight = rows[:, 2] ** 2
+    means = [np.average(rows[:, k], weights=weight) for k in (3, 4)]
+    errors = [
+        np.sqrt(np.sum((weight * (rows[:, k] - mean)) ** 2)) / weight.sum()
+        for k, mean in zip((3, 4), means, strict=True)
+    ]
+    return ", ".join(
+        f"{mean:+.3f} +- {error:.3f} arcsec to the {name}"
+        for mean, error, name in zip(means, errors, ("east", "north"), strict=True)
+    )
 
 
 def _seams(total: Sum, made: dict) -> list[float]:
@@ -306,6 +320,7 @@ def strip(work: Path, groups: int, pictures: Path | None) -> None:
         f"{np.median(rows[:, 1]):.3f} arcsec in the median; {len(seams)} borders, jumps "
         f"{np.std(seams):.3f} sigma rms, largest {max(map(abs, seams)):.3f}"
     )
+    print(f"mean offsets: {_offsets(rows)}")
     if pictures:
         best = max(made, key=lambda one: made[one]["coverage"])
         plot = Paths.of(config).qa(f"{best[0]}.{best[1]}", "mosaic")
@@ -314,7 +329,7 @@ def strip(work: Path, groups: int, pictures: Path | None) -> None:
 
 def days(work: Path, number: int, pictures: Path | None) -> None:
     """Noise against days; and a source that is there on one day only."""
-    config, _, of_day = _observed(work, number, 3, new_on=number // 2)
+    config, sources, of_day = _observed(work, number, 3, new_on=number // 2)
     paths = Paths.of(config)
     made = _combined(config, of_day)
     names = {name for name, _ in made}
@@ -327,6 +342,10 @@ def days(work: Path, number: int, pictures: Path | None) -> None:
         noise, expected = one["noise_jy"] * 1e3, one["expected_noise_jy"] * 1e3
         print(f"| {one['days']} | {noise:.4f} | {expected:.4f} | {noise / expected:.3f} |")
     new = NEW
+    rows, _ = _accuracy(config, sources, read_json(paths.result(best, "deep")))
+    print(
+        f"\nall days: {len(rows)} sources, flux ratio {np.median(rows[:, 0]):.4f}; {_offsets(rows)}"
+    )
     print(f"\nthe new one is there on day {sorted(mine)[number // 2]}")
     for day in sorted(mine):
         found = compare(config, best, str(day))
