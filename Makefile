@@ -59,6 +59,9 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/instrument.py
 	PYTHONPATH=. .venv/bin/python bench/lightcurves.py
 	PYTHONPATH=. .venv/bin/python bench/days.py
+	PYTHONPATH=. .venv/bin/python bench/mosaics.py size
+	PYTHONPATH=. .venv/bin/python bench/mosaics.py strip
+	PYTHONPATH=. .venv/bin/python bench/mosaics.py days
 	PYTHONPATH=. .venv/bin/python bench/api.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py
 	PYTHONPATH=. .venv/bin/python bench/scaling.py running

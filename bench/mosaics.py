@@ -29,8 +29,11 @@ from contimg.mosaics.files import read_mosaic
 from contimg.mosaics.tracts import crossed, tract_of
 from contimg.paths import COMPONENTS_FITS, SMEARING_FITS, Paths
 from contimg.products.mosaics import Piece
+from contimg.products.record import bytes_on_disk
+from contimg.stages.catalogue import list_sources
 from contimg.stages.deep import add_days
 from contimg.stages.difference import compare
+from contimg.stages.hips import make_map
 from contimg.stages.mosaic import combine
 from contimg.store.files import checksum, read_json, remove, write_json
 from tests.conftest import CALIBRATOR_START
@@ -62,7 +65,7 @@ def _finished(paths: Paths, group: str, imaged: dict) -> None:
 
 
 def _made_up(folder: Path, paths: Paths, group: str, ra_deg: float, seed: int) -> dict:
-    """An image's files as the imaging stage leaves them, of noise and 4000 components."""
+    """An image's files as the imaging stage leaves them, of noise and 200 sources."""
     rng, npix = np.random.default_rng(seed), 4800
     grid = Grid(npix, 3 / 3600, (ra_deg, float(STRIP)))
     noise = gaussian_filter(rng.normal(size=(npix, npix)).astype(np.float32), 2.2)
@@ -86,7 +89,7 @@ def _made_up(folder: Path, paths: Paths, group: str, ra_deg: float, seed: int) -
     head = few.wcs().to_header()
     fits.PrimaryHDU(ones[None, None], head).writeto(written[SMEARING_FITS], overwrite=True)
     written[COMPONENTS_FITS] = paths.image(group, COMPONENTS_FITS)
-    components = np.column_stack([rng.uniform(0, npix, (4000, 2)), rng.uniform(1e-3, 0.1, 4000)])
+    components = np.column_stack([rng.uniform(0, npix, (200, 2)), rng.uniform(1e-3, 0.1, 200)])
     _write_components(
         written[COMPONENTS_FITS], components, components[:, 2], ones, grid, grid.wcs().to_header()
     )
@@ -146,6 +149,15 @@ def size(work: Path) -> None:
         seconds, memory, found = _alone(compare, config, name, str(day))
         what = f"difference ({found.get('found', 'skipped')} found)"
         print(f"| {what} | {seconds:.1f} | {memory:.1f} | 0 |", flush=True)
+    for what, function, path in (
+        ("catalogue", list_sources, paths.mosaic(name, "deep", "catalogue.parquet")),
+        ("map (HiPS)", make_map, paths.hips(name)),
+    ):
+        seconds, memory, found = _alone(function, config, name, 2)
+        if what == "catalogue":
+            what = f"catalogue, {found['sources']} sources, {found['injected']} injected"
+        megabytes = bytes_on_disk(path) / 1e6
+        print(f"| {what} | {seconds:.1f} | {memory:.1f} | {megabytes:.0f} |", flush=True)
     tracts = 72
     year = 365.2 * tracts * made["bytes"] / 1e12
     weeks = 52.2 * tracts * made["bytes"] / 1e12

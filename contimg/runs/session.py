@@ -341,7 +341,7 @@ def snapshot_of_run(paths: Paths) -> tuple[dict[str, Plan], Path, dict[str, Piec
         return None
     os.environ.setdefault(SOFTWARE, snapshot["software"])
     plans = {group: from_json(values) for group, values in snapshot["groups"].items()}
-    tracts = {name: Piece.from_json(name, one) for name, one in snapshot["pieces"].items()}
+    tracts = {name: Piece.from_json(name, one) for name, one in snapshot.get("pieces", {}).items()}
     return plans, Path(snapshot["staging"]), tracts
 
 

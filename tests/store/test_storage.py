@@ -42,7 +42,7 @@ IMAGE = {
     "found_sources": 0,
     "pbcor": True,
 }
-NOTHING = {"measurement_sets": [], "images": [], "tables": []}
+NOTHING = {"measurement_sets": [], "images": [], "tables": [], "mosaics": []}
 Usage = namedtuple("Usage", "total used free")
 
 

@@ -22,7 +22,7 @@ from contimg.stages.mosaic import files_of
 from contimg.store.files import read_json, write_json
 from tests.accuracy import _peak
 from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
-from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, until
+from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, make_site, until
 from tests.workflow.test_workflow import listing, truth_of
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -35,12 +35,13 @@ MOSAICS = {
 
 
 @pytest.fixture(scope="module")
-def site(first_run, tmp_path_factory):
-    """The first run's site, with pixels of its own for tracts."""
-    values = yaml.safe_load(first_run[0].configfile.read_text())
-    configfile = tmp_path_factory.mktemp("mosaics") / "site.yaml"
-    configfile.write_text(yaml.safe_dump(values | {"mosaics": MOSAICS}))
-    return Site(configfile)
+def site(incoming, tmp_path_factory):
+    """A site of its own, where both groups are done: images are made again here."""
+    folder = tmp_path_factory.mktemp("mosaics")
+    found = make_site(folder, incoming, imaging=SMALL_IMAGES, mosaics=MOSAICS)
+    outcome = found.snakemake()
+    assert outcome.returncode == 0, outcome.stderr
+    return found
 
 
 def tracts_of(site, group: str) -> dict[str, int]:
