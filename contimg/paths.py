@@ -22,6 +22,7 @@ RAW_PATTERN = "*_sb??.hdf5"
 CALTABLE_SUFFIXES = {"K": "kcal", "B": "bpcal", "G": "gcal"}
 FAST_SUFFIX = ".fast"
 QUICK_MARK = ".quick"
+MOSAIC_ENDINGS = ("fits", "weight.fits")  # image, weights
 CASA_IMAGES = ("image", "image.pbcor", "pb", "residual", "model", "psf")
 FITS_IMAGES = ("image.fits", "pbcor.fits", "pb.fits")
 SMEARING_FITS = "smearing.fits"
@@ -134,6 +135,10 @@ class Paths:
     def mosaic(self, tract: str, day: int | str, ending: str = "fits") -> Path:
         """A tract on a sidereal day, or in all (`deep`): image (fits), weights (weight.fits)."""
         return self.products / "mosaics" / tract / f"{day}.{ending}"
+
+    def mosaic_files(self, tract: str, day: int | str) -> dict[str, Path]:
+        """Image and weights of a tract on a sidereal day, or in all, by ending."""
+        return {ending: self.mosaic(tract, day, ending) for ending in MOSAIC_ENDINGS}
 
     def mosaic_week(self, tract: str, week: int) -> Path:
         """Seven sidereal days of a tract as one: their list (JSON), and beside it the sum."""

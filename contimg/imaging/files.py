@@ -20,7 +20,7 @@ from contimg.imaging.restoring import model_of
 from contimg.imaging.stokes import StokesI
 from contimg.paths import CASA_IMAGES, COMPONENTS_FITS, IMAGE_SUFFIXES, SLANTED_FITS, SMEARING_FITS
 from contimg.sky.beam import drift_beam
-from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, track
+from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, sin_wcs, track
 from contimg.store.files import publish, remove
 from contimg.visibilities import measurement_set as mset
 
@@ -38,14 +38,7 @@ class Grid:
 
     def wcs(self) -> WCS:
         """Celestial WCS (SIN projection, ICRS)."""
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = ["RA---SIN", "DEC--SIN"]
-        wcs.wcs.crval = self.centre_deg
-        wcs.wcs.crpix = [self.npix // 2 + 1] * 2
-        wcs.wcs.cdelt = [-self.cell_deg, self.cell_deg]
-        wcs.wcs.cunit = ["deg", "deg"]
-        wcs.wcs.radesys = "ICRS"
-        return wcs
+        return sin_wcs(self.centre_deg, self.cell_deg, (self.npix, self.npix))
 
     def axes_lm(self) -> tuple[np.ndarray, np.ndarray]:
         """Direction cosines along x (falling) and y (growing)."""

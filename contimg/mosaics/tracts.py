@@ -16,7 +16,7 @@ from astropy.wcs import WCS
 from contimg.config import MosaicsConfig
 from contimg.errors import RequestError
 from contimg.photometry.epochs import sidereal_turns
-from contimg.sky.geometry import direction_cosines
+from contimg.sky.geometry import direction_cosines, sin_wcs
 
 STEP_DEG = 5
 OVERLAP_DEG = 0.5
@@ -36,14 +36,7 @@ class Tract:
 
     def wcs(self) -> WCS:
         """Celestial WCS."""
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = ["RA---SIN", "DEC--SIN"]
-        wcs.wcs.crval = self.centre_deg
-        wcs.wcs.crpix = [n // 2 + 1 for n in self.shape]
-        wcs.wcs.cdelt = [-self.cell_deg, self.cell_deg]
-        wcs.wcs.cunit = ["deg", "deg"]
-        wcs.wcs.radesys = "ICRS"
-        return wcs
+        return sin_wcs(self.centre_deg, self.cell_deg, self.shape)
 
     @property
     def radius_deg(self) -> float:

@@ -47,9 +47,8 @@ def with_new(
         return known, others
     if not len(known):
         return others.sort_values(["ra_deg", "dec_deg"]).reset_index(drop=True), others
-    trees = (unit_vectors(t.ra_deg.values, t.dec_deg.values) for t in (known, others))
-    away, _ = cKDTree(next(trees)).query(next(trees))
-    new = others[np.degrees(2 * np.arcsin(away / 2)) * 3600 > same_arcsec]
+    away_arcsec, _ = nearest(known, others)
+    new = others[away_arcsec > same_arcsec]
     taken, names = set(known.source), []
     for name in new.source:
         tried, number = name, 2
@@ -60,6 +59,14 @@ def with_new(
     new = new.assign(source=names)
     both = pd.concat([known, new]).sort_values(["ra_deg", "dec_deg"], kind="stable")
     return both.reset_index(drop=True), new
+
+
+def nearest(known: pd.DataFrame, others: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """For each of some others the nearest of those known (ra_deg, dec_deg): how far it is, arcsec,
+    and its number."""
+    one, other = (unit_vectors(t.ra_deg.values, t.dec_deg.values) for t in (known, others))
+    chord, which = cKDTree(one).query(other)
+    return np.degrees(2 * np.arcsin(chord / 2)) * 3600, which
 
 
 def unit_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray) -> np.ndarray:

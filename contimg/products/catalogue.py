@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from contimg.errors import RequestError
 from contimg.paths import Paths
-from contimg.photometry.reference import name_of_place, place_of, unit_vectors
+from contimg.photometry.reference import name_of_place, nearest, place_of, unit_vectors
 from contimg.products.sources import Change, Detection, Epoch, MeasuredGroup, Source
 from contimg.products.tables import columns_of
 from contimg.sky.geometry import separation_deg
@@ -238,9 +238,8 @@ def _not_in(paths: Paths, table: pd.DataFrame, strip: str) -> pd.DataFrame:
     if not versions:
         return table
     known = read_table(paths.reference(versions[-1]))
-    trees = (unit_vectors(t.ra_deg.values, t.dec_deg.values) for t in (known, table))
-    away, _ = cKDTree(next(trees)).query(next(trees))
-    return table[away > np.radians(SAME_ARCSEC / 3600)]
+    away_arcsec, _ = nearest(known, table)
+    return table[away_arcsec > SAME_ARCSEC]
 
 
 def days(paths: Paths, strip: str | None = None) -> list[dict[str, Any]]:

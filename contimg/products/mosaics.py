@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,7 @@ class Piece:
 
     def as_json(self) -> dict:
         """For the jobs of a run."""
-        return {
-            "groups": list(self.groups),
-            "refused": dict(self.refused),
-            "seen": dict(self.seen),
-            "to_come": list(self.to_come),
-            "again": self.again,
-            "alone": self.alone,
-            "frozen": self.frozen,
-        }
+        return {k: v for k, v in asdict(self).items() if k not in ("tract", "sday")}
 
     @classmethod
     def from_json(cls, name: str, values: Mapping) -> "Piece":
@@ -347,8 +339,9 @@ def record(config: Config) -> int:
 
 def _record_changes(paths: Paths) -> int:
     there = {name: paths.result(name, DIFFERENCE) for name in paths.with_result(DIFFERENCE)}
-    if not there and not paths.sources_db.exists():
-        return 0
+    with db.reading(paths.sources_db) as session:
+        if not there and not (_has(session, Difference) and session.scalar(select(Difference))):
+            return 0
     new = 0
     with db.writing(paths.sources_db, SourcesBase) as session:
         known = {f"{row.tract}.{row.sday}": row for row in session.scalars(select(Difference))}
@@ -388,7 +381,7 @@ def _record_images(paths: Paths) -> int:
         for name in paths.with_result(kind)
         if (path := paths.result(name, kind)).exists()
     }
-    if not there and not paths.products_db.exists():
+    if not there and not listed(paths):  # as on most sites at the end of most runs
         return 0
     with db.writing(paths.products_db, Base) as session:
         known = {
@@ -460,18 +453,18 @@ def in_deep(config: Config, before: str) -> list[str]:
     """Days, made before a time (UTC), that the sums of their tracts have as they are and that were
     compared with others: their images are not needed any more."""
     paths = Paths.of(config)
-    compared = {row["name"] for row in listed(paths, kind=DAY)} - _alone(paths)
     wanted = [CATALOGUE] * ("day" in config.mosaics.catalogues) + [HIPS] * (
         "day" in config.mosaics.hips
     )
     sums = {row["tract"]: row["inputs"] for row in listed(paths, kind=DEEP)}
-    there = set(paths.with_result(DIFFERENCE)).intersection(*map(paths.with_result, wanted))
+    followed = set(paths.with_result(DIFFERENCE)).intersection(*map(paths.with_result, wanted))
+    followed -= _alone(paths)
     found = []
     for row in listed(paths, kind=DAY):
         held = sums.get(row["tract"], {}).get(str(row["sday"]), {})
         same = held.get("in_sum") == row["checksum"]
         is_old = row["path"] and not row["deleted_at"] and row["created_at"] <= before
-        if is_old and same and row["name"] in compared & there:
+        if is_old and same and row["name"] in followed:
             found.append(row["name"])
     return found
 

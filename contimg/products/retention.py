@@ -158,8 +158,7 @@ def _completed(paths: Paths, group: str) -> Iterator[None]:
 
 def _prune_mosaics(paths: Paths, name: str) -> None:
     tract, day = mosaics.tract_and_day(name)
-    files = [paths.mosaic(tract, day, ending) for ending in ("fits", "weight.fits")]
-    files.append(paths.hips(name))
+    files = [*paths.mosaic_files(tract, day).values(), paths.hips(name)]
     with _leaving(files), db.writing(paths.products_db, Base) as session:
         session.get(Mosaic, (mosaics.DAY, name)).deleted_at = now()
 

@@ -128,6 +128,20 @@ def direction_cosines(
     return l, m
 
 
+def sin_wcs(centre_deg: tuple[float, float], cell_deg: float, shape: tuple[int, int]):
+    """Celestial WCS (SIN projection, ICRS) of an image (x, y) whose centre is pixel n // 2."""
+    from astropy.wcs import WCS
+
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---SIN", "DEC--SIN"]
+    wcs.wcs.crval = centre_deg
+    wcs.wcs.crpix = [n // 2 + 1 for n in shape]
+    wcs.wcs.cdelt = [-cell_deg, cell_deg]
+    wcs.wcs.cunit = ["deg", "deg"]
+    wcs.wcs.radesys = "ICRS"
+    return wcs
+
+
 def separation_deg(ra1_deg, dec1_deg, ra2_deg, dec2_deg) -> np.ndarray:
     """Angle between ICRS positions, deg."""
     places = (np.radians(np.asarray(x, float)) for x in (ra1_deg, dec1_deg, ra2_deg, dec2_deg))

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from astropy.io import fits
 from astropy.table import Table
-from scipy.spatial import cKDTree
 
 from contimg.config import Config
 from contimg.errors import ValidationError
@@ -18,7 +17,7 @@ from contimg.mosaics.combine import as_measured
 from contimg.mosaics.files import read_mosaic
 from contimg.mosaics.tracts import strip_of
 from contimg.paths import Paths
-from contimg.photometry.reference import name_of_place, unit_vectors
+from contimg.photometry.reference import name_of_place, nearest
 from contimg.plots.mosaic import plot_curves
 from contimg.plots.style import save_plot
 from contimg.products.catalogue import spectral_indices
@@ -116,9 +115,8 @@ def _named(found: pd.DataFrame, config: Config, made: dict, beam: Beam) -> pd.Da
     versions = paths.references(strip)
     if versions and len(found):
         known = read_table(paths.reference(versions[-1]))
-        trees = [cKDTree(unit_vectors(t.ra_deg.values, t.dec_deg.values)) for t in (known, found)]
-        away, which = trees[0].query(trees[1].data)
-        same = np.degrees(away) * 3600 < _SAME_BEAMS * beam.major_arcsec
+        away_arcsec, which = nearest(known, found)
+        same = away_arcsec < _SAME_BEAMS * beam.major_arcsec
         found.loc[same, "reference"] = known.source.values[which[same]]
         found.loc[same, "reference_jy"] = known.flux_jy.values[which[same]]
     indices = spectral_indices(paths, _groups_of(paths, made))

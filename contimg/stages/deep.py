@@ -22,18 +22,17 @@ from contimg.imaging.interface import Beam
 from contimg.mosaics.combine import Sum
 from contimg.mosaics.files import read_mosaic, write_mosaic
 from contimg.mosaics.tracts import Tract, tract_of
-from contimg.paths import Paths
+from contimg.paths import MOSAIC_ENDINGS, Paths
 from contimg.plots.mosaic import plot_mosaic, plot_noise
 from contimg.plots.style import save_plot
-from contimg.products.mosaics import DAY, options_digest
+from contimg.products.mosaics import DAY
 from contimg.stages.job import Job
-from contimg.stages.mosaic import checksum_of, files_of, keywords, numbers
+from contimg.stages.mosaic import checksum_of, files_of, keywords, numbers, of_tract
 from contimg.store.files import found_json, remove, write_json
 
 log = logging.getLogger(__name__)
 DAYS_A_WEEK = 7
 SUM_OF = "SUMOF"  # keyword: digest of the days in a sum
-_ENDINGS = ("fits", "weight.fits")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ class _Node:
 
     def files(self, digest: str) -> list[Path]:
         """Image and weights of a sum with a digest."""
-        return [self._beside(f"{digest}.{end}" if self.by_digest else end) for end in _ENDINGS]
+        return [
+            self._beside(f"{digest}.{end}" if self.by_digest else end) for end in MOSAIC_ENDINGS
+        ]
 
     def _beside(self, ending: str) -> Path:
         return self.stem.with_name(f"{self.stem.name}.{ending}")
@@ -101,19 +102,7 @@ def add_days(config: Config, name: str) -> dict:
         for one in paths.with_result(DAY, f"{name}.")
     }
     days = {day: one for day, one in made.items() if one.get("images")}
-    about = {
-        "tract": name,
-        "strip": tract.strip,
-        "centre_deg": list(tract.centre_deg),
-        "shape": list(tract.shape),
-        "cell_arcsec": 3600 * tract.cell_deg,
-        "region": tract.region,
-        "options": options_digest(config),
-        "images": {},
-        "inputs": {},
-        "verdict": "none",
-        "coverage": 0.0,
-    }
+    about = of_tract(tract, config)
     tree = _Tree(config, tract, days)
     listed = tree.update()
     if not listed:
@@ -122,7 +111,7 @@ def add_days(config: Config, name: str) -> dict:
     # a day that is in the sum and has no image any more is said, too
     inputs = {day: tree.input(day, held) for day in sorted({*days, *held}, key=int)}
     save_plot(lambda: plot_noise(name, listed["history"]), paths.qa(name, "noise"))
-    files = dict(zip(_ENDINGS, tree.whole.files(digest_of(held)), strict=True))
+    files = dict(zip(MOSAIC_ENDINGS, tree.whole.files(digest_of(held)), strict=True))
     return (
         about
         | listed["about"]
@@ -213,7 +202,7 @@ class _Tree:
         )
 
     def _files(self, day: str) -> list[Path]:
-        return [self.paths.mosaic(self.tract.name, day, ending) for ending in _ENDINGS]
+        return list(self.paths.mosaic_files(self.tract.name, day).values())
 
     def _on_disk(self, day: str) -> bool:
         return all(path.exists() for path in self._files(day))

@@ -8,6 +8,7 @@ import numpy as np
 from contimg.config import Config
 from contimg.paths import Paths
 from contimg.products.mosaics import DAY, DEEP, tract_and_day
+from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 from contimg.stages.job import Job
 from contimg.store.files import publish, read_json, remove
 
@@ -48,8 +49,8 @@ def make_map(config: Config, name: str, threads: int) -> dict:
         "creator_did": f"ivo://dsa110/contimg?hips/{name}",
         "obs_title": f"DSA-110 {name}",
         "obs_regime": "Radio",
-        "em_min": 299792458.0 / (made["freq_hz"] + made["bandwidth_hz"] / 2),
-        "em_max": 299792458.0 / (made["freq_hz"] - made["bandwidth_hz"] / 2),
+        "em_min": SPEED_OF_LIGHT_M_S / (made["freq_hz"] + made["bandwidth_hz"] / 2),
+        "em_max": SPEED_OF_LIGHT_M_S / (made["freq_hz"] - made["bandwidth_hz"] / 2),
         "t_min": made["begin_mjd"],
         "t_max": made["end_mjd"],
         "hips_pixel_cut": f"{-2 * noise_jy:.4g} {30 * noise_jy:.4g}",

@@ -16,7 +16,7 @@ from contimg.findings import LEVELS
 from contimg.imaging.interface import Beam, robust_rms
 from contimg.mosaics.combine import Sum, Tile, add_tile, noise_of_blocks
 from contimg.mosaics.files import read_tile, why_no_tile, write_mosaic
-from contimg.mosaics.tracts import tract_of
+from contimg.mosaics.tracts import Tract, tract_of
 from contimg.paths import Paths
 from contimg.plots.mosaic import plot_mosaic
 from contimg.plots.style import save_plot
@@ -63,23 +63,16 @@ def combine(config: Config, piece: Piece) -> dict:
         if not one["pixels"]:
             one["reason"] = "it does not reach the tract"
     used = {group: one for group, one in used.items() if one["pixels"]}
-    files = {end: paths.mosaic(name, day, end) for end in ("fits", "weight.fits")}
-    about = {
-        "tract": name,
-        "strip": tract.strip,
+    files = paths.mosaic_files(name, day)
+    about = of_tract(tract, config) | {
         "sday": day,
-        "centre_deg": list(tract.centre_deg),
-        "shape": list(tract.shape),
-        "cell_arcsec": 3600 * tract.cell_deg,
-        "region": tract.region,
         "inputs": {group: _as_json(one) for group, one in inputs.items()},
         "seen": seen,
-        "options": options_digest(config),
     }
     if not used:
         for path in files.values():
             remove(path)
-        return about | {"images": {}, "verdict": "none", "coverage": 0.0}
+        return about
     about |= _of_images(used, beam) | numbers(total)
     write_mosaic(
         image=files["fits"],
@@ -95,6 +88,23 @@ def combine(config: Config, piece: Piece) -> dict:
         paths.qa(f"{name}.{day}", "mosaic"),
     )
     return about | files_of(files)
+
+
+def of_tract(tract: Tract, config: Config) -> dict:
+    """What the result of a day, or of all, begins with: where it is, and no image yet."""
+    return {
+        "tract": tract.name,
+        "strip": tract.strip,
+        "centre_deg": list(tract.centre_deg),
+        "shape": list(tract.shape),
+        "cell_arcsec": 3600 * tract.cell_deg,
+        "region": tract.region,
+        "options": options_digest(config),
+        "images": {},
+        "inputs": {},
+        "verdict": "none",
+        "coverage": 0.0,
+    }
 
 
 def checksum_of(made: Mapping) -> str:

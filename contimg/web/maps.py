@@ -16,10 +16,10 @@ from contimg.products import catalogue, mosaics
 from contimg.store.files import found_json
 from contimg.web.reader import Reader
 from contimg.web.routes import Read
+from contimg.web.sources import Strip
 
 router = APIRouter()
 _MOST_SOURCES = 3000
-Strip = Annotated[str, PathParameter(pattern=r"^[+-]\d\d\.\d$")]
 Which = Annotated[str, PathParameter(pattern=r"^(deep|\d{4,5})$", description="deep, or a day")]
 
 

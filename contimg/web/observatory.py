@@ -119,7 +119,6 @@ def tracts(
 @router.get("/api/cutout", response_class=Response)
 def cutout(
     read: Read,
-    request: Request,
     ID: Annotated[str, Query(max_length=120, description="a group, TRACT or TRACT.DAY")],
     POS: Annotated[str | None, Query(max_length=400, examples=["CIRCLE 347.3 16.0 0.1"])] = None,
     CIRCLE: Annotated[str | None, Query(max_length=100, examples=["347.3 16.0 0.1"])] = None,

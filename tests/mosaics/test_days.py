@@ -48,7 +48,7 @@ class Days:
         """A day's mosaic and its result, as the rule leaves them."""
         assert FIRST % DAYS_A_WEEK == 0
         total = self._observed(sky or self.sky)
-        files = {end: self.paths.mosaic(NAME, day, end) for end in ("fits", "weight.fits")}
+        files = self.paths.mosaic_files(NAME, day)
         write_mosaic(
             image=files["fits"],
             weight=files["weight.fits"],
@@ -126,6 +126,29 @@ def counted(monkeypatch) -> list:
     return names
 
 
+def killed_at(number: int, monkeypatch) -> list:
+    """From now on this process is killed when that many files get their names; gives those that
+    did, or would have."""
+    renamed = []
+
+    def dies(partial, path):
+        renamed.append(path)
+        if len(renamed) == number:
+            raise KeyboardInterrupt
+        publish(partial, path)
+
+    monkeypatch.setattr("contimg.store.files.publish", dies)
+    return renamed
+
+
+def summed(parts):
+    """Image where there is any weight, and all weights, of a sum by hand."""
+    weight = sum(one.weight.astype(float) for one in parts)
+    image = sum(np.nan_to_num(one.image) * one.weight.astype(float) for one in parts)
+    good = weight > 0
+    return image[good] / weight[good], weight
+
+
 def test_noise_falls_with_the_root_of_days_and_a_day_more_costs_one_addition(
     site, monkeypatch, figure
 ):
@@ -140,16 +163,15 @@ def test_noise_falls_with_the_root_of_days_and_a_day_more_costs_one_addition(
     assert sorted(read) == sorted(2 * [f"{FIRST + 9}.fits"] + [week.name, "deep.fits"])
     assert result["history"][-1]["days"] == 10
     assert result["history"][:-1] == first["history"]
-    total = read_mosaic(*(days.paths.mosaic(NAME, "deep", end) for end in ("fits", "weight.fits")))
+    total = read_mosaic(*days.paths.mosaic_files(NAME, "deep").values())
     by_hand = [
-        read_mosaic(*(days.paths.mosaic(NAME, day, end) for end in ("fits", "weight.fits")))
+        read_mosaic(*days.paths.mosaic_files(NAME, day).values())
         for day in range(FIRST, FIRST + 10)
     ]
-    weight = sum(one.weight.astype(float) for one in by_hand)
-    image = sum(np.nan_to_num(one.image) * one.weight.astype(float) for one in by_hand)
+    image, weight = summed(by_hand)
     good = weight > 0
     np.testing.assert_allclose(total.weight, weight, rtol=1e-5)
-    np.testing.assert_allclose(total.image[good], (image / np.maximum(weight, 1))[good], atol=1e-6)
+    np.testing.assert_allclose(total.image[good], image, atol=1e-6)
     noise = [numbers(one)["noise_jy"] for one in by_hand]
     gain = np.median(noise) / result["noise_jy"]
     figure(f"noise of a day over that of ten: {gain:.2f} (root of ten: 3.16)")
@@ -165,15 +187,7 @@ def test_a_day_that_is_made_again_replaces_itself_also_after_a_kill(site, monkey
     days.add()
     again = days.make(FIRST + 1)
     for number in range(1, 8):  # killed between any two files that get their names
-        renamed = []
-
-        def dies(partial, path, kept=renamed, last=number):
-            kept.append(path)
-            if len(kept) == last:
-                raise KeyboardInterrupt
-            publish(partial, path)
-
-        monkeypatch.setattr("contimg.store.files.publish", dies)
+        renamed = killed_at(number, monkeypatch)
         try:
             days.add()
         except KeyboardInterrupt:
@@ -186,11 +200,8 @@ def test_a_day_that_is_made_again_replaces_itself_also_after_a_kill(site, monkey
         for d in (FIRST, FIRST + 8, "deep")
     ]
     one, other, whole = (read_mosaic(*pair) for pair in names)
-    parts = (one, other, again)
-    weight = sum(part.weight.astype(float) for part in parts)
-    image = sum(np.nan_to_num(part.image) * part.weight.astype(float) for part in parts)
-    good = weight > 0
-    np.testing.assert_allclose(whole.image[good], (image / np.maximum(weight, 1))[good], atol=1e-6)
+    image, weight = summed((one, other, again))
+    np.testing.assert_allclose(whole.image[weight > 0], image, atol=1e-6)
 
 
 def test_days_that_were_deleted_stay_in_the_sum_and_what_cannot_be_is_said(site, monkeypatch):
@@ -234,17 +245,10 @@ def test_a_kill_loses_no_day_that_retention_deleted(site, monkeypatch):
         for end in ("fits", "weight.fits"):
             remove(days.paths.mosaic(NAME, FIRST, end))
         days.make(FIRST + 1)
-        renamed = []
-
-        def dies(partial, path, kept=renamed, last=number):
-            kept.append(path)
-            if len(kept) == last:
-                raise KeyboardInterrupt
-            publish(partial, path)
-
-        monkeypatch.setattr("contimg.store.files.publish", dies)
+        renamed = killed_at(number, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             days.add()
+        assert len(renamed) == number
         monkeypatch.undo()
         result = days.add()
         assert all(one["used"] for one in result["inputs"].values()), number

@@ -49,7 +49,7 @@ def made(config, tmp_path_factory):
         beam=BEAM,
         cell_arcsec=CELL_ARCSEC,
     )
-    files = {end: paths.mosaic(NAME, DAY, end) for end in ("fits", "weight.fits")}
+    files = paths.mosaic_files(NAME, DAY)
     write_mosaic(
         image=files["fits"],
         weight=files["weight.fits"],

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from tests.conftest import CALIBRATOR_START, ROOT, STATIONS, TARGET_START
 
 BAD_START = "2026-03-02T20:23:46"
 BIN = Path(sys.executable).parent
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SMALL_IMAGES = {"imsize": 1800, "cell_arcsec": 8.0}
 
 
@@ -58,6 +60,23 @@ def make_site(folder: Path, incoming: Path, **sections) -> Site:
     configfile = folder / "site.yaml"
     configfile.write_text(yaml.safe_dump(values | sections))
     return Site(configfile)
+
+
+def chromium(*arguments: str):
+    """Options of a browser that nobody sees, and its driver's service; skips where there is
+    none."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip(
+            "NOT TESTED in a browser: chromium and chromedriver are not installed (apt install "
+            "chromium chromium-driver)"
+        )
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *arguments):
+        options.add_argument(argument)
+    return options, webdriver.ChromeService(DRIVER)
 
 
 @pytest.fixture(scope="session")

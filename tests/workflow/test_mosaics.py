@@ -22,10 +22,9 @@ from contimg.stages.mosaic import files_of
 from contimg.store.files import read_json, write_json
 from tests.accuracy import _peak
 from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
-from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, make_site, until
+from tests.workflow.conftest import BIN, SMALL_IMAGES, Site, chromium, make_site, until
 from tests.workflow.test_workflow import listing, truth_of
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MOSAICS = {
     "cell_arcsec": SMALL_IMAGES["cell_arcsec"],
     "height_deg": 4.2,
@@ -356,26 +355,18 @@ def test_over_makes_what_the_sky_has_gone_past_and_no_more(site, made, tmp_path)
 
 def test_the_map_shows_mosaics_in_a_browser_without_a_network(site, server, figure):
     """Tiles of both tracts as one, with Aladin Lite; nothing is asked of another server."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("NOT TESTED in a browser: chromium and chromedriver are not installed")
     from selenium import webdriver
     from selenium.webdriver.common.by import By
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
+    options, service = chromium(
         "--window-size=1000,900",
         "--use-gl=angle",
         "--use-angle=swiftshader",
         "--enable-unsafe-swiftshader",
         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(argument)
+    )
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver = webdriver.Chrome(options, service)
     try:
         driver.get(f"{server}/map")
         until(

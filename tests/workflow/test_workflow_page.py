@@ -29,10 +29,9 @@ from contimg.store import db
 from contimg.store.files import read_json
 from contimg.store.identity import science_digest
 from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
-from tests.workflow.conftest import BAD_START, BIN, until
+from tests.workflow.conftest import BAD_START, BIN, chromium, until
 
 KEY = "the key of this test"
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 
 
 def content(site) -> list[dict]:
@@ -595,26 +594,13 @@ def test_health_is_that_of_the_databases(serve, site):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    if not (CHROMIUM and DRIVER):
-        pytest.skip(
-            "NOT TESTED in a browser: chromium and chromedriver are not installed (apt install "
-            "chromium chromium-driver)"
-        )
     from selenium import webdriver
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,1400",
-    ):
-        options.add_argument(argument)
+    options, service = chromium("--window-size=1280,1400")
     downloads = tmp_path_factory.mktemp("downloads")
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver = webdriver.Chrome(options, service)
     driver.implicitly_wait(5)
     driver.downloads = downloads
     yield driver
