@@ -698,6 +698,25 @@ class RetentionConfig(_Section):
         return self
 
 
+class NotifyConfig(_Section):
+    """Who is told what is wrong, and what is new in the sky; docs/monitoring.md."""
+
+    file: Path | None = Field(
+        None,
+        description="addresses of mail, chat or webhooks as apprise has them, one a line; they "
+        "hold secrets: readable to you alone. null: nobody",
+    )
+    behind_minutes: float = Field(
+        60.0, gt=0, description="the oldest group that could be done and is not is older than this"
+    )
+    silent_minutes: float = Field(60.0, gt=0, description="the newest data are older than this")
+    disk_hours: float = Field(24.0, gt=0, description="the disk does for less than this")
+    candidates: bool = Field(True, description="what is new or varies in the sky, too")
+    calm_minutes: float = Field(
+        10.0, ge=0, description="what was not seen for so long is said to be over"
+    )
+
+
 class Config(_Section):
     """Everything a run is told."""
 
@@ -713,6 +732,7 @@ class Config(_Section):
     photometry: PhotometryConfig = PhotometryConfig()
     mosaics: MosaicsConfig = MosaicsConfig()
     retention: RetentionConfig = RetentionConfig()
+    notify: NotifyConfig = NotifyConfig()
 
     @property
     def writer(self) -> str:

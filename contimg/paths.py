@@ -239,6 +239,16 @@ class Paths:
         return self.state / "locks" / "retention.lock"
 
     @property
+    def told(self) -> Path:
+        """What was told to people, and is not over (JSON)."""
+        return self.state / "told.json"
+
+    @property
+    def told_lock(self) -> Path:
+        """Held while messages are sent."""
+        return self.state / "locks" / "told.lock"
+
+    @property
     def watcher(self) -> Path:
         """What the watcher does now (JSON)."""
         return self.state / "watcher.json"

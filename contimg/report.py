@@ -12,6 +12,7 @@ from contimg.clock import now
 from contimg.config import Config, as_utc
 from contimg.errors import AbsentError, RequestError
 from contimg.paths import Paths
+from contimg.products.mosaics import failures
 from contimg.products.record import results_of
 from contimg.products.tables import Image
 from contimg.queue import moves
@@ -75,11 +76,22 @@ def status(config: Config, everything: bool = False) -> dict:
         "running": running,
         **pace,
         "must_not_be_used": _not_to_be_used(paths),
+        "mosaics_failed": failures(paths),
         "watcher": watcher,
         "backlog": backlog,
         "refused": found_json(paths.refusal),
         "groups": groups,
     }
+
+
+def failed(config: Config) -> list[dict]:
+    """Every failed group, with why and what brings it back; by group."""
+    with db.reading(Paths.of(config).ingest_db) as session:
+        query = select(Group).where(Group.state == "failed").order_by(Group.group_id)
+        return [
+            {"group": row.group_id, "error": row.error} | _mend(session, row, config)
+            for row in (session.scalars(query) if session is not None else ())
+        ]
 
 
 def _not_to_be_used(paths: Paths) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from contimg import config as configuration
 from contimg import report
 from contimg.chain import LAST
 from contimg.cli.shared import AsJson, ConfigFiles, Groups, command, console_of, site
+from contimg.concerns import FAIL, Concern, concerns, duration
 from contimg.errors import ContimgError, RequestError
 from contimg.paths import Paths
 from contimg.queue.planning import describe, made_otherwise, make_plans
@@ -172,21 +174,21 @@ def status(
 ):
     """Does it keep up? Counts, what runs now, how far behind, and the latest groups with their
     images."""
-    found = report.status(site(configfile), everything)
+    config = site(configfile)
+    found = report.status(config, everything)
+    wrong = concerns(config, found)
     if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        _show_status(found)
+        print(json.dumps(found | {"wrong": [asdict(one) for one in wrong]}, indent=1))
+        return
+    _show_status(found, wrong)
 
 
-def _show_status(found: dict) -> None:
+def _show_status(found: dict, wrong: list[Concern]) -> None:
     console = console_of()
     counts, total = found["counts"], sum(found["counts"].values())
-    if (refused := found["refused"]) and not (found["watcher"] and found["watcher"]["problem"]):
-        console.print(
-            f"[bold red]the last run did not begin ({refused['at']}): "
-            f"{escape(refused['error'])}[/bold red]"
-        )
+    for one in wrong:
+        colour = "bold red" if one.level == FAIL else "yellow"
+        console.print(f"[{colour}]{escape(one.words)}[/{colour}]; {escape(one.mend)}")
     if not total:
         console.print(
             "The queue is empty: no run or watcher has looked at the incoming folder yet."
@@ -202,7 +204,7 @@ def _show_status(found: dict) -> None:
         f"{found['imaged_last_hour']} were imaged"
     )
     text = (
-        f"behind by {_duration(found['behind_s'])} ({behind} is the oldest to be done)"
+        f"behind by {duration(found['behind_s'])} ({behind} is the oldest to be done)"
         if behind
         else "up to date"
     )
@@ -218,8 +220,6 @@ def _show_status(found: dict) -> None:
     )
     if found["backlog"]:
         console.print(f"a backlog is worked off by process {found['backlog']}")
-    if watcher and watcher["problem"]:
-        console.print(f"[bold red]{escape(watcher['problem'])}[/bold red]")
     for job in found["running"]:
         if not job["alive"]:
             console.print(
@@ -245,11 +245,6 @@ def _show_status(found: dict) -> None:
         console.print(
             "contimg why GROUP says what failed; contimg retry GROUP (or --all) tries again"
         )
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _status_table(rows: list[dict]) -> Table:
@@ -470,6 +465,7 @@ def watch(
 ):
     """Watch the incoming folder, day and night: groups into the queue, and run after run on those
     that can go."""
+    from contimg import notify
     from contimg.runs.watch import Watcher
 
     logging.basicConfig(
@@ -477,7 +473,34 @@ def watch(
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
-    Watcher(configuration.load(configfile or ()), configfile or (), profile, snakefile).watch()
+    config = configuration.load(configfile or ())
+    watcher = Watcher(config, configfile or (), profile, snakefile)
+    notify.start(config)
+    watcher.watch()
+
+
+@command
+def notify(
+    configfile: ConfigFiles = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Send a trial message, and nothing else.")
+    ] = False,
+):
+    """Look once, and tell those of notify.file what is wrong, what is new in the sky, and what is
+    over. The watcher does so every minute; this is for a timer, which sees a dead watcher, too."""
+    from contimg import notify as messages
+
+    config = site(configfile)
+    if config.notify.file is None:
+        raise RequestError("notify.file is not set: nobody is to be told")
+    send = messages.sender(config.notify.file)
+    if test:
+        if not send("contimg: a trial", "Messages of the pipeline come here."):
+            raise RequestError(f"not delivered to all addresses of {config.notify.file}")
+        print("sent")
+        return
+    for title in messages.tell(config, send):
+        print(title)
 
 
 @command

@@ -170,34 +170,6 @@ def timeline(sets: Sequence[Mapping], now_mjd: float) -> dict:
     }
 
 
-def headline(status: Mapping) -> tuple[str, str]:
-    """(good, warn or fail; in words) whether it keeps up."""
-    failed, behind_s = status["counts"].get("failed", 0), status.get("behind_s", 0)
-    watcher = status["watcher"]
-    if watcher and watcher.get("problem"):
-        return "fail", f"The watcher has a problem: {watcher['problem']}"
-    if refused := status["refused"]:
-        return "fail", f"The last run did not begin: {refused['error']}"
-    if behind_s > 3600:
-        return "fail", f"Behind by {duration(behind_s)}"
-    lost = f"; {failed} {'group' if failed == 1 else 'groups'} failed" if failed else ""
-    if bad := status.get("must_not_be_used", 0):
-        lost += f"; {bad} {'image' if bad == 1 else 'images'} must not be used"
-    if not status["counts"]:
-        return "warn", "The queue is empty: nothing came yet"
-    if behind_s > 600:
-        return "warn", f"Behind by {duration(behind_s)}{lost}"
-    return ("warn" if lost else "good"), f"Keeping up{lost}"
-
-
-def duration(seconds: float) -> str:
-    """A time span for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
 def _ra_reach(image: Mapping) -> float:
     """Half of an image's extent in right ascension, deg."""
     return image["diameter_deg"] / 2 / max(math.cos(math.radians(image["centre_dec_deg"])), 1e-3)

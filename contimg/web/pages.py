@@ -1,6 +1,7 @@
 """The pages of `contimg serve`: rendered here from what the API gives, refreshed by a few lines of
 JavaScript."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -9,12 +10,14 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
+from markupsafe import Markup, escape
 from sqlalchemy import func, select
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from contimg.calibration.registry import describe_sets
 from contimg.calibration.words import summary
 from contimg.clock import now
+from contimg.concerns import concerns, duration, headline
 from contimg.errors import RequestError
 from contimg.products import catalogue
 from contimg.products.lightcurves import date_of_day
@@ -23,15 +26,7 @@ from contimg.products.record import results_of
 from contimg.products.tables import Image
 from contimg.store import db
 from contimg.store.files import found_json
-from contimg.web.charts import (
-    chart,
-    curve_chart,
-    duration,
-    eta_v_chart,
-    footprints,
-    headline,
-    timeline,
-)
+from contimg.web.charts import chart, curve_chart, eta_v_chart, footprints, timeline
 from contimg.web.maps import maps
 from contimg.web.reader import Reader
 from contimg.web.sources import source_of
@@ -49,9 +44,15 @@ _FOR_MAPS = (
     " blob:; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:; connect-src "
     "'self' data: blob:; font-src 'self' data:"
 )
+_GROUP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 _MOSAICS = 500
 _THUMBNAILS, _FOOTPRINTS, _DAYS = 12, 2000, 60
 _CANDIDATES, _DRAWN, _NEIGHBOURS, _NEIGHBOURS_DEG = 100, 3000, 10, 0.25
+
+
+def _linked(text: str, root: str) -> Markup:
+    """A text in which groups are links to their pages."""
+    return Markup(_GROUP.sub(rf'<a href="{root}/groups/\g<0>">\g<0></a>', str(escape(text))))
 
 
 def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
@@ -60,7 +61,7 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         _WEB / "templates",
         context_processors=[lambda request: {"root": request.scope.get("root_path", "")}],
     )
-    templates.env.filters |= {"utc": db.utc_of_mjd, "duration": duration}
+    templates.env.filters |= {"utc": db.utc_of_mjd, "duration": duration, "linked": _linked}
     app.mount("/static", StaticFiles(directory=_WEB / "static"), name="static")
 
     @app.middleware("http")
@@ -99,17 +100,18 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
                 session.scalar(select(func.max(Image.start_mjd))) if session is not None else None
             )
         day = latest(1000, Image.start_mjd > newest - 1) if newest else []
+        wrong = concerns(read.config, status)
         noise, flux = chart(day, "noise_jy", 1e3), chart(day, "flux_ratio", line=1.0, reach=0.03)
         about = {
             "status": status,
-            "headline": headline(status),
+            "headline": headline(status, wrong),
+            "wrong": wrong,
             "thumbnails": latest(_THUMBNAILS),
             "noise": noise,
             "flux": flux,
             "timeline": timeline(status["calibration"], db.mjd(now())),
             "now": now()[:19],
             "newest": newest,
-            "failed": [g for g in status["groups"] if g["state"] == "failed"],
         }
         return templates.TemplateResponse(request, "overview.html", about)
 

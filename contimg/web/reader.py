@@ -106,6 +106,7 @@ class Status(BaseModel):
     must_not_be_used: int = Field(
         0, description="full images that failed, or whose calibration set was retired or altered"
     )
+    mosaics_failed: list[str] = Field([], description="what could not be made, why, what to do")
     running: list[dict]
     watcher: dict | None
     backlog: str | None  # the process that works one off

@@ -10,6 +10,7 @@ import math
 import re
 import secrets
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ from sqlalchemy import func, select, text
 
 from contimg.calibration import registry
 from contimg.clock import now
+from contimg.concerns import FAIL, WARN, concerns
 from contimg.findings import LEVELS
 from contimg.paths import GROUP_PATTERN
 from contimg.products import tables as product_tables
@@ -129,8 +131,15 @@ def metrics(read: Read) -> Response:
             "Until the last set ends",
         ),
     }
+    hours = found["disk"]["hours_left"]
+    if hours is not None:  # what a group takes is not known before the first
+        values["disk_hours_left"] = (hours, "Hours of observing that the disk does for")
     for name, (value, what) in values.items():
         Gauge(f"contimg_{name}", what, registry=collected).set(float(value))
+    wrong = Gauge("contimg_wrong", "Causes of something wrong", ["level"], registry=collected)
+    levels = Counter(one.level for one in concerns(read.config, found))
+    for level in (WARN, FAIL):
+        wrong.labels(level).set(levels[level])
     _instrument_metrics(read, collected)
     return PlainTextResponse(generate_latest(collected), media_type="text/plain; version=0.0.4")
 

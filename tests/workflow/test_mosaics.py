@@ -414,3 +414,35 @@ def test_a_tile_at_the_border_of_tracts_is_of_both(site, server):
         assert np.array_equal(np.isfinite(merged), np.any(np.isfinite(parts), axis=0))
         only = np.isfinite(parts[0]) & ~np.isfinite(parts[1])
         assert np.array_equal(merged[only], parts[0][only])
+
+
+def test_what_cannot_be_made_is_said_with_what_to_do_and_made_by_the_next_run(site, made, target):
+    """A finder that has no time: the sums are made, the lists are not."""
+    name = tract_with_deep(site)
+    lists = {"mosaics": {**MOSAICS, "catalogues": ["deep"]}}
+    hasty = site.configfile.with_name("hasty.yaml")
+    for minutes, status in ((1e-4, 1), (5, 0)):
+        lists["mosaics"]["finder_minutes"] = minutes
+        hasty.write_text(yaml.safe_dump(yaml.safe_load(site.configfile.read_text()) | lists))
+        outcome = Site(hasty).snakemake("--", f"tract/{name}")
+        assert outcome.returncode == status, outcome.stderr[-3000:]
+        said = site.contimg("status").stdout.replace("\n", " ")
+        failed = json.loads(site.contimg("status", "--json").stdout)["mosaics_failed"]
+        if status:
+            assert len(failed) == 1
+            assert failed[0].startswith(f"{name}, catalogue: ")
+            assert "mosaics.finder_minutes" in failed[0]
+            assert f"{name}, catalogue: " in said
+            assert failed[0] in site.contimg("tracts").stdout.splitlines()
+        else:
+            assert failed == []
+            assert f"{name}, catalogue: " not in said
+            assert read_json(site.paths.result(name, "catalogue"))["sources"] > 0
+
+
+def tract_with_deep(site) -> str:
+    """The tract whose deep image covers most."""
+    deep = {
+        name: read_json(site.paths.result(name, "deep")) for name in site.paths.with_result("deep")
+    }
+    return max(deep, key=lambda name: deep[name]["coverage"])

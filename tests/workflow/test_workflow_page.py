@@ -269,6 +269,10 @@ def test_the_api_tells_what_the_databases_know(api, site):
     metrics = api.get("/metrics").text
     assert 'contimg_groups{state="failed"} 1.0' in metrics
     assert "contimg_disk_free_bytes" in metrics
+    assert 'contimg_wrong{level="fail"} 1.0' in metrics
+    rules = (ROOT / "docs" / "contimg-alerts.yml").read_text()
+    asked = set(re.findall(r"contimg_\w+", rules))
+    assert asked <= set(re.findall(r"^contimg_\w+", metrics, re.M)), "alerts on what is not there"
     paths = api.get("/openapi.json").json()["paths"]
     assert len([p for p in paths if p.startswith("/api")]) == 28
 
@@ -613,10 +617,10 @@ def test_a_person_goes_from_the_overview_to_a_fits_file(browser, api, site, figu
     from selenium.webdriver.common.by import By
 
     browser.get(str(api.base_url))
-    assert (
-        browser.find_element(By.CSS_SELECTOR, "#headline h1").text == "Keeping up; 1 group failed"
-    )
-    failed = browser.find_element(By.CSS_SELECTOR, "#failed tbody tr").text
+    headline = browser.find_element(By.CSS_SELECTOR, "#headline h1").text
+    assert headline.startswith(f"{BAD_START} failed: ")
+    assert headline.endswith("; 1 thing more")  # that the data are old
+    failed = browser.find_element(By.CSS_SELECTOR, "#wrong tbody tr").text
     assert BAD_START in failed
     assert "only 15 of 16 subbands" in failed
     browser.find_element(By.CSS_SELECTOR, f".thumbnails a[href='/groups/{TARGET_START}']").click()

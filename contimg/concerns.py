@@ -1,0 +1,189 @@
+"""What is wrong now: a cause each, in words, with the command that mends it. For the page's
+headline, `contimg status` and messages. Read-only."""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import select
+
+from contimg.config import Config
+from contimg.paths import Paths
+from contimg.products.retention import room
+from contimg.products.tables import Image
+from contimg.report import failed
+from contimg.report import status as status_of
+from contimg.store import db
+
+WARN, FAIL = "warn", "fail"
+_BEHIND_S = 600.0  # from here on it is said; from notify.behind_minutes on it is wrong
+_RECENT_S = 86400.0
+_CANDIDATES = 50
+_GROUP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Concern:
+    """One cause."""
+
+    key: str  # the same for as long as it is the same cause
+    level: str  # warn or fail
+    words: str
+    mend: str  # what to do
+    place_deg: tuple[float, float] | None = None  # of a candidate in the sky, which does not end
+
+
+def duration(seconds: float) -> str:
+    """A time span for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes / 60:.1f} h" if minutes < 2880 else f"{minutes / 1440:.0f} days"
+
+
+def concerns(config: Config, status: Mapping) -> list[Concern]:
+    """What is wrong with the pipeline, the gravest first. `status` is that of contimg.report."""
+    found = [
+        *_work(config, status),
+        *_data(config, status),
+        *_groups(config),
+        *_images(config),
+        *(
+            Concern(_key("mosaic", line), WARN, line, "mend the cause; the next run makes it")
+            for line in status["mosaics_failed"]
+        ),
+    ]
+    return sorted(found, key=lambda one: one.level != FAIL)
+
+
+def _work(config: Config, status: Mapping) -> Iterator[Concern]:
+    """The watcher, runs, how far behind, the disk."""
+    watcher, behind_s = status["watcher"], status.get("behind_s", 0)
+    if watcher and watcher["problem"]:
+        words = f"the watcher has a problem: {watcher['problem']}"
+        yield Concern("watcher", FAIL, words, "mend the cause: it goes on by itself")
+    elif refused := status["refused"]:
+        words = f"the last run did not begin ({refused['at']}): {refused['error']}"
+        yield Concern("refused", FAIL, words, "mend the cause, then: snakemake --profile local")
+    if watcher is None and Paths.of(config).watcher.exists():
+        words = "no watcher is at work: nothing is done with what comes"
+        yield Concern("no watcher", WARN, words, "contimg watch --configfile YOURS")
+    if behind_s > _BEHIND_S:
+        grave = behind_s > 60 * config.notify.behind_minutes
+        words = f"behind by {duration(behind_s)}: {status['oldest_unfinished']} is not done"
+        mend = "contimg status says what runs; contimg backlog gives old groups to a cluster"
+        yield Concern("behind", FAIL if grave else WARN, words, mend)
+    disk = room(config)
+    if disk["hours_left"] is not None and disk["hours_left"] < config.notify.disk_hours:
+        words = (
+            f"the disk of {config.paths.products} does for {disk['hours_left']:.1f} h more "
+            f"({disk['free_bytes'] / 1e9:.0f} GB)"
+        )
+        yield Concern("disk", FAIL, words, "contimg retention says what may go")
+
+
+def _data(config: Config, status: Mapping) -> Iterator[Concern]:
+    """Whether data come, and can be calibrated."""
+    if newest := status.get("observed_until"):
+        age_s = (
+            datetime.now(UTC) - datetime.fromisoformat(newest).replace(tzinfo=UTC)
+        ).total_seconds()
+        if age_s > 60 * config.notify.silent_minutes:
+            words = f"the newest data are {duration(age_s)} old ({newest})"
+            mend = f"look whether the telescope writes to {config.paths.incoming}"
+            yield Concern("silent", WARN, words, mend)
+    if waiting := status["counts"].get("waiting", 0):
+        words = f"{waiting} {_plural(waiting, 'group waits', 'groups wait')} for a calibration"
+        mend = "contimg registry lists sets; a group with a calibrator makes one by itself"
+        yield Concern("calibration", WARN, words, mend)
+
+
+def _groups(config: Config) -> Iterator[Concern]:
+    """Failed groups, by cause."""
+    causes = defaultdict(list)
+    for group in failed(config):
+        causes[_key("failed", group["error"] or "")].append(group)
+    for key, mine in causes.items():
+        last = mine[-1]
+        others = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
+        words = f"{last['group']}{others} failed: {last['error']}"
+        yield Concern(key, FAIL, words, last["mend"])
+
+
+def _images(config: Config) -> Iterator[Concern]:
+    """Images of the last day that must not be used, by cause."""
+    since = db.utc(datetime.now(UTC).timestamp() - _RECENT_S)
+    bad = (Image.type == "pbcor", Image.deleted_at.is_(None), Image.unpublishable.is_not(None))
+    query = select(Image.group_id, Image.unpublishable).where(*bad, Image.created_at >= since)
+    with db.reading(Paths.of(config).products_db) as session:
+        found = [] if session is None else session.execute(query.order_by(Image.group_id)).all()
+    causes = defaultdict(dict)
+    for group, why in found:
+        causes[_key("image", why)][group] = why
+    for key, mine in causes.items():
+        group, why = list(mine.items())[-1]
+        others = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
+        words = f"the image of {group}{others} must not be used: {why}"
+        yield Concern(key, WARN, words, f"contimg why {group} says why")
+
+
+def candidates(config: Config) -> list[Concern]:
+    """What is new or varies in the sky."""
+    from contimg.products import catalogue  # with pandas: not in every command
+
+    paths = Paths.of(config)
+    found = [
+        Concern(
+            f"new {one['name']}",
+            WARN,
+            f"new: {one['name']}, {1e3 * one['flux_jy']:.1f} mJy ({one['strip']})",
+            "contimg sources --new",
+            (one["ra_deg"], one["dec_deg"]),
+        )
+        for one in catalogue.new_sources(paths)[:_CANDIDATES]
+    ]
+    rows, _ = catalogue.sources(paths, variable=True, order="false_alarms", limit=_CANDIDATES)
+    return found + [
+        Concern(
+            f"variable {one['source']}",
+            WARN,
+            f"varies: {one['source']}, {1e3 * one['mean_jy']:.1f} mJy in the mean, eta "
+            f"{one['eta']:.1f}",
+            f"contimg lightcurve {one['source']}",
+            (one["ra_deg"], one["dec_deg"]),
+        )
+        for one in rows
+    ]
+
+
+def look(config: Config) -> list[Concern]:
+    """What is wrong now, and, where notify.candidates says so, what is new in the sky."""
+    found = concerns(config, status_of(config))
+    return found + (candidates(config) if config.notify.candidates else [])
+
+
+def headline(status: Mapping, found: Sequence[Concern]) -> tuple[str, str]:
+    """(good, warn or fail; in words) how it is, in one line: the gravest, and how many more."""
+    if not status["counts"]:
+        return WARN, "The queue is empty: nothing came yet"
+    if found:
+        words = found[0].words[0].upper() + found[0].words[1:]
+        more = len(found) - 1
+        return found[0].level, words + (f"; {more} {_plural(more, 'thing')} more" if more else "")
+    return ("good", "Keeping up") if status["watcher"] else (WARN, "Up to date; no watcher")
+
+
+def _plural(number: int, one: str, many: str | None = None) -> str:
+    return one if number == 1 else many or f"{one}s"
+
+
+def _key(kind: str, words: str) -> str:
+    """The same for the same cause, whichever group and number it names."""
+    cause = _NUMBER.sub("#", _GROUP.sub("GROUP", words))
+    return f"{kind} {hashlib.sha256(cause.encode()).hexdigest()[:12]}"
