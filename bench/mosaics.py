@@ -24,7 +24,7 @@ from contimg.config import Config, from_mapping
 from contimg.imaging.files import Grid, _write_components, few_pixels
 from contimg.imaging.interface import Beam
 from contimg.imaging.peaks import bright_peaks
-from contimg.mosaics.combine import Sum
+from contimg.mosaics.combine import Sum, noise_of_blocks
 from contimg.mosaics.files import read_mosaic
 from contimg.mosaics.tracts import crossed, tract_of
 from contimg.paths import COMPONENTS_FITS, SMEARING_FITS, Paths
@@ -214,6 +214,29 @@ def _observed(
     return config, sources, of_day
 
 
+def _apart(paths: Paths, name: str, days: list[int]) -> dict[int, tuple[float, float]]:
+    """By number of days: noise (mJy) of half of what odd days have beyond even days, in which there
+    is no sky; and what the weights say."""
+    shape, found = _read(paths, name, days[0]).image.shape, {}
+    halves = [Sum.empty(shape), Sum.empty(shape)]
+    for k, day in enumerate(days):
+        halves[k % 2].add(_read(paths, name, day))
+        if k == 0:
+            continue
+        odd, even = halves
+        with np.errstate(divide="ignore", invalid="ignore"):
+            expected = np.sqrt(1 / odd.weight + 1 / even.weight) / 2
+            ratio = np.nanmedian(noise_of_blocks((odd.image - even.image) / 2 / expected))
+        best = np.nanmin(expected)
+        found[k + 1] = (1e3 * ratio * best, 1e3 * best)
+    return found
+
+
+def _read(paths: Paths, name: str, day: int) -> Sum:
+    made = read_json(paths.result(f"{name}.{day}", "mosaic"))["images"]
+    return read_mosaic(Path(made["fits"]), Path(made["weight.fits"]))
+
+
 def _ten_sigma(config: Config, groups: list[str]) -> float:
     """Ten times a day's noise at the place of NEW, Jy; and so much is its flux."""
     for (name, _), made in _combined(config, {0: groups}).items():
@@ -347,12 +370,24 @@ def days(work: Path, number: int, pictures: Path | None) -> None:
     names = {name for name, _ in made}
     best = max(names, key=lambda n: max(one["coverage"] for (m, _), one in made.items() if m == n))
     mine = {day: one for (name, day), one in made.items() if name == best}
-    write_json(paths.result(best, "deep"), add_days(config, best))
+    for day in mine:  # as nights come: a day more, again and again
+        remove(paths.result(f"{best}.{day}", "mosaic"))
+    for day, one in sorted(mine.items()):
+        write_json(paths.result(f"{best}.{day}", "mosaic"), one)
+        write_json(paths.result(best, "deep"), add_days(config, best))
     history = read_json(paths.result(best, "deep"))["history"]
-    print("| days | noise (mJy) | of the weights | ratio |\n|---|---|---|---|")
+    apart = _apart(paths, best, sorted(mine))
+    print(
+        "| days | noise (mJy) | of the weights | ratio | odd days less even days | of the weights "
+        "| ratio |\n|---|---|---|---|---|---|---|"
+    )
     for one in history:
         noise, expected = one["noise_jy"] * 1e3, one["expected_noise_jy"] * 1e3
-        print(f"| {one['days']} | {noise:.4f} | {expected:.4f} | {noise / expected:.3f} |")
+        own, theirs = apart.get(one["days"], (np.nan, np.nan))
+        print(
+            f"| {one['days']} | {noise:.4f} | {expected:.4f} | {noise / expected:.3f} | {own:.4f} "
+            f"| {theirs:.4f} | {own / theirs:.3f} |"
+        )
     new = NEW
     rows, _ = _accuracy(config, sources, read_json(paths.result(best, "deep")))
     print(

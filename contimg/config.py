@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from snakemake.utils import update_config
 
 from contimg.errors import ConfigError
+from contimg.telescope import TELESCOPE, VARIABLE
 
 DEFAULT_CONFIG = Path("config/config.yaml")
 _CLONE = Path(__file__).parents[1]
@@ -154,6 +155,11 @@ class CataloguesConfig(_Section):
 class IngestConfig(_Section):
     """How files become groups, and which groups a run takes."""
 
+    telescope: str = Field(
+        "DSA-110",
+        description="whose files these are; another one's definition is named by the environment's "
+        "CONTIMG_TELESCOPE",
+    )
     expected_subbands: int = Field(
         16, ge=1, le=99, description="a group is complete with the set 0..N-1"
     )
@@ -161,7 +167,10 @@ class IngestConfig(_Section):
         16, ge=1, description="start with fewer after collecting_timeout_s; the rest is flagged"
     )
     tolerance_s: float = Field(
-        120, gt=0, lt=309, description="file names this close to the first are one group"
+        120,
+        gt=0,
+        lt=int(TELESCOPE.group_s),
+        description="file names this close to the first are one group",
     )
     chunk_minutes: float = Field(
         5,
@@ -242,8 +251,10 @@ class ConversionConfig(_Section):
     tmpfs_keep_free_gb: float = Field(
         4, ge=0, description="memory that staging in tmpfs leaves to others"
     )
-    telescope_name: str = Field(
-        "OVRO_MMA", description="name in the Measurement Set; CASA must know it"
+    telescope_name: str | None = Field(
+        None,
+        description="name in the Measurement Set, which CASA must know; null: the telescope's own "
+        "(OVRO_MMA)",
     )
 
 
@@ -742,6 +753,15 @@ class Config(_Section):
         return (
             "parallel-subband" if self.ingest.expected_subbands > _PYUVDATA_SUBBANDS else "pyuvdata"
         )
+
+    @model_validator(mode="after")
+    def _of_this_telescope(self) -> Self:
+        if self.ingest.telescope != TELESCOPE.name:
+            raise ValueError(
+                f"ingest.telescope is {self.ingest.telescope}, and this process works for "
+                f"{TELESCOPE.name}: export {VARIABLE}=the telescope's file (docs/other-arrays.md)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

@@ -26,13 +26,6 @@ from scipy.special import j1
 
 iers.conf.auto_download, iers.conf.auto_max_age = False, None
 SPEED_OF_LIGHT = 299792458.0
-TEE_LATITUDE_RAD = 0.6498455107238486
-TEE_LONGITUDE_RAD = -2.064427799136453
-TEE_HEIGHT_M = 1188.0519
-DISH_M = 4.65
-BAND_HZ = (1311.25e6, 1498.75e6)
-INTEGRATION_S = 12.884902
-FINE_CHANNEL_HZ = 244140.625
 # rms of real and of imaginary part: one polarisation, baseline, fine channel and integration
 NOISE_JY = 2.59
 REFERENCE_HZ = 1.4e9
@@ -45,7 +38,32 @@ FAR_SOURCES = {
     "Sun": (None, None, 20.0),  # its place is computed
 }
 SKY_TURNS_RAD_S = 7.2921159e-5
-OUT_OF_ORDER = (100, 114)  # antenna numbers (stations 101 and 115) that the correlator lists early
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array and its correlator; the values are the DSA-110's."""
+
+    telescope: str = "OVRO_MMA"  # in the files
+    latitude_rad: float = 0.6498455107238486
+    longitude_rad: float = -2.064427799136453
+    height_m: float = 1188.0519
+    dish_m: float = 4.65
+    band_hz: tuple[float, float] = (1311.25e6, 1498.75e6)  # edges
+    integration_s: float = 12.884902
+    fine_channel_hz: float = 244140.625  # NOISE_JY is of one
+    # antenna numbers (stations 101 and 115) that the correlator lists early
+    out_of_order: tuple[int, ...] = (100, 114)
+
+    @property
+    def place(self) -> EarthLocation:
+        """The reference point of its stations."""
+        return EarthLocation.from_geodetic(
+            self.longitude_rad * u.rad, self.latitude_rad * u.rad, self.height_m * u.m
+        )
+
+
+DSA110 = Array()
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ class Simulation:
     """What to observe and what is wrong with it. The same values always give the same files."""
 
     start: str  # UTC, opening time of the group
+    array: Array = DSA110
     dec_deg: float = 16.15  # apparent declination of the pointing
     antennas: int = 48  # of those active in the station list
     stations: tuple[int, ...] = ()  # these stations, by name, instead of a number of antennas
@@ -84,7 +103,7 @@ class Simulation:
     vanished: float = 0.0  # share that is not there
     exchanged: tuple[tuple[int, int], ...] = ()  # stations whose cables are, before the receivers
     exchanged_polarisations: tuple[int, ...] = ()  # stations whose X is Y, after the receivers
-    beam_wider: tuple[float, float] = (1.0, 1.0)  # to the east and north, than a dish of DISH_M
+    beam_wider: tuple[float, float] = (1.0, 1.0)  # to the east and north, than an evenly lit dish
     pointing_deg: tuple[float, float] = (0.0, 0.0)  # of all dishes, to the east and north
     pointing_scatter_deg: float = 0.0  # rms of each dish's own, the same for one gain_seed
     header_dec_deg: float | None = None  # declination that the header says, instead of the true one
@@ -99,13 +118,6 @@ class Simulation:
     noisy: tuple[tuple[int, float], ...] = ()  # (station, times the noise)
     jammed: tuple[int, ...] = ()  # stations with interference of their own
     lost: float = 0.0  # share of integrations of each file whose samples never arrived
-
-
-def tee() -> EarthLocation:
-    """Reference point of the array."""
-    return EarthLocation.from_geodetic(
-        TEE_LONGITUDE_RAD * u.rad, TEE_LATITUDE_RAD * u.rad, TEE_HEIGHT_M * u.m
-    )
 
 
 def read_sky(catalogue: Path, calibrators: Path) -> list[dict]:
@@ -132,30 +144,36 @@ def read_sky(catalogue: Path, calibrators: Path) -> list[dict]:
     return sources
 
 
-def station_positions(stations: Path) -> tuple[np.ndarray, np.ndarray]:
-    """ITRF offsets from the Tee centre (nstation, 3) in m, and which stations are active."""
+def station_positions(stations: Path, array: Array = DSA110) -> tuple[np.ndarray, np.ndarray]:
+    """ITRF offsets from the array's reference point (nstation, 3) in m, and which stations are
+    active."""
     table = pd.read_csv(stations)
     where = EarthLocation.from_geodetic(
         table.longitude_deg.values * u.deg,
         table.latitude_deg.values * u.deg,
         table.height_m.values * u.m,
     )
-    centre = tee()
+    centre = array.place
     offsets = [(getattr(where, axis) - getattr(centre, axis)).to_value(u.m) for axis in "xyz"]
     return np.stack(offsets, axis=1), table.active_2026_01.values == 1
 
 
-def choose_antennas(active: np.ndarray, count: int, stations: tuple[int, ...] = ()) -> np.ndarray:
+def choose_antennas(
+    active: np.ndarray,
+    count: int,
+    stations: tuple[int, ...] = (),
+    out_of_order: tuple[int, ...] = DSA110.out_of_order,
+) -> np.ndarray:
     """Antenna numbers (station name - 1) in the correlator's order: `stations`, or `count` spread
     over the active ones."""
     numbers = np.array(sorted(stations)) - 1 if stations else np.flatnonzero(active)
     if not stations:
         if not 4 <= count <= len(numbers):
             raise ValueError(f"antennas: expected 4 to {len(numbers)}, found {count}")
-        rest = np.setdiff1d(numbers, OUT_OF_ORDER)
-        spread = rest[np.linspace(0, len(rest) - 1, count - len(OUT_OF_ORDER)).round().astype(int)]
-        numbers = np.union1d(spread, OUT_OF_ORDER)
-    early = [n for n in OUT_OF_ORDER if n in numbers]
+        rest = np.setdiff1d(numbers, out_of_order)
+        spread = rest[np.linspace(0, len(rest) - 1, count - len(out_of_order)).round().astype(int)]
+        numbers = np.union1d(spread, np.array(out_of_order, int))
+    early = [n for n in out_of_order if n in numbers]
     rest = [int(n) for n in numbers if n not in early]
     return np.array(rest[:3] + early + rest[3:])
 
@@ -165,7 +183,8 @@ def antenna_gains(sim: Simulation, stations: int, freq_hz: np.ndarray) -> np.nda
     in time."""
     rng = np.random.default_rng(sim.gain_seed)
     shape = (stations, 1, 2)
-    x = ((freq_hz - BAND_HZ[0]) / (BAND_HZ[1] - BAND_HZ[0]))[None, :, None]
+    low_hz, high_hz = sim.array.band_hz
+    x = ((freq_hz - low_hz) / (high_hz - low_hz))[None, :, None]
     delay_s = rng.normal(0, 3e-9, shape)
     phase = (
         rng.uniform(-np.pi, np.pi, shape)
@@ -195,26 +214,28 @@ def _beam_power(sim, directions, tracked, offset_deg, freq_hz) -> np.ndarray:
     along, up = directions @ east, directions @ north
     aside, above = np.sin(np.radians(offset_deg))
     wide, high = sim.beam_wider
-    return _airy_power(np.arcsin(np.hypot((along - aside) / wide, (up - above) / high)), freq_hz)
+    away_rad = np.arcsin(np.hypot((along - aside) / wide, (up - above) / high))
+    return _airy_power(away_rad, freq_hz, sim.array.dish_m)
 
 
-def _airy_power(angle_rad: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
+def _airy_power(
+    angle_rad: np.ndarray, freq_hz: np.ndarray, dish_m: float = DSA110.dish_m
+) -> np.ndarray:
     """Response (nangle, nchan) of a uniformly lit dish."""
-    x = np.pi * DISH_M * np.sin(angle_rad)[:, None] * freq_hz / SPEED_OF_LIGHT
+    x = np.pi * dish_m * np.sin(angle_rad)[:, None] * freq_hz / SPEED_OF_LIGHT
     x = np.maximum(x, 1e-9)
     return (2 * j1(x) / x) ** 2
 
 
-def _in_meridian_frame(positions_m: np.ndarray) -> np.ndarray:
-    """ITRF offsets along (meridian, east, north pole)."""
-    lon = TEE_LONGITUDE_RAD
+def _in_meridian_frame(positions_m: np.ndarray, lon: float) -> np.ndarray:
+    """ITRF offsets along (meridian of longitude `lon`, rad; east; north pole)."""
     turn = np.array([[np.cos(lon), np.sin(lon), 0], [-np.sin(lon), np.cos(lon), 0], [0, 0, 1]])
     return positions_m @ turn.T
 
 
-def _directions(places: SkyCoord, time: Time) -> np.ndarray:
+def _directions(places: SkyCoord, time: Time, array: Array) -> np.ndarray:
     """Apparent directions (nsource, 3)."""
-    seen = places.transform_to(HADec(obstime=time, location=tee()))
+    seen = places.transform_to(HADec(obstime=time, location=array.place))
     return _unit_vectors(np.atleast_1d(seen.ha.rad), np.atleast_1d(seen.dec.rad))
 
 
@@ -261,7 +282,7 @@ def _visibilities(sim, positions_m, order, times, freq_hz, width_hz, sources):
 
     positions_m  (nant, 3) of the antennas, where the sky meets them
     """
-    antennas_m = _in_meridian_frame(positions_m)
+    antennas_m = _in_meridian_frame(positions_m, sim.array.longitude_rad)
     one, two = np.array(order).T
     sky = SkyCoord(
         [s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg, frame=ICRS()
@@ -276,7 +297,7 @@ def _visibilities(sim, positions_m, order, times, freq_hz, width_hz, sources):
     )
     middle_hz = np.array([freq_hz.mean()])
     for time in times:
-        directions = _directions(sky, time)
+        directions = _directions(sky, time, sim.array)
         response = _beam_power(sim, directions, tracked, sim.pointing_deg, freq_hz)
         apparent = spectra * response
         voltage = np.ones((len(antennas_m), len(sources)))
@@ -286,13 +307,14 @@ def _visibilities(sim, positions_m, order, times, freq_hz, width_hz, sources):
                 of_dish = _beam_power(sim, directions, tracked, offset, middle_hz)[:, 0]
                 voltage[a] = np.sqrt(of_dish / np.maximum(mean, 1e-4))
         if sim.far:
-            directions = np.vstack([directions, _directions(_far_places(sim.far, time), time)])
+            far = _directions(_far_places(sim.far, time), time, sim.array)
+            directions = np.vstack([directions, far])
             apparent = np.vstack([apparent, far_jy * np.ones(len(freq_hz))])
             voltage = np.hstack([voltage, np.ones((len(voltage), len(sim.far)))])
         away = directions - tracked
         # the sky turns to the west: x to the meridian, y to the east
         pace = SKY_TURNS_RAD_S * np.stack([away[:, 1], -away[:, 0], 0 * away[:, 0]], axis=1)
-        seconds, width = (INTEGRATION_S, width_hz) if sim.smeared else (0.0, 0.0)
+        seconds, width = (sim.array.integration_s, width_hz) if sim.smeared else (0.0, 0.0)
         total = np.zeros((len(order), len(freq_hz)), np.complex128)
         path_m, pace_m = antennas_m @ away.T, antennas_m @ pace.T * seconds
         _add_up(path_m, pace_m, apparent, voltage, freq_hz, width, one, two, total)
@@ -363,9 +385,9 @@ def _resolved(source: dict, fwhm_arcsec: float) -> list[dict]:
     ]
 
 
-def _displace(places_m: np.ndarray, numbers: np.ndarray, displaced) -> None:
+def _displace(places_m: np.ndarray, numbers: np.ndarray, displaced, array: Array) -> None:
     """Move antennas (ITRF offsets, in place) to the east, north and up."""
-    lat, lon = TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD
+    lat, lon = array.latitude_rad, array.longitude_rad
     east = np.array([-np.sin(lon), np.cos(lon), 0])
     up = np.array([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
     for station, *moved_m in displaced:
@@ -399,8 +421,8 @@ def simulate_group(
 ) -> list[Path]:
     """Write the subband files of one group and `truth.<start>.json` into `folder`; returns the
     files' paths."""
-    positions_m, active = station_positions(stations)
-    numbers = choose_antennas(active, sim.antennas, sim.stations)
+    positions_m, active = station_positions(stations, sim.array)
+    numbers = choose_antennas(active, sim.antennas, sim.stations, sim.array.out_of_order)
     named = {*sim.dead, *sim.exchanged_polarisations, *(station for station, _, _ in sim.steps)}
     named |= {station for pair in sim.exchanged for station in pair} | set(sim.jammed)
     named |= {station for station, *_ in (*sim.displaced, *sim.noisy)}
@@ -409,13 +431,14 @@ def simulate_group(
             f"stations {sorted(absent)} are not among those simulated: {(numbers + 1).tolist()}"
         )
     nchan = sim.subbands * sim.channels
-    width_hz = (BAND_HZ[1] - BAND_HZ[0]) / nchan
-    freq_hz = BAND_HZ[1] - width_hz * (np.arange(nchan) + 0.5)  # descending, as in the files
+    low_hz, high_hz = sim.array.band_hz
+    width_hz = (high_hz - low_hz) / nchan
+    freq_hz = high_hz - width_hz * (np.arange(nchan) + 0.5)  # descending, as in the files
     opened = Time(sim.start, scale="utc")
-    times = opened + TimeDelta((np.arange(sim.integrations) + 0.5) * INTEGRATION_S, format="sec")
-    centre = SkyCoord(
-        HADec(ha=0 * u.deg, dec=sim.dec_deg * u.deg, obstime=times[len(times) // 2], location=tee())
-    ).transform_to(ICRS())
+    seconds = (np.arange(sim.integrations) + 0.5) * sim.array.integration_s
+    times = opened + TimeDelta(seconds, format="sec")
+    place = {"obstime": times[len(times) // 2], "location": sim.array.place}
+    centre = SkyCoord(HADec(ha=0 * u.deg, dec=sim.dec_deg * u.deg, **place)).transform_to(ICRS())
     where = SkyCoord([s["ra"] for s in sources] * u.deg, [s["dec"] for s in sources] * u.deg)
     sources = [
         s for s, away in zip(sources, where.separation(centre).deg, strict=True) if away < 5.0
@@ -430,9 +453,9 @@ def simulate_group(
     order = [(i, j) for j in range(len(numbers)) for i in range(j + 1)]
     first, second = np.array(order).T
     autos = first == second
-    noise_jy = sim.noise_jy * np.sqrt(FINE_CHANNEL_HZ / width_hz)
+    noise_jy = sim.noise_jy * np.sqrt(sim.array.fine_channel_hz / width_hz)
     if sim.sefd_jy is not None:
-        noise_jy = sim.sefd_jy / np.sqrt(2 * width_hz * INTEGRATION_S)
+        noise_jy = sim.sefd_jy / np.sqrt(2 * width_hz * sim.array.integration_s)
     rng = np.random.default_rng(sim.seed)
     gains = antenna_gains(sim, len(positions_m), freq_hz)[numbers]
     motion = gain_motion(sim, numbers)
@@ -443,7 +466,7 @@ def simulate_group(
     for pair in sim.exchanged:
         a, b = (int(np.flatnonzero(numbers + 1 == station)[0]) for station in pair)
         places_m[[a, b]] = places_m[[b, a]]
-    _displace(places_m, numbers, sim.displaced)
+    _displace(places_m, numbers, sim.displaced, sim.array)
     # X of the one and Y of the other have nothing in common: the sky is not polarised
     sees = (alive[first] & alive[second] & (crossed[first] == crossed[second]))[:, None]
     raw = np.empty((sim.integrations, len(order), nchan, 2), np.complex64)
@@ -525,7 +548,7 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
     """One file as the correlator writes it; `raw` (ntime, nbl, nchan, 2); `arrived` (ntime,): None
     is all."""
     ntime, nbaseline, nchan, npol = raw.shape
-    lon, dec = TEE_LONGITUDE_RAD, np.radians(sim.dec_deg)
+    lon, dec = sim.array.longitude_rad, np.radians(sim.dec_deg)
     if sim.header_dec_deg is not None:
         dec = np.radians(sim.header_dec_deg)
     samples = np.full(raw.shape, 48.0, np.float32)
@@ -552,12 +575,12 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
             "Npols": npol,
             "Nspws": 1,
             "Ntimes": ntime,
-            "altitude": TEE_HEIGHT_M,
-            "latitude": np.degrees(TEE_LATITUDE_RAD),
-            "longitude": np.degrees(TEE_LONGITUDE_RAD),
+            "altitude": sim.array.height_m,
+            "latitude": np.degrees(sim.array.latitude_rad),
+            "longitude": np.degrees(sim.array.longitude_rad),
             "ant_1_array": np.tile(ant_1, ntime),
             "ant_2_array": np.tile(ant_2, ntime),
-            "antenna_diameters": np.full(len(positions_m), DISH_M),
+            "antenna_diameters": np.full(len(positions_m), sim.array.dish_m),
             "antenna_names": np.array([str(n + 1) for n in range(len(positions_m))], "S4"),
             "antenna_numbers": np.arange(len(positions_m)),
             "antenna_positions": positions_m,
@@ -566,12 +589,12 @@ def _write_uvh5(path, sim, positions_m, numbers, order, times, freq_hz, width_hz
             "history": np.bytes_("contimg simulate"),
             "instrument": np.bytes_("DSA"),
             "object_name": np.bytes_("search"),
-            "integration_time": np.full(nrow, INTEGRATION_S),
+            "integration_time": np.full(nrow, sim.array.integration_s),
             "phase_center_app_dec": dec,
             "phase_type": np.bytes_("drift"),
             "polarization_array": np.array([-5, -6]),
             "spw_array": np.array([1]),
-            "telescope_name": np.bytes_("OVRO_MMA"),
+            "telescope_name": np.bytes_(sim.array.telescope),
             "time_array": np.repeat(times.jd + sim.clock_s / 86400, nbaseline),
             "uvw_array": np.tile(
                 (meridian_uvw[ant_2] - meridian_uvw[ant_1]).astype(np.float32), (ntime, 1)

@@ -11,7 +11,8 @@ from numba import njit, prange
 from contimg.calibration.casa_tasks import apply_casa
 from contimg.calibration.tables import Solutions, read, read_for_stations, stations_of
 from contimg.errors import CalibrationError
-from contimg.sky.geometry import TEE_ITRF_M, TEE_LATITUDE_RAD, meridian_frame_m
+from contimg.sky.geometry import SITE_ITRF_M, meridian_frame_m
+from contimg.telescope import TELESCOPE
 from contimg.visibilities import flag_versions
 from contimg.visibilities import measurement_set as mset
 
@@ -175,8 +176,8 @@ def band_gains(tables: Mapping[str, Path]) -> BandGains:
     with mset.open_table(f"{tables['B']}::SPECTRAL_WINDOW") as window:
         freq_hz = window.getcell("CHAN_FREQ", 0)
     with mset.open_table(f"{tables['B']}::ANTENNA") as antenna:
-        position_m = meridian_frame_m(antenna.getcol("POSITION") - TEE_ITRF_M)[bandpass.antenna]
-    c, s = np.cos(TEE_LATITUDE_RAD), np.sin(TEE_LATITUDE_RAD)
+        position_m = meridian_frame_m(antenna.getcol("POSITION") - SITE_ITRF_M)[bandpass.antenna]
+    c, s = np.cos(TELESCOPE.latitude_rad), np.sin(TELESCOPE.latitude_rad)
     places_m = np.stack([position_m[:, 1], c * position_m[:, 2] - s * position_m[:, 0]], axis=1)
     return BandGains([names[a] for a in bandpass.antenna], values, freq_hz, places_m)
 

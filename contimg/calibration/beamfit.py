@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from scipy.special import j1, jv
 
-from contimg.sky.beam import DISH_DIAMETER_M
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
+from contimg.telescope import TELESCOPE
 
 _AIRY_FWHM = 1.02899  # lambda / D
 # of the terms: widths to the east and north, east_deg, north_deg, taper
@@ -98,7 +98,7 @@ class BeamFit:
 
 def airy_fwhm_deg(freq_hz: float) -> float:
     """Half-power width of the evenly lit dish."""
-    return float(np.degrees(_AIRY_FWHM * SPEED_OF_LIGHT_M_S / freq_hz / DISH_DIAMETER_M))
+    return float(np.degrees(_AIRY_FWHM * SPEED_OF_LIGHT_M_S / freq_hz / TELESCOPE.dish_diameter_m))
 
 
 def _voltage(x: np.ndarray, taper: float) -> np.ndarray:
@@ -121,7 +121,10 @@ def tapered(east_deg, north_deg, terms: np.ndarray, freq_hz: float) -> np.ndarra
     away = np.hypot(
         np.sin(np.radians(east_deg - east)) / wide, np.sin(np.radians(north_deg - north)) / high
     )
-    return _voltage(np.pi * DISH_DIAMETER_M * freq_hz / SPEED_OF_LIGHT_M_S * away, taper) ** 2
+    return (
+        _voltage(np.pi * TELESCOPE.dish_diameter_m * freq_hz / SPEED_OF_LIGHT_M_S * away, taper)
+        ** 2
+    )
 
 
 def _response(of: Measured, terms: np.ndarray, freq_hz: float, track: np.ndarray) -> np.ndarray:

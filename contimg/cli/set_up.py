@@ -156,7 +156,7 @@ def _setting(text: str) -> tuple[str, object]:
     from contimg.simulate import Simulation
 
     name, _, value = text.partition("=")
-    known = sorted(one.name for one in fields(Simulation))
+    known = sorted({one.name for one in fields(Simulation)} - {"array"})
     if name not in known:
         raise ValueError(f"--with {text}: expected one of {', '.join(known)}")
     try:

@@ -13,9 +13,12 @@ from contimg import config as configuration
 from contimg.errors import ContimgError, RequestError
 from contimg.paths import Paths
 from contimg.runs.session import require_databases_here
+from contimg.telescope import TELESCOPE
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Continuum imaging of DSA-110 drift scans."
+    no_args_is_help=True,
+    add_completion=False,
+    help=f"Continuum imaging of {TELESCOPE.name} drift scans.",
 )
 ConfigFiles = Annotated[
     list[Path] | None,

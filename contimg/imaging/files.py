@@ -20,8 +20,9 @@ from contimg.imaging.restoring import model_of
 from contimg.imaging.stokes import StokesI
 from contimg.paths import CASA_IMAGES, COMPONENTS_FITS, IMAGE_SUFFIXES, SLANTED_FITS, SMEARING_FITS
 from contimg.sky.beam import drift_beam
-from contimg.sky.geometry import TEE_ITRF_M, direction_cosines, meridian_icrs_deg, sin_wcs, track
+from contimg.sky.geometry import SITE_ITRF_M, direction_cosines, meridian_icrs_deg, sin_wcs, track
 from contimg.store.files import publish, remove
+from contimg.telescope import TELESCOPE
 from contimg.visibilities import measurement_set as mset
 
 _SMOOTH_PIXELS = 129
@@ -116,15 +117,15 @@ def header(grid: Grid, beam: Beam, summary: Mapping, unit: str, keywords: Mappin
             "END_UTC": Time(end, format="mjd").isot,  # the Transients Pipeline's name for it
             "EXPTIME": summary["exposure_s"],
             "DURATION": (end - start) * mset.DAY_S,
-            "TELESCOP": "DSA-110",
-            "INSTRUME": "DSA-110",
-            "OBSERVER": "DSA-110",
+            "TELESCOP": TELESCOPE.name,
+            "INSTRUME": TELESCOPE.name,
+            "OBSERVER": TELESCOPE.name,
             "ORIGIN": "contimg",
             "RESTFRQ": summary["freq_hz"],
             "EQUINOX": 2000.0,
-            "OBSGEO-X": TEE_ITRF_M[0],
-            "OBSGEO-Y": TEE_ITRF_M[1],
-            "OBSGEO-Z": TEE_ITRF_M[2],
+            "OBSGEO-X": SITE_ITRF_M[0],
+            "OBSGEO-Y": SITE_ITRF_M[1],
+            "OBSGEO-Z": SITE_ITRF_M[2],
             "FLAGFRAC": summary["flagged"],
         }
     )

@@ -13,6 +13,7 @@ from contimg.mosaics.combine import BLOCK, Sum, Tile, noise_of_blocks
 from contimg.mosaics.tracts import Tract
 from contimg.paths import COMPONENTS_FITS, SMEARING_FITS
 from contimg.store.files import replacing
+from contimg.telescope import TELESCOPE
 
 NEEDED = ("residual", "pb", SMEARING_FITS, COMPONENTS_FITS)
 _RESTORED = "RESTORED"
@@ -69,8 +70,8 @@ def write_mosaic(
             "BMAJ": beam.major_arcsec / 3600,
             "BMIN": beam.minor_arcsec / 3600,
             "BPA": beam.pa_deg,
-            "TELESCOP": "DSA-110",
-            "INSTRUME": "DSA-110",
+            "TELESCOP": TELESCOPE.name,
+            "INSTRUME": TELESCOPE.name,
             "ORIGIN": "contimg",
         }
     )

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 from scipy import linalg, sparse
 
-from contimg.sky.geometry import TEE_LONGITUDE_RAD
+from contimg.telescope import TELESCOPE
 
 LEAST_SNR = 8.0  # of a measurement that scales are found from
 FEW_CONSTANTS = 8  # with fewer of them, no scales
 _J2000_MJD, _TURNS_A_DAY = 51544.5, 1.00273781191135448
-_TURNS_AT_J2000 = 0.7790572732640 + TEE_LONGITUDE_RAD / (2 * np.pi)
+_TURNS_AT_J2000 = 0.7790572732640 + TELESCOPE.longitude_rad / (2 * np.pi)
 _SCALE_PRIOR = 0.03
 _BEAM_PRIORS = np.array([0.1, 0.1, 0.2, 0.2])  # widths (relative), pointing (deg)
 _LEAST_ERROR = 0.005  # of a measurement: no beam and no gain is better

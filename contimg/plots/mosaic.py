@@ -44,7 +44,8 @@ def plot_mosaic(title: str, image: np.ndarray, weight: np.ndarray, about: Mappin
 
 def plot_noise(name: str, history: Sequence[Mapping]) -> Figure:
     """Noise of a tract against the number of days in it, and what the square root of days makes of
-    the weights of the first."""
+    the weights of the first; without and with what is the same every day (faint sources, sidelobes
+    of what no single day cleaned)."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     rows = [one for one in history if one["noise_jy"]]
     days = np.array([one["days"] for one in rows])
@@ -56,6 +57,9 @@ def plot_noise(name: str, history: Sequence[Mapping]) -> Figure:
         along = np.geomspace(days.min(), max(days.max(), days.min() + 1), 50)
         line = expected[0] * np.sqrt(days[0] / along)
         axes.loglog(along, line, color="0.6", lw=1, label="square root of days")
+        sky = np.sqrt(max(np.median(measured**2 - expected**2), 0))
+        label = f"and {sky:.3f} mJy that is there every day"
+        axes.loglog(along, np.hypot(line, sky), "--", color="0.6", lw=1, label=label)
     axes.set(xlabel="days", ylabel="noise (mJy/beam)", title=name)
     axes.legend(frameon=False)
     return figure

@@ -23,10 +23,10 @@ from contimg.queue import moves
 from contimg.queue import tables as queue_tables
 from contimg.store import db
 from contimg.store.files import altered, lock
+from contimg.telescope import TELESCOPE
 
 _LEAVING = ".removed"
 _AT_ONCE = 32  # of a kind; a run that ends holds up the next one
-_GROUP_S = 309.0
 
 
 def due(config: Config, now: datetime | None = None) -> dict[str, list[str]]:
@@ -248,7 +248,7 @@ def room(config: Config) -> dict:
         "free_bytes": free,
         "bytes_a_group": mean,
         "bytes_that_may_go": freed,
-        "hours_left": (free + freed) / mean * _GROUP_S / 3600 if mean else None,
+        "hours_left": (free + freed) / mean * TELESCOPE.group_s / 3600 if mean else None,
         "may_be_deleted": {kind: len(names) for kind, names in may_go.items()},
         "deleted": deleted,
     }

@@ -7,14 +7,15 @@ from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, delete, se
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from contimg.clock import now
+from contimg.telescope import TELESCOPE
 
 # IVOA ObsCore 1.1, the mandatory columns and some more. Wavelengths in m, sizes in deg and arcsec,
 # times MJD and s.
-_OBSCORE = """
+_OBSCORE = f"""
     SELECT
-    'image' AS dataproduct_type, 3 AS calib_level, 'DSA-110 continuum' AS obs_collection,
+    'image' AS dataproduct_type, 3 AS calib_level, '{TELESCOPE.name} continuum' AS obs_collection,
     i.group_id AS obs_id,
-    'ivo://dsa110/contimg?' || i.group_id || '/' || i.type AS obs_publisher_did,
+    'ivo://{TELESCOPE.authority}/contimg?' || i.group_id || '/' || i.type AS obs_publisher_did,
     'file://' || i.path AS access_url,
     CASE WHEN i.path LIKE '%.fits' THEN 'image/fits' ELSE 'application/x-casa-image' END
     AS access_format,
@@ -28,21 +29,23 @@ _OBSCORE = """
     299792458.0 / (i.freq_hz - i.bandwidth_hz / 2) AS em_max,
     i.freq_hz / i.bandwidth_hz AS em_res_power,
     'phot.flux.density;em.radio.750-1500MHz' AS o_ucd, '/I/' AS pol_states, i.imsize AS s_xel1,
-    i.imsize AS s_xel2, 1 AS t_xel, 1 AS em_xel, 1 AS pol_xel, 'OVRO' AS facility_name,
-    'DSA-110' AS instrument_name, i.verdict AS verdict, i.cal_set AS calibration_set,
+    i.imsize AS s_xel2, 1 AS t_xel, 1 AS em_xel, 1 AS pol_xel,
+    '{TELESCOPE.observatory}' AS facility_name,
+    '{TELESCOPE.name}' AS instrument_name, i.verdict AS verdict, i.cal_set AS calibration_set,
     i.set_status AS calibration_set_status
     FROM images i WHERE i.unpublishable IS NULL
     AND i.centre_ra_deg IS NOT NULL AND i.diameter_deg IS NOT NULL
     UNION ALL SELECT
-    'image', 4, CASE m.kind WHEN 'deep' THEN 'DSA-110 deep' ELSE 'DSA-110 days' END, m.name,
-    'ivo://dsa110/contimg?mosaic/' || m.name, 'file://' || m.path, 'image/fits', m.bytes / 2000,
-    m.tract, m.centre_ra_deg, m.centre_dec_deg,
+    'image', 4, CASE m.kind WHEN 'deep' THEN '{TELESCOPE.name} deep'
+    ELSE '{TELESCOPE.name} days' END, m.name,
+    'ivo://{TELESCOPE.authority}/contimg?mosaic/' || m.name, 'file://' || m.path, 'image/fits',
+    m.bytes / 2000, m.tract, m.centre_ra_deg, m.centre_dec_deg,
     max(m.width, m.height) * m.cell_arcsec / 3600, m.region,
     sqrt(m.beam_major_arcsec * m.beam_minor_arcsec), m.begin_mjd, m.end_mjd, NULL,
     (m.end_mjd - m.begin_mjd) * 86400, 299792458.0 / (m.freq_hz + m.bandwidth_hz / 2),
     299792458.0 / (m.freq_hz - m.bandwidth_hz / 2), m.freq_hz / m.bandwidth_hz,
-    'phot.flux.density;em.radio.750-1500MHz', '/I/', m.width, m.height, 1, 1, 1, 'OVRO', 'DSA-110',
-    m.verdict, NULL, NULL
+    'phot.flux.density;em.radio.750-1500MHz', '/I/', m.width, m.height, 1, 1, 1,
+    '{TELESCOPE.observatory}', '{TELESCOPE.name}', m.verdict, NULL, NULL
     FROM mosaics m WHERE m.path IS NOT NULL AND m.deleted_at IS NULL
     AND m.unpublishable IS NULL"""
 

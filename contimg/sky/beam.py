@@ -1,4 +1,4 @@
-"""Primary beam of a uniformly lit 4.65 m dish, and what a drift scan makes of it."""
+"""Primary beam of an evenly lit dish, and what a drift scan makes of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from scipy.special import j1
 
 from contimg.errors import ConfigError
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
+from contimg.telescope import TELESCOPE
 
-DISH_DIAMETER_M = 4.65
 _COARSE_PIXELS = 257
 _PROFILE_POINTS = 4096
 _PROFILE_FREQUENCIES = 64
@@ -23,7 +23,7 @@ Response = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def airy_power(sin_theta: np.ndarray, freq_hz: np.ndarray) -> np.ndarray:
     """Power response (2 J1(x) / x)^2, x = pi D sin(theta) nu / c; arguments broadcast; 1 on axis
     (Born & Wolf 8.5.2)."""
-    x = np.pi * DISH_DIAMETER_M / SPEED_OF_LIGHT_M_S * np.asarray(sin_theta) * freq_hz
+    x = np.pi * TELESCOPE.dish_diameter_m / SPEED_OF_LIGHT_M_S * np.asarray(sin_theta) * freq_hz
     x = np.where(np.abs(x) < 1e-6, 1e-6, x)
     return (2 * j1(x) / x) ** 2
 

@@ -16,8 +16,9 @@ from contimg.config import CalibrationConfig, CataloguesConfig
 from contimg.errors import ConfigError
 from contimg.sky.beam import airy_power
 from contimg.sky.catalogues import CATALOGUE_HZ, DEFAULT_ALPHA, Sky, read_sky
-from contimg.sky.geometry import TEE_LONGITUDE_RAD, separation_deg
+from contimg.sky.geometry import separation_deg
 from contimg.sky.skymodel import SAME_SOURCE_ARCSEC, Source
+from contimg.telescope import TELESCOPE
 
 # Perley & Butler 2017, ApJS 230, 7, table 6: log10 S[Jy] against log10 nu[GHz]; those that are
 # points to this array.
@@ -34,7 +35,6 @@ VARIABLE = {"3C454.3"}
 _PRECISE = "ABC"  # position codes of the VLA's list: better than 2 mas, 10 mas, 150 mas
 # of the strongest: a calibrator fainter than this beside it would be calibrated by the other
 _DWARFED = 0.2
-_GROUP_S = 309.24
 _FAR_DEG = 4.0  # from the centre of the beam: nothing there calibrates
 _TT_S = 69.2  # ahead of UTC
 _STEPS = 13
@@ -118,7 +118,7 @@ def mean_beam(ra_deg, dec_deg, centre_ra_deg: float, centre_dec_deg: float) -> n
 
     Good to a few parts in a thousand; for choosing, not for calibrating.
     """
-    steps_deg = np.linspace(-0.5, 0.5, _STEPS) * _GROUP_S * _SIDEREAL_RATE / 240
+    steps_deg = np.linspace(-0.5, 0.5, _STEPS) * TELESCOPE.group_s * _SIDEREAL_RATE / 240
     away = separation_deg(
         np.asarray(ra_deg)[:, None],
         np.asarray(dec_deg)[:, None],
@@ -131,7 +131,7 @@ def mean_beam(ra_deg, dec_deg, centre_ra_deg: float, centre_dec_deg: float) -> n
 def _centre_icrs_deg(mid_mjd: np.ndarray, app_dec_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`geometry.meridian_icrs_deg` without UT1 and polar motion, whose tables take a second to
     read; good to 15 arcsec."""
-    hour_angle_0 = erfa.era00(erfa.DJM0, mid_mjd) + TEE_LONGITUDE_RAD
+    hour_angle_0 = erfa.era00(erfa.DJM0, mid_mjd) + TELESCOPE.longitude_rad
     ra, dec, _ = erfa.atic13(
         hour_angle_0, np.radians(app_dec_deg), erfa.DJM0, mid_mjd + _TT_S / 86400
     )

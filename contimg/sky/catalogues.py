@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from contimg.errors import ConfigError, ContimgError, RequestError
-from contimg.sky.geometry import TEE_ITRF_M, separation_deg
+from contimg.sky.geometry import SITE_ITRF_M, separation_deg
 from contimg.store.files import checksum, replacing
 from contimg.store.identity import INDEXED
 
@@ -399,7 +399,7 @@ def read_stations(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"catalogues.stations: {path} cannot be read: {error}") from None
     positions_m = (
-        np.stack([getattr(where, axis).to_value(u.m) for axis in "xyz"], axis=1) - TEE_ITRF_M
+        np.stack([getattr(where, axis).to_value(u.m) for axis in "xyz"], axis=1) - SITE_ITRF_M
     )
     return dict(zip(table.station.astype(str), positions_m, strict=True))
 

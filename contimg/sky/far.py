@@ -6,7 +6,7 @@ import astropy.units as u
 import numpy as np
 from astropy.coordinates import ICRS, HADec, SkyCoord, get_sun
 
-from contimg.sky.geometry import TEE, apparent_vectors, times_of
+from contimg.sky.geometry import SITE, apparent_vectors, times_of
 
 # ICRS (NASA/IPAC Extragalactic Database, SIMBAD); the Sun's place is computed.
 _PLACES_DEG = {
@@ -34,7 +34,7 @@ def far_sources(mjd: np.ndarray, pointing: np.ndarray) -> list[FarSource]:
     """Those above the horizon and not in the beam, at UTC `mjd` (ntime,), for dishes on `pointing`
     (3,)."""
     middle = len(mjd) // 2
-    up = np.array([np.cos(TEE.lat.rad), 0, np.sin(TEE.lat.rad)])
+    up = np.array([np.cos(SITE.lat.rad), 0, np.sin(SITE.lat.rad)])
     tracks = {
         name: apparent_vectors(np.array([ra]), np.array([dec]), mjd)[:, 0]
         for name, (ra, dec) in _PLACES_DEG.items()
@@ -52,6 +52,6 @@ def far_sources(mjd: np.ndarray, pointing: np.ndarray) -> list[FarSource]:
 def _sun_vectors(mjd: np.ndarray) -> np.ndarray:
     times = times_of(mjd)
     sun = get_sun(times)
-    seen = SkyCoord(sun.ra, sun.dec, frame=ICRS()).transform_to(HADec(obstime=times, location=TEE))
+    seen = SkyCoord(sun.ra, sun.dec, frame=ICRS()).transform_to(HADec(obstime=times, location=SITE))
     ha, dec = seen.ha.to_value(u.rad), seen.dec.to_value(u.rad)
     return np.stack([np.cos(dec) * np.cos(ha), -np.cos(dec) * np.sin(ha), np.sin(dec)], axis=-1)

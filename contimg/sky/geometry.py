@@ -3,9 +3,9 @@
 Frames. ICRS directions are (ra, dec) in degrees. Apparent directions are unit vectors in the
 meridian frame: x to the meridian on the equator, y to the east, z to the (terrestrial) pole, so
 that a source at hour angle H and declination d is (cos d cos H, -cos d sin H, sin d). Station
-positions are ITRF offsets from the Tee centre, turned into that frame. Hour angles and declinations
-are topocentric, without refraction (astropy `HADec`: precession, nutation, aberration, UT1, polar
-motion).
+positions are ITRF offsets from the telescope's site, turned into that frame. Hour angles and
+declinations are topocentric, without refraction (astropy `HADec`: precession, nutation, aberration,
+UT1, polar motion).
 
 Sign convention in a Measurement Set (see docs/conventions.md): UVW = r_1 - r_2 along (east, north,
 source), and a source at (l, m) gives DATA = S exp(+2 pi i nu (u l + v m + w (n - 1)) / c).
@@ -20,17 +20,15 @@ from astropy.time import Time
 
 from contimg.errors import ContimgError
 from contimg.sky import earth_orientation
+from contimg.telescope import TELESCOPE
 
 SPEED_OF_LIGHT_M_S = 299792458.0
 SKY_TURNS_RAD_S = 7.2921159e-5  # IERS: the Earth's rotation
 SKY_ARCSEC_S = float(np.degrees(SKY_TURNS_RAD_S)) * 3600  # the same, at the equator
-TEE_LATITUDE_RAD = 0.6498455107238486
-TEE_LONGITUDE_RAD = -2.064427799136453
-TEE_HEIGHT_M = 1188.0519
-TEE = EarthLocation.from_geodetic(
-    TEE_LONGITUDE_RAD * u.rad, TEE_LATITUDE_RAD * u.rad, TEE_HEIGHT_M * u.m
+SITE = EarthLocation.from_geodetic(
+    TELESCOPE.longitude_rad * u.rad, TELESCOPE.latitude_rad * u.rad, TELESCOPE.height_m * u.m
 )
-TEE_ITRF_M = np.array([TEE.x.to_value(u.m), TEE.y.to_value(u.m), TEE.z.to_value(u.m)])
+SITE_ITRF_M = np.array([getattr(SITE, axis).to_value(u.m) for axis in "xyz"])
 _NORTH_STEP_DEG = 1 / 60
 
 
@@ -42,7 +40,7 @@ def meridian_icrs_deg(mjd: float | np.ndarray, app_dec_rad: float) -> tuple[np.n
         ha=np.zeros(times.shape) * u.rad,
         dec=np.full(times.shape, app_dec_rad) * u.rad,
         obstime=times,
-        location=TEE,
+        location=SITE,
     )
     icrs = SkyCoord(frame).transform_to(ICRS())
     return icrs.ra.deg, icrs.dec.deg
@@ -72,21 +70,21 @@ def apparent_vectors(ra_deg: np.ndarray, dec_deg: np.ndarray, mjd: np.ndarray) -
     sky = SkyCoord(
         np.atleast_1d(ra_deg)[None] * u.deg, np.atleast_1d(dec_deg)[None] * u.deg, frame=ICRS()
     )
-    seen = sky.transform_to(HADec(obstime=times, location=TEE))
+    seen = sky.transform_to(HADec(obstime=times, location=SITE))
     ha, dec = seen.ha.rad, seen.dec.rad
     return np.stack([np.cos(dec) * np.cos(ha), -np.cos(dec) * np.sin(ha), np.sin(dec)], axis=-1)
 
 
 def meridian_frame_m(itrf_offsets_m: np.ndarray) -> np.ndarray:
     """Station offsets (nant, 3) from ITRF axes into the meridian frame."""
-    c, s = np.cos(TEE_LONGITUDE_RAD), np.sin(TEE_LONGITUDE_RAD)
+    c, s = np.cos(TELESCOPE.longitude_rad), np.sin(TELESCOPE.longitude_rad)
     return itrf_offsets_m @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
 def on_the_ground_m(itrf_offsets_m: np.ndarray) -> np.ndarray:
     """Station offsets (nant, 3) from ITRF axes to the east and north (nant, 2)."""
     away, east, pole = meridian_frame_m(itrf_offsets_m).T
-    north = pole * np.cos(TEE_LATITUDE_RAD) - away * np.sin(TEE_LATITUDE_RAD)
+    north = pole * np.cos(TELESCOPE.latitude_rad) - away * np.sin(TELESCOPE.latitude_rad)
     return np.stack([east, north], axis=1)
 
 

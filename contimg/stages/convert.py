@@ -15,6 +15,7 @@ from contimg.processes import CLUSTER_NODE
 from contimg.stages.job import Job, log
 from contimg.store.files import checksum
 from contimg.store.staging import make, require_room, sweep
+from contimg.telescope import TELESCOPE
 from contimg.visibilities.conversion import GroupPlan, convert_parallel, plan_group
 from contimg.visibilities.uvh5 import changed_since, content_mark
 
@@ -48,7 +49,7 @@ def convert_group(
     begin = time.perf_counter()
     expected = config.ingest.expected_subbands
     seen = {str(path): content_mark(path) for _, path in sorted(files.items())}
-    plan = plan_group(files, expected, config.conversion.telescope_name)
+    plan = plan_group(files, expected, config.conversion.telescope_name or TELESCOPE.casa_name)
     header_s = time.perf_counter() - begin
     if config.writer == "pyuvdata":
         from contimg.visibilities import pyuvdata_writer

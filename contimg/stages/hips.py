@@ -11,6 +11,7 @@ from contimg.products.mosaics import DAY, DEEP, tract_and_day
 from contimg.sky.geometry import SPEED_OF_LIGHT_M_S
 from contimg.stages.job import Job
 from contimg.store.files import publish, read_json, remove
+from contimg.telescope import TELESCOPE
 
 log = logging.getLogger(__name__)
 _TILE = 512
@@ -46,8 +47,8 @@ def make_map(config: Config, name: str, threads: int) -> dict:
     noise_jy = made["noise_jy"] or made["expected_noise_jy"]
     order = order_of(config.mosaics.cell_arcsec)
     words = {
-        "creator_did": f"ivo://dsa110/contimg?hips/{name}",
-        "obs_title": f"DSA-110 {name}",
+        "creator_did": f"ivo://{TELESCOPE.authority}/contimg?hips/{name}",
+        "obs_title": f"{TELESCOPE.name} {name}",
         "obs_regime": "Radio",
         "em_min": SPEED_OF_LIGHT_M_S / (made["freq_hz"] + made["bandwidth_hz"] / 2),
         "em_max": SPEED_OF_LIGHT_M_S / (made["freq_hz"] - made["bandwidth_hz"] / 2),

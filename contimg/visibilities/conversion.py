@@ -33,9 +33,10 @@ from contimg.sky.geometry import (
     track,
 )
 from contimg.store.files import replacing
+from contimg.telescope import TELESCOPE
 from contimg.visibilities import measurement_set as mset
 from contimg.visibilities.measurement_set import Observation, Rows
-from contimg.visibilities.uvh5 import DISH_M, SubbandHeader, opened_data, read_header
+from contimg.visibilities.uvh5 import SubbandHeader, opened_data, read_header
 
 _SAME_TIME_S = 1e-3
 _OTHER = "It belongs to another observation: move it to where that lies, or copy it again."
@@ -264,7 +265,7 @@ def _plan_rows(
         channel_width_hz=header.channel_width_hz,
         antenna_names=header.antenna_names,
         positions_m=positions_m,
-        diameters_m=np.where(known, header.diameters_m, DISH_M),
+        diameters_m=np.where(known, header.diameters_m, TELESCOPE.dish_diameter_m),
         telescope_name=telescope_name,
         time_range_mjd=(float(header.time_mjd[0] - half), float(header.time_mjd[-1] + half)),
         field_name=f"drift_{ra / 15:05.2f}h{dec:+06.2f}d",

@@ -17,8 +17,9 @@ import numpy as np
 from contimg.config import uv_limits
 from contimg.errors import ProductError, ValidationError
 from contimg.paths import CHANGING_MARK
-from contimg.sky.geometry import SPEED_OF_LIGHT_M_S, TEE_ITRF_M
+from contimg.sky.geometry import SITE_ITRF_M, SPEED_OF_LIGHT_M_S
 from contimg.store.files import flush, set_mark
+from contimg.telescope import TELESCOPE
 
 DAY_S = 86400.0
 SPECTRUM_COLUMNS = {"DATA": np.complex64, "FLAG": np.bool_, "WEIGHT_SPECTRUM": np.float32}
@@ -236,10 +237,10 @@ def _fill_antennas(table: ct.table, observation: Observation) -> None:
         "ANTENNA",
         nant,
         NAME=list(observation.antenna_names),
-        STATION=[f"DSA-{n}" for n in observation.antenna_names],
+        STATION=[f"{TELESCOPE.station_prefix}{n}" for n in observation.antenna_names],
         TYPE=["GROUND-BASED"] * nant,
         MOUNT=["ALT-AZ"] * nant,
-        POSITION=TEE_ITRF_M + observation.positions_m,
+        POSITION=SITE_ITRF_M + observation.positions_m,
         OFFSET=np.zeros((nant, 3)),
         DISH_DIAMETER=observation.diameters_m,
         FLAG_ROW=np.zeros(nant, bool),
@@ -329,7 +330,7 @@ def _fill_session(table: ct.table, observation: Observation) -> None:
         "OBSERVATION",
         1,
         TELESCOPE_NAME=[observation.telescope_name],
-        OBSERVER=["DSA-110"],
+        OBSERVER=[TELESCOPE.name],
         PROJECT=["drift scan"],
         TIME_RANGE=np.array([[start_s, end_s]]),
         RELEASE_DATE=np.array([end_s]),
@@ -353,7 +354,7 @@ def _fill_session(table: ct.table, observation: Observation) -> None:
         "PROCESSOR",
         1,
         TYPE=["CORRELATOR"],
-        SUB_TYPE=["DSA-110"],
+        SUB_TYPE=[TELESCOPE.name],
         TYPE_ID=_ZERO,
         MODE_ID=_ZERO,
         FLAG_ROW=np.zeros(1, bool),
@@ -396,7 +397,7 @@ def read_observation(path: Path) -> Observation:
             freq_hz=freq_hz,
             channel_width_hz=width,
             antenna_names=names,
-            positions_m=positions - TEE_ITRF_M,
+            positions_m=positions - SITE_ITRF_M,
             diameters_m=diameters,
             telescope_name=observation.getcol("TELESCOPE_NAME")[0],
             time_range_mjd=(start_s / DAY_S, end_s / DAY_S),

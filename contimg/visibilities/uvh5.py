@@ -13,14 +13,12 @@ import numpy as np
 from h5py import h5d, h5g, h5s, h5z
 
 from contimg.errors import SubbandError
-from contimg.sky.geometry import TEE_LONGITUDE_RAD
+from contimg.telescope import TELESCOPE
 
 JD_MINUS_MJD = 2400000.5
 POLARIZATIONS = (-5, -6)  # XX, YY
-_TELESCOPES = ("OVRO_MMA", "DSA_110", "DSA-110", "DSA110")
 _VALUES_AT_ONCE = 1 << 22
 _LARGEST = 1 << 24  # values in an item of the header, rows in a file
-DISH_M = 4.65
 _DATA = {"visdata": "c", "flags": "biu", "nsamples": "fiu"}  # kinds of type, as numpy calls them
 _READ_AS = {"visdata": np.complex64, "flags": np.bool_, "nsamples": np.float32}
 _KINDS = {
@@ -296,8 +294,8 @@ def _outline(path: Path, file: h5py.File) -> Outline:
         )
         problems = []
         (telescope,) = _strings(header, "telescope_name")[:1] or [""]
-        if telescope not in _TELESCOPES:
-            problems.append(f"telescope {telescope!r}, expected one of {_TELESCOPES}")
+        if telescope not in TELESCOPE.file_names:
+            problems.append(f"telescope {telescope!r}, expected one of {TELESCOPE.file_names}")
         if absent := [name for name in _NEEDED if name.encode() not in header]:
             problems.append(f"Header lacks {', '.join(absent)}")
         if (
@@ -355,7 +353,7 @@ def read_header(path: Path) -> SubbandHeader:
         diameters = (
             _values(header, "antenna_diameters")
             if b"antenna_diameters" in header
-            else np.full(len(names), DISH_M)
+            else np.full(len(names), TELESCOPE.dish_diameter_m)
         )
         freq_hz = _values(header, "freq_array").ravel()
         width_hz = _values(header, "channel_width").ravel()
@@ -390,10 +388,10 @@ def read_header(path: Path) -> SubbandHeader:
         ):
             if not (values.size and np.isfinite(values).all() and (values > 0).all()):
                 problems.append(f"{name} has values that are no positive numbers")
-        if not abs(longitude - TEE_LONGITUDE_RAD) <= 1e-6:
+        if not abs(longitude - TELESCOPE.longitude_rad) <= 1e-6:
             problems.append(
                 f"longitude {np.degrees(longitude):.5f} deg, expected "
-                f"{np.degrees(TEE_LONGITUDE_RAD):.5f}"
+                f"{np.degrees(TELESCOPE.longitude_rad):.5f}"
             )
         if problems:
             raise SubbandError(f"{path}: {'; '.join(problems)}. {_ELSEWHERE}")

@@ -14,6 +14,7 @@ from contimg.products import publishing
 from contimg.products import tables as product_tables
 from contimg.queue import tables as queue_tables
 from contimg.store import db
+from contimg.telescope import TELESCOPE
 from contimg.web.maps import router as maps_router
 from contimg.web.observatory import router as observatory_router
 from contimg.web.pages import add_pages
@@ -41,7 +42,7 @@ def make_app(config: Config, api_key: str | None = None) -> FastAPI:
             with db.writing(path, base):  # its views are this contimg's
                 pass
     publishing.mark(config)
-    about = "Continuum imaging of DSA-110 drift scans: state and products."
+    about = f"Continuum imaging of {TELESCOPE.name} drift scans: state and products."
     # they load scripts from elsewhere: pages.py has a page of ours
     no_docs = {"docs_url": None, "redoc_url": None}
     app = FastAPI(

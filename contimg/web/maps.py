@@ -14,6 +14,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from contimg.products import catalogue, mosaics
 from contimg.store.files import found_json
+from contimg.telescope import TELESCOPE
 from contimg.web.reader import Reader
 from contimg.web.routes import Read
 from contimg.web.sources import Strip
@@ -59,8 +60,8 @@ def properties(read: Read, which: Which, strip: Strip) -> str:
     middle = found[len(found) // 2]["name"]
     first_deg = int(middle.partition("_")[2][:3])
     values = {
-        "creator_did": f"ivo://dsa110/contimg?hips/{which}/{strip}",
-        "obs_title": f"DSA-110 {strip} {which}",
+        "creator_did": f"ivo://{TELESCOPE.authority}/contimg?hips/{which}/{strip}",
+        "obs_title": f"{TELESCOPE.name} {strip} {which}",
         "dataproduct_type": "image",
         "hips_version": "1.4",
         "hips_frame": "equatorial",

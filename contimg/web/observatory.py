@@ -18,12 +18,13 @@ from contimg.paths import GROUP_PATTERN, MOSAIC_PATTERN, TRACT_PATTERN
 from contimg.products import mosaics
 from contimg.products import tables as product_tables
 from contimg.store import db
+from contimg.telescope import TELESCOPE
 from contimg.web.reader import Reader
 from contimg.web.routes import Limit, Offset, Read
 from contimg.web.sources import as_png, pixels_around
 
 router = APIRouter()
-_DID = "ivo://dsa110/contimg?"
+_DID = f"ivo://{TELESCOPE.authority}/contimg?"
 _MOST_RECORDS = 10_000
 _MOST_VALUES = 20
 _LARGEST_DEG = 2.0  # across, of a cutout

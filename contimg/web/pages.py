@@ -26,6 +26,7 @@ from contimg.products.record import results_of
 from contimg.products.tables import Image
 from contimg.store import db
 from contimg.store.files import found_json
+from contimg.telescope import TELESCOPE
 from contimg.web.charts import chart, curve_chart, eta_v_chart, footprints, timeline
 from contimg.web.maps import maps
 from contimg.web.reader import Reader
@@ -59,7 +60,12 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
     """The routes of the pages, their static files, and errors as pages for browsers."""
     templates = Jinja2Templates(
         _WEB / "templates",
-        context_processors=[lambda request: {"root": request.scope.get("root_path", "")}],
+        context_processors=[
+            lambda request: {
+                "root": request.scope.get("root_path", ""),
+                "telescope": TELESCOPE.name,
+            }
+        ],
     )
     templates.env.filters |= {"utc": db.utc_of_mjd, "duration": duration, "linked": _linked}
     app.mount("/static", StaticFiles(directory=_WEB / "static"), name="static")

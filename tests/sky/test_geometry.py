@@ -35,7 +35,8 @@ def test_uvw_against_pyuvdata(mjd, ra):
 
     positions, active = station_positions(STATIONS)
     dec = 30.0
-    from contimg.sky.geometry import TEE, TEE_LATITUDE_RAD, TEE_LONGITUDE_RAD
+    from contimg.sky.geometry import SITE
+    from contimg.telescope import TELESCOPE
 
     jd = np.array([mjd + 2400000.5])
     app_ra, app_dec = utils.phasing.calc_app_coords(
@@ -43,19 +44,19 @@ def test_uvw_against_pyuvdata(mjd, ra):
         lat_coord=np.radians(dec),
         coord_frame="icrs",
         time_array=jd,
-        telescope_loc=TEE,
+        telescope_loc=SITE,
     )
     frame_pa = utils.phasing.calc_frame_pos_angle(
         time_array=jd,
         app_ra=app_ra,
         app_dec=app_dec,
-        telescope_loc=TEE,
+        telescope_loc=SITE,
         ref_frame="icrs",
         offset_pos=np.radians(
             1e-3
         ),  # its default of half a degree turns the field by up to 3 arcsec
     )
-    lst = utils.get_lst_for_time(jd, telescope_loc=TEE)
+    lst = utils.get_lst_for_time(jd, telescope_loc=SITE)
     theirs = utils.phasing.calc_uvw(
         app_ra=app_ra.repeat(len(positions)),
         app_dec=app_dec.repeat(len(positions)),
@@ -66,8 +67,8 @@ def test_uvw_against_pyuvdata(mjd, ra):
         antenna_numbers=np.arange(len(positions) + 1),
         ant_1_array=np.zeros(len(positions), int),
         ant_2_array=np.arange(1, len(positions) + 1),
-        telescope_lat=TEE_LATITUDE_RAD,
-        telescope_lon=TEE_LONGITUDE_RAD,
+        telescope_lat=TELESCOPE.latitude_rad,
+        telescope_lon=TELESCOPE.longitude_rad,
     )
     ours = meridian_frame_m(positions) @ track(ra, dec, np.array([mjd])).axes[0].T
     longest = np.linalg.norm(positions[active], axis=1).max()
