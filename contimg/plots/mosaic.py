@@ -59,7 +59,10 @@ def plot_noise(name: str, history: Sequence[Mapping]) -> Figure:
         axes.loglog(along, line, color="0.6", lw=1, label="square root of days")
         sky = np.sqrt(max(np.median(measured**2 - expected**2), 0))
         label = f"and {sky:.3f} mJy that is there every day"
-        axes.loglog(along, np.hypot(line, sky), "--", color="0.6", lw=1, label=label)
+        axes.loglog(days, np.hypot(expected, sky), "--", color="0.6", lw=1, label=label)
+    for axis in (axes.xaxis, axes.yaxis):  # no powers of ten
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
     axes.set(xlabel="days", ylabel="noise (mJy/beam)", title=name)
     axes.legend(frameon=False)
     return figure
