@@ -49,6 +49,15 @@ lint: .venv/installed-dev
 	.venv/bin/snakefmt --check Snakefile rules
 	$(SNAKEMAKE) --lint --config 'paths={incoming: config}' # some folder that is there
 
+# The same pins for `--sdm conda`: Snakemake copies this file alone, so that it cannot name another.
+envs/contimg.yaml: envs/requirements.txt
+	{ sed '/- pip:/q' $@; grep -v '^#' $<  | sed 's/^/      - /'; } > $@.new
+	mv $@.new $@
+
+# How the rules hang together, from Snakemake's own dry-run of the demo (graphviz).
+docs/pictures/rulegraph.svg: Snakefile rules/*.smk
+	.venv/bin/python -m tests.rulegraph $@
+
 bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/start_up_scan.py
 	PYTHONPATH=. .venv/bin/python bench/full_size.py

@@ -883,6 +883,39 @@ def default_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
+_README = """# Configuration
+
+Write what you want otherwise into a YAML file of your own, and name it after the defaults:
+`make run CONFIG=my.yaml`, `snakemake --profile local --configfile config/config.yaml my.yaml`,
+`contimg COMMAND --configfile my.yaml`. A key that is wrong is named, with what was expected, before
+anything runs. Nothing that is done is made again by an edited configuration alone (`contimg plan`
+says which groups were made with another one). Editors complete keys by `config.schema.json`.
+
+The least that a site needs:
+
+```yaml
+paths: {incoming: /data/incoming, products: /data/products, state: /data/state}
+catalogues: {sky: /data/nvss.csv}   # contimg catalog /data/nvss.csv makes it
+```
+
+Raw files are `*_sbNN.hdf5` in `paths.incoming`, a group of them every five minutes; there is no
+sample sheet. This page is written by `python -m contimg.config` from `contimg/config.py`.
+"""
+
+
+def readme() -> str:
+    """The table of keys, for people and for the workflow catalogue."""
+    lines = _README.splitlines()
+    for name, section in Config.model_fields.items():
+        lines += ["", f"## {name}", "", " ".join(section.annotation.__doc__.split()), ""]
+        lines += ["| key | default | what |", "|---|---|---|"]
+        for key, entry in section.annotation.model_fields.items():
+            value = json.dumps(_plain(getattr(section.default, key)))
+            about = entry.description.replace("|", "\\|").replace("<", "&lt;")
+            lines.append(f"| `{name}.{key}` | `{value}` | {about} |")
+    return "\n".join(lines) + "\n"
+
+
 def _plain(value: Any) -> Any:
     """A value as YAML knows it."""
     if isinstance(value, Path):
@@ -893,6 +926,7 @@ def _plain(value: Any) -> Any:
 GENERATED = {
     Path("config/config.schema.json"): json_schema,
     Path("config/config.yaml"): default_yaml,
+    Path("config/README.md"): readme,
 }
 if __name__ == "__main__":
     for path, text in GENERATED.items():

@@ -25,6 +25,7 @@ except ContimgError as error:
     raise WorkflowError(str(error)) from None
 
 CONFIG, PATHS = SESSION.config, SESSION.paths
+contimg_run.lend_library(workflow.current_basedir)
 
 
 wildcard_constraints:

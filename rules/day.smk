@@ -5,7 +5,7 @@ rule day:
     input:
         done_on,
     output:
-        plot=report(str(PATHS.day("{date}")), category="Days"),
+        plot=report(str(PATHS.day("{date}")), caption="../report/day.rst", category="Days"),
     log:
         str(PATHS.log("{date}", "day")),
     localrule: True

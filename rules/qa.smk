@@ -10,11 +10,16 @@ rule qa:
         refined=result("{group}", "refine"),
         again=again("qa"),
     output:
-        plots=report(
-            [str(PATHS.qa("{group}", name)) for name in names.REPORTED_PLOTS],
-            category="Groups",
-            subcategory="{group}",
-        ),
+        plots=[
+            report(
+                str(PATHS.qa("{group}", name)),
+                caption=f"../report/{name}.rst",
+                category="Groups",
+                subcategory="{group}",
+                labels={"plot": name},
+            )
+            for name in names.REPORTED_PLOTS
+        ],
         others=[str(PATHS.qa("{group}", name)) for name in names.OTHER_PLOTS],
         result=result("{group}", "qa"),
     log:

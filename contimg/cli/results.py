@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from contimg.cli.shared import AsJson, ConfigFiles, command, site
+from contimg.paths import Paths
 
 
 @command
@@ -20,11 +21,16 @@ def provenance(
     at: Annotated[
         str | None, typer.Option(help="RA,DEC in deg: of a mosaic, only images that show it.")
     ] = None,
+    crate: Annotated[
+        Path | None,
+        typer.Option(help="Write a Process Run Crate (RO-Crate) there: a folder, or a .zip file."),
+    ] = None,
     configfile: ConfigFiles = None,
 ):
     """Where an image comes from: raw files, tables, configuration, versions, commands and seconds,
     as JSON."""
     from contimg.products import provenance
+    from contimg.products.crate import write_crate
 
     place = None
     if at:
@@ -32,7 +38,11 @@ def provenance(
 
         place = place_of_words(at)
     config = site(configfile, begun=True)
-    print(json.dumps(provenance.provenance(config, image, place), indent=1))
+    found = provenance.provenance(config, image, place)
+    if crate is None:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{crate}: {', '.join(write_crate(Paths.of(config), found, crate))}")
 
 
 @command

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -35,6 +36,13 @@ from contimg.store.identity import SOFTWARE, science_digest, software
 
 _BEATS_PER_LEASE = 4
 _SNAPSHOTS_KEPT = 200
+
+
+def lend_library(rules: Path | str) -> None:
+    """Scripts find this library where the workflow's rules are: with --sdm conda they run in an
+    environment of packages alone."""
+    clone, others = str(Path(rules).parent), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (clone, others)))
 
 
 def _one_at_a_time(method):

@@ -114,7 +114,7 @@ def test_fluxes_and_positions_are_right(imaged, figure):
 
 
 def test_what_is_made_bears_its_name(imaged):
-    paths, site = imaged
+    paths, _ = imaged
     header = fits.getheader(paths.image(TARGET, "pbcor.fits"))
     assert header["TELESCOP"] == header["INSTRUME"] == "Karoo-30"
     height = np.linalg.norm([header[f"OBSGEO-{axis}"] for axis in "XYZ"]) - 6.3726e6

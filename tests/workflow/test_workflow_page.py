@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -167,6 +168,12 @@ def test_a_day_has_a_plot_and_a_report(first_run, tmp_path):
     outcome = site.snakemake("--report", str(tmp_path / "day.zip"), "--", day)
     assert outcome.returncode == 0, outcome.stderr
     assert (tmp_path / "day.zip").stat().st_size > 500_000
+    with zipfile.ZipFile(tmp_path / "day.zip") as archive:
+        (page,) = (name for name in archive.namelist() if name.endswith("report.html"))
+        said = archive.read(page).decode()
+    for group in (CALIBRATOR_START, TARGET_START):  # captions
+        assert f"The image of group {group} in mJy/beam" in said
+    assert "contimg provenance GROUP" in said
 
 
 def test_a_stage_is_done_again_for_a_day_or_a_calibrator(first_run):
