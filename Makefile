@@ -10,7 +10,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): clone it into a folder without spaces in its name)
 endif
 
-.PHONY: run setup test test-all lint bench clean
+.PHONY: run setup test test-all lint docs bench clean
 
 run: .venv/installed
 	@$(CONTIMG) simulate --if-empty $(addprefix --configfile ,$(CONFIG))
@@ -54,9 +54,9 @@ envs/contimg.yaml: envs/requirements.txt
 	{ sed '/- pip:/q' $@; grep -v '^#' $<  | sed 's/^/      - /'; } > $@.new
 	mv $@.new $@
 
-# How the rules hang together, from Snakemake's own dry-run of the demo (graphviz).
-docs/pictures/rulegraph.svg: Snakefile rules/*.smk
-	.venv/bin/python -m tests.rulegraph $@
+# The documentation as a site, in site/: every link within it is followed.
+docs: .venv/installed-dev
+	.venv/bin/mkdocs build --quiet
 
 bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/start_up_scan.py
@@ -79,4 +79,4 @@ bench: .venv/installed-dev
 	PYTHONPATH=. .venv/bin/python bench/catalogue.py
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

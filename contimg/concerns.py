@@ -99,9 +99,9 @@ def _data(config: Config, status: Mapping) -> Iterator[Concern]:
             mend = f"look whether the telescope writes to {config.paths.incoming}"
             yield Concern("silent", WARN, words, mend)
     if waiting := status["counts"].get("waiting", 0):
-        words = f"{waiting} {_plural(waiting, 'group waits', 'groups wait')} for a calibration"
+        waits = _plural(waiting, "group waits for a calibration", "groups wait for a calibration")
         mend = "contimg registry lists sets; a group with a calibrator makes one by itself"
-        yield Concern("calibration", WARN, words, mend)
+        yield Concern("calibration", WARN, f"{waiting} {waits}", mend)
 
 
 def _groups(config: Config) -> Iterator[Concern]:

@@ -10,9 +10,7 @@ import pandas as pd
 from fastapi import APIRouter, HTTPException, Query
 from fastapi import Path as PathParameter
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy import select
 
-from contimg.paths import GROUP_PATTERN
 from contimg.products import catalogue
 from contimg.products import tables as product_tables
 from contimg.products.sources import Source
@@ -145,28 +143,6 @@ def lightcurve(read: Read, strip: Strip, name: Name, format: Format = "json") ->
 def days(read: Read, strip: str | None = None) -> list[dict]:
     """Sidereal days of strips: how complete they are, what they were scaled to, how well."""
     return catalogue.days(read.paths, strip)[:MOST_ROWS]
-
-
-@router.get("/api/cutouts/{group}", response_class=Response)
-def cutout(
-    read: Read,
-    group: Annotated[str, PathParameter(pattern=f"^{GROUP_PATTERN}$")],
-    ra: Annotated[float, Query(ge=0, le=360)],
-    dec: Annotated[float, Query(ge=-90, le=90)],
-    arcmin: Annotated[float, Query(gt=0, le=60)] = 6.0,
-    most_mjy: Annotated[float | None, Query(gt=0, description="the brightest colour")] = None,
-) -> Response:
-    """A piece of a group's image, corrected for the beam, north up and east left, as PNG."""
-    image = product_tables.Image
-    asked = select(image).where(
-        image.group_id == group, image.type == "pbcor", image.deleted_at.is_(None)
-    )
-    rows = read.rows(read.paths.products_db, asked, (), 1, 0)["items"]
-    if not rows or not rows[0]["path"].endswith(".fits"):
-        raise HTTPException(404, f"group {group} has no FITS image")
-    pixels, _ = pixels_around(read.file(rows[0]), ra, dec, arcmin)
-    most_jy = most_mjy / 1e3 if most_mjy else max(5 * rows[0]["noise_jy"], float(np.nanmax(pixels)))
-    return Response(as_png(pixels, rows[0]["noise_jy"], most_jy), media_type="image/png")
 
 
 def pixels_around(

@@ -20,10 +20,13 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
 
+from contimg.client import Client
+from contimg.errors import RequestError
 from contimg.products import record
 from contimg.products import tables as product_tables
 from contimg.store import db
@@ -734,10 +737,11 @@ def test_light_curves_are_in_the_api_and_on_pages(browser, api, site):
     )
     assert table["flux_jy"].unit == "Jy"
     assert api.get("/api/lightcurves/%2B16.1/nobody").status_code == 404
-    asked = {"ra": brightest["ra_deg"], "dec": brightest["dec_deg"]}
-    cutout = api.get(f"/api/cutouts/{one['tile']}", params=asked)
+    place = f"{brightest['ra_deg']} {brightest['dec_deg']} 0.05"
+    asked = {"ID": one["tile"], "RESPONSEFORMAT": "png"}
+    cutout = api.get("/api/cutout", params=asked | {"CIRCLE": place})
     assert cutout.headers["content-type"] == "image/png"
-    away = api.get(f"/api/cutouts/{one['tile']}", params={"ra": 10, "dec": -30})
+    away = api.get("/api/cutout", params=asked | {"CIRCLE": "10 -30 0.05"})
     assert away.status_code == 404
     browser.get(f"{api.base_url}/sources")
     field = browser.find_element(By.NAME, "find")
@@ -786,3 +790,35 @@ def test_a_person_reprocesses_a_group_from_the_page(browser, api, site):
     until(lambda: "completed" in state(), "the page is live", seconds=60)
     assert read_json(site.paths.result(TARGET_START, "index"))["images"] == 4
     assert site.contimg("verify").returncode == 0
+
+
+def test_an_astronomer_has_images_and_light_curves_as_objects(api, site):
+    """contimg.client against the running server: pandas and astropy."""
+    there = Client(str(api.base_url))
+    assert there.status()["counts"] == {"completed": 2, "failed": 1}
+    images = there.images(start=CALIBRATOR_START[:10], publishable=True)
+    assert list(images.group_id) == [TARGET_START, CALIBRATOR_START]
+    assert len(there.images(most=1)) == 1
+    hdus = there.image(TARGET_START)
+    path = site.paths.image(TARGET_START, "pbcor.fits")
+    assert np.array_equal(hdus[0].data, fits.getdata(path), equal_nan=True)
+    place = SkyCoord(images.centre_ra_deg[0], images.centre_dec_deg[0], unit="deg")
+    assert list(there.images(at=place, radius_deg=0.1).group_id) == [TARGET_START]
+    piece = there.cutout(TARGET_START, place.galactic, radius_deg=0.05)
+    x, y = WCS(piece.header).celestial.world_to_pixel(place)
+    assert np.hypot(x - piece.data.shape[-1] / 2, y - piece.data.shape[-2] / 2) < 2
+    assert site.contimg("lightcurves").returncode == 0
+    near = there.sources(at=place, radius_deg=1.0)
+    everything = there.sources()
+    assert 0 < len(near) < len(everything)
+    name = near.sort_values("mean_jy").source.iloc[-1]
+    curve = there.lightcurve(name)
+    assert list(curve.flux_jy) == pytest.approx(list(near[near.source == name].mean_jy), rel=0.05)
+    for call, words in (
+        (lambda: there.lightcurve("nobody"), "in no strip"),
+        (lambda: there.image("2020-01-01T00:00:00"), "404: there is no image"),
+        (lambda: there.images(start="soon"), "'soon' is neither an MJD nor a UTC time"),
+        (lambda: Client("http://127.0.0.1:9").status(), "does not answer"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            call()
