@@ -71,7 +71,7 @@ def _work(config: Config, status: Mapping) -> Iterator[Concern]:
     elif refused := status["refused"]:
         words = f"the last run did not begin ({refused['at']}): {refused['error']}"
         yield Concern("refused", FAIL, words, "mend the cause, then: snakemake --profile local")
-    if watcher is None and Paths.of(config).watcher.exists():
+    if watcher is None and _watched(config):
         words = "no watcher is at work: nothing is done with what comes"
         yield Concern("no watcher", WARN, words, "contimg watch --configfile YOURS")
     if behind_s > _BEHIND_S:
@@ -79,7 +79,7 @@ def _work(config: Config, status: Mapping) -> Iterator[Concern]:
         words = f"behind by {duration(behind_s)}: {status['oldest_unfinished']} is not done"
         mend = "contimg status says what runs; contimg backlog gives old groups to a cluster"
         yield Concern("behind", FAIL if grave else WARN, words, mend)
-    disk = room(config)
+    disk = room(config) if _watched(config) else {"hours_left": None}
     if disk["hours_left"] is not None and disk["hours_left"] < config.notify.disk_hours:
         words = (
             f"the disk of {config.paths.products} does for {disk['hours_left']:.1f} h more "
@@ -88,9 +88,14 @@ def _work(config: Config, status: Mapping) -> Iterator[Concern]:
         yield Concern("disk", FAIL, words, "contimg retention says what may go")
 
 
+def _watched(config: Config) -> bool:
+    """Whether a watcher has ever been at work here: data are expected, day and night."""
+    return Paths.of(config).watcher.exists()
+
+
 def _data(config: Config, status: Mapping) -> Iterator[Concern]:
     """Whether data come, and can be calibrated."""
-    if newest := status.get("observed_until"):
+    if (newest := status.get("observed_until")) and _watched(config):
         age_s = (
             datetime.now(UTC) - datetime.fromisoformat(newest).replace(tzinfo=UTC)
         ).total_seconds()
@@ -176,7 +181,9 @@ def headline(status: Mapping, found: Sequence[Concern]) -> tuple[str, str]:
         words = found[0].words[0].upper() + found[0].words[1:]
         more = len(found) - 1
         return found[0].level, words + (f"; {more} {_plural(more, 'thing')} more" if more else "")
-    return ("good", "Keeping up") if status["watcher"] else (WARN, "Up to date; no watcher")
+    if status["watcher"]:
+        return "good", "Keeping up"
+    return WARN, f"Up to date, until {status['observed_until']}; no watcher"
 
 
 def _plural(number: int, one: str, many: str | None = None) -> str:

@@ -759,7 +759,8 @@ class Config(_Section):
         if self.ingest.telescope != TELESCOPE.name:
             raise ValueError(
                 f"ingest.telescope is {self.ingest.telescope}, and this process works for "
-                f"{TELESCOPE.name}: export {VARIABLE}=the telescope's file (docs/other-arrays.md)"
+                f"{TELESCOPE.name}: {VARIABLE} in the environment names the telescope's file "
+                "(docs/other-arrays.md)"
             )
         return self
 

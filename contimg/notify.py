@@ -4,9 +4,11 @@ What was told is in `{state}/told.json`. A message that nobody took is tried aga
 """
 
 import logging
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from apprise import Apprise, AppriseConfig
 from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import concerns
-from contimg.concerns import FAIL, Concern
+from contimg.concerns import FAIL, WARN, Concern
 from contimg.config import Config
 from contimg.errors import ConfigError, ContimgError
 from contimg.paths import Paths
@@ -24,9 +26,10 @@ from contimg.store.files import found_json, lock, write_json
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 60.0
-_LINES = 20  # of a message
+_LINES, _TITLE = 20, 120  # of a message
+_KINDS = {FAIL: "failure", WARN: "warning"}
 
-Send = Callable[[str, str], bool]  # title and body; whether all took it
+Send = Callable[[str, str, str], bool]  # title, body, kind of apprise; whether all took it
 
 
 def news(
@@ -73,47 +76,80 @@ def sender(file: Path) -> Send:
     apprise.add(addresses)
     if not len(apprise):
         raise ConfigError(f"notify.file {file}: no address that apprise understands")
-    return lambda title, body: bool(apprise.notify(title=title, body=body))
+
+    def send(title: str, body: str, kind: str) -> bool:
+        about = {"notify_type": kind, "body_format": "text"}
+        return bool(apprise.notify(title=title, body=body, **about))
+
+    return send
 
 
-def tell(config: Config, send: Send, now_s: float | None = None) -> list[str]:
-    """Look once, and send what there is to be said; returns the titles of what was sent."""
+@dataclass(frozen=True)
+class _Message:
+    """Keys of what is told as new, or, with `over`, as ended."""
+
+    kind: str  # of apprise
+    title: str
+    lines: list[str]
+    keys: list[str]
+    over: bool = False
+
+
+def tell(config: Config, send: Send, now_s: float | None = None) -> tuple[list[str], bool]:
+    """Look once, and send what there is to be said; returns the titles of what was sent, and
+    whether all was."""
     now_s = time.time() if now_s is None else now_s
     paths, sent = Paths.of(config), []
     with lock(paths.told_lock, wait=True, what="another process sends messages"):
         told = found_json(paths.told) or {}
-        fresh, over, then = news(
-            concerns.look(config), told, now_s, 60 * config.notify.calm_minutes
-        )
-        for what, mine in (
-            ("wrong", [one for one in fresh if one.place_deg is None]),
-            ("new in the sky", [one for one in fresh if one.place_deg is not None]),
-        ):
-            grave = ", grave" * any(one.level == FAIL for one in mine)
-            lines = [f"{one.words}\n  {one.mend}" for one in mine]
-            if mine and not _sent(send, f"contimg: {len(mine)} {what}{grave}", lines, sent):
-                for one in mine:  # again at the next look
-                    del then[one.key]
-        lines = [f"{told[key]['words']}\n  was so for {_time(told[key])}" for key in over]
-        if over and _sent(send, f"contimg: {len(over)} over", lines, sent):
-            for key in over:
-                del then[key]
+        seen = concerns.look(config)
+        fresh, over, then = news(seen, told, now_s, 60 * config.notify.calm_minutes)
+        messages = _messages(fresh, {key: told[key] for key in over})
+        for one in messages:
+            more = [f"and {len(one.lines) - _LINES} more"] if len(one.lines) > _LINES else []
+            arrived = send(one.title, "\n".join(one.lines[:_LINES] + more), one.kind)
+            if arrived:
+                sent.append(one.title)
+            else:
+                log.error("not delivered, tried again at the next look: %s", one.title)
+            if arrived == one.over:  # told at last that it is over; or not told that it began
+                for key in one.keys:
+                    del then[key]
         if then != told:
             write_json(paths.told, then)
-    return sent
+    return sent, len(sent) == len(messages)
+
+
+def _messages(fresh: list[Concern], over: Mapping[str, Mapping]) -> list[_Message]:
+    """What is wrong, what is new in the sky, what is over: a message each."""
+    found = []
+    for what, mine in (
+        ("wrong", [one for one in fresh if one.place_deg is None]),
+        ("new in the sky", [one for one in fresh if one.place_deg is not None]),
+    ):
+        if mine:
+            kind = "info" if mine[0].place_deg else _KINDS[mine[0].level]
+            grave = ["grave: " * (one.level == FAIL and len(mine) > 1) for one in mine]
+            lines = [
+                f"{mark}{one.words}\n  {one.mend}" for mark, one in zip(grave, mine, strict=True)
+            ]
+            title = _title(what, [one.words for one in mine])
+            found.append(_Message(kind, title, lines, [one.key for one in mine]))
+    if over:
+        lines = [f"it was: {one['words']}\n  for {_time(one)}" for one in over.values()]
+        title = _title("over", [f"over: {one['words']}" for one in over.values()])
+        found.append(_Message("success", title, lines, list(over), over=True))
+    return found
+
+
+def _title(what: str, words: list[str]) -> str:
+    said = words[0] if len(words) == 1 else f"{len(words)} {what}: {words[0]}"
+    title = f"contimg on {platform.node()}: {said}"
+    return title if len(title) <= _TITLE else f"{title[: _TITLE - 3]}..."
 
 
 def _time(told: Mapping) -> str:
     return concerns.duration(told["last_s"] - told["first_s"])
-
-
-def _sent(send: Send, title: str, lines: list[str], sent: list[str]) -> bool:
-    more = [f"and {len(lines) - _LINES} more"] if len(lines) > _LINES else []
-    if not send(title, "\n".join(lines[:_LINES] + more)):
-        log.error("message not delivered, tried again in a minute: %s", title)
-        return False
-    sent.append(title)
-    return True
 
 
 def start(config: Config) -> None:

@@ -155,7 +155,8 @@ def station_positions(stations: Path, array: Array = DSA110) -> tuple[np.ndarray
     )
     centre = array.place
     offsets = [(getattr(where, axis) - getattr(centre, axis)).to_value(u.m) for axis in "xyz"]
-    return np.stack(offsets, axis=1), table.active_2026_01.values == 1
+    active = table.get("active_2026_01", pd.Series(1, table.index))
+    return np.stack(offsets, axis=1), active.values == 1
 
 
 def choose_antennas(

@@ -67,5 +67,13 @@ def read_telescope(path: Path) -> Telescope:
         raise ConfigError(f"{VARIABLE} {path}: no telescope: {wrong}") from None
 
 
-_FILE = os.environ.get(VARIABLE)
-TELESCOPE = read_telescope(Path(_FILE)) if _FILE else DSA110
+def _of_this_process() -> Telescope:
+    """Without it there is nothing that this process could do right."""
+    file = os.environ.get(VARIABLE)
+    try:
+        return read_telescope(Path(file)) if file else DSA110
+    except ConfigError as error:
+        raise SystemExit(f"contimg: {error}") from None
+
+
+TELESCOPE = _of_this_process()

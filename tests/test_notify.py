@@ -2,6 +2,7 @@
 server."""
 
 import json
+import platform
 import socket
 import threading
 import time
@@ -22,7 +23,7 @@ from contimg.products.sources import Base as SourcesBase
 from contimg.products.sources import Change
 from contimg.queue import tables as queue_tables
 from contimg.store import db
-from contimg.store.files import read_json, write_json
+from contimg.store.files import lock, read_json, write_json
 from tests.workflow.conftest import until
 
 START_S = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
@@ -83,6 +84,10 @@ def wrong(site) -> list[Concern]:
 def test_nothing_is_wrong_where_groups_come_and_are_done(site):
     put(site, recent(), "completed")
     assert wrong(site) == []
+    assert headline(report.status(site), []) == (
+        "warn",
+        f"Up to date, until {recent()}; no watcher",
+    )
     write_json(Paths.of(site).watcher, {"pid": 1, "at": "-", "problem": None})
     (one,) = wrong(site)
     assert one.words.startswith("no watcher is at work")
@@ -103,7 +108,15 @@ def test_groups_that_fail_alike_are_one_cause(site):
     assert words.endswith("; 1 thing more")
 
 
-def test_what_is_wrong_with_the_data(site):
+@pytest.fixture
+def watched(site):
+    """There is a watcher, as far as files say."""
+    write_json(Paths.of(site).watcher, {"pid": 1, "at": "-", "problem": None})
+    with lock(Paths.of(site).watch_lock, wait=False, what="a watcher"):
+        yield
+
+
+def test_what_is_wrong_with_the_data(site, watched):
     put(site, "2026-01-25T22:26:05", "completed")
     (one,) = wrong(site)
     assert one.words.startswith("the newest data are 3")
@@ -114,7 +127,7 @@ def test_what_is_wrong_with_the_data(site):
     assert one.words == "1 group waits for a calibration"
 
 
-def test_a_disk_that_does_for_less_than_a_day(site, monkeypatch):
+def test_a_disk_that_does_for_less_than_a_day(site, watched, monkeypatch):
     free = 10 * 2_000_000_000
     with db.writing(Paths.of(site).products_db, product_tables.Base) as session:
         session.add(
@@ -216,21 +229,24 @@ def test_mail_and_webhook_bring_a_failed_group_and_its_end(site, mailbox, webhoo
     send = notify.sender(site.notify.file)
     group = recent()
     put(site, group, "failed", error="CasaError: gaincal: no solution")
-    assert notify.tell(site, send, START_S) == ["contimg: 1 wrong, grave"]
-    assert notify.tell(site, send, START_S + 60) == []
+    said = f"{group} failed: CasaError: gaincal: no solution"
+    here = f"contimg on {platform.node()}: "
+    assert notify.tell(site, send, START_S) == ([here + said], True)
+    assert notify.tell(site, send, START_S + 60) == ([], True)
     put(site, group, "completed")
-    assert notify.tell(site, send, START_S + 120) == []
-    assert notify.tell(site, send, START_S + 800) == ["contimg: 1 over"]
-    assert notify.tell(site, send, START_S + 860) == []
+    assert notify.tell(site, send, START_S + 120) == ([], True)
+    assert notify.tell(site, send, START_S + 800) == ([f"{here}over: {said}"], True)
+    assert notify.tell(site, send, START_S + 860) == ([], True)
+    assert [one["type"] for one in webhook.posted] == ["failure", "success"]
     for title, body in (
         mailbox.mails[0],
         (webhook.posted[0]["title"], webhook.posted[0]["message"]),
     ):
-        assert title == "contimg: 1 wrong, grave"
-        assert f"{group} failed: CasaError: gaincal: no solution" in body
+        assert title == here + said
+        assert said in body
         assert f"put good files of the missing subbands into {site.paths.incoming}" in body
     assert [title for title, _ in mailbox.mails] == [one["title"] for one in webhook.posted]
-    assert "was so for 60 s" in mailbox.mails[1][1]
+    assert f"it was: {said}\n  for 60 s" in mailbox.mails[1][1].replace("\r", "")
     assert read_json(Paths.of(site).told) == {}
 
 
@@ -245,8 +261,9 @@ def test_a_new_source_is_told_with_its_place(site, mailbox):
     mail = f"mailto://127.0.0.1:{mailbox.port}?from=pipe@ovro.test&to=op@ovro.test&mode=insecure"
     addresses(site, mail)
     send = notify.sender(site.notify.file)
-    assert notify.tell(site, send, START_S) == ["contimg: 1 new in the sky"]
-    assert notify.tell(site, send, START_S + 86400) == []
+    (title,), _ = notify.tell(site, send, START_S)
+    assert "new: J2311" in title
+    assert notify.tell(site, send, START_S + 86400) == ([], True)
     assert "J2311" in mailbox.mails[0][1]
     assert "12.0 mJy" in mailbox.mails[0][1]
 
@@ -256,16 +273,16 @@ def test_what_nobody_took_is_told_again(site, webhook):
     send = notify.sender(site.notify.file)
     put(site, recent(), "failed", error="disk full")
     webhook.works = False
-    assert notify.tell(site, send, START_S) == []
+    assert notify.tell(site, send, START_S) == ([], False)
     webhook.works = True
-    assert notify.tell(site, send, START_S + 60) == ["contimg: 1 wrong, grave"]
+    assert notify.tell(site, send, START_S + 60)[1]
     webhook.works = False
     put(site, recent(), "completed")
     for group in report.failed(site):
         put(site, group["group"], "completed")
-    assert notify.tell(site, send, START_S + 1000) == []
+    assert notify.tell(site, send, START_S + 1000) == ([], False)
     webhook.works = True
-    assert notify.tell(site, send, START_S + 1060) == ["contimg: 1 over"]
+    assert notify.tell(site, send, START_S + 1060)[1]
     assert len(webhook.posted) == 2
 
 

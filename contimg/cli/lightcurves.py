@@ -21,7 +21,8 @@ _SHOWN = 50
 def lightcurves(configfile: ConfigFiles = None, as_json: AsJson = False):
     """Bring days and light curves up to date with what was measured; and show the days."""
     from contimg.products import catalogue
-    from contimg.products.lightcurves import date_of_day, update
+    from contimg.products.lightcurves import update
+    from contimg.store.db import utc_of_mjd
 
     config = site(configfile, begun=True)
     updated, rows = update(config), catalogue.days(Paths.of(config))
@@ -32,7 +33,7 @@ def lightcurves(configfile: ConfigFiles = None, as_json: AsJson = False):
     table = Table("strip", "day", "date", *names, "why")
     for one in rows[:_SHOWN]:
         values = (_short(one[name]) for name in names)
-        date = date_of_day(one["sday"])
+        date = utc_of_mjd(one["begin_mjd"])[:10]
         table.add_row(one["strip"], str(one["sday"]), date, *values, escape(one["reason"] or ""))
     console_of().print(table if rows else "nothing was measured yet")
     print(

@@ -48,7 +48,7 @@ def tracts(
         deep = one["kind"] == mosaics.DEEP
         table.add_row(
             one["tract"],
-            f"{one['used']} days" if deep else str(one["sday"]),
+            f"{one['used']} {'day' if one['used'] == 1 else 'days'}" if deep else str(one["sday"]),
             utc_of_mjd(one["begin_mjd"])[:10] if one["begin_mjd"] else "",
             "" if deep else str(one["used"]),
             noise,
@@ -56,7 +56,10 @@ def tracts(
             f"{one['coverage']:.0%}",
             one["verdict"],
         )
-    console_of().print(table if rows else "there are no mosaics yet")
+    asked = f"of {name} " * bool(name) + f"at {at}" * bool(at)
+    console_of().print(
+        table if rows else f"no mosaic {asked}".rstrip() if asked else "there are no mosaics yet"
+    )
     for one in rows if name else ():
         for group, input_ in one["inputs"].items():
             if not input_["used"]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ from contimg.paths import Paths
 from contimg.queue.planning import describe, made_otherwise, make_plans
 from contimg.runs.session import snakemake_command
 from contimg.store import db
+
+_WIDE = 150  # columns of a terminal
 
 
 @command
@@ -238,7 +241,7 @@ def _show_status(found: dict, wrong: list[Concern]) -> None:
         )
     if between := sum(job["alive"] and not job["stage"] for job in found["running"]):
         console.print(f"{between} more groups are between two stages, or on the cluster")
-    console.print(_status_table(found["groups"]))
+    console.print(_status_table(found["groups"], console.width))
     if len(found["groups"]) < total:
         console.print(f"{len(found['groups'])} of {total} groups shown; --all shows every one")
     if counts.get("failed"):
@@ -247,22 +250,13 @@ def _show_status(found: dict, wrong: list[Concern]) -> None:
         )
 
 
-def _status_table(rows: list[dict]) -> Table:
-    table = Table()
-    headings = (
-        "group",
-        "state",
-        "image",
-        "beam",
-        "noise\nmJy/beam",
-        "found",
-        "flux\nratio",
-        "offset",
-        "verdict",
-        "seconds by stage",
-    )
+def _status_table(rows: list[dict], width: int) -> Table:
+    """Without paths and seconds where there is no room."""
+    wide, table = width >= _WIDE, Table()
+    headings = ["group", "state", "beam", "noise\nmJy/beam", "found", "flux\nratio", "offset"]
+    headings += ["verdict, or why not", *(["image", "seconds by stage"] if wide else [])]
     for name in headings:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("group", "state"))
     for row in rows:
         image, check = row.get("image"), row.get("catalogue") or {}
         seconds = " ".join(
@@ -271,22 +265,20 @@ def _status_table(rows: list[dict]) -> Table:
         state = row["state"]
         if state == "pending" and row["retry_count"]:
             state = f"pending, attempt {row['retry_count'] + 1}"
-        if not image or row["state"] != "completed":
-            reason = row["error"] or (f"done: {row['stage']}" if row["stage"] else "")
-            table.add_row(row["group"], state, escape(reason), *[""] * 6, seconds)
-            continue
-        table.add_row(
-            row["group"],
-            state,
-            image,
-            f'{row["beam_major_arcsec"]:.1f}" x {row["beam_minor_arcsec"]:.1f}"',
-            f"{row['rms_jy'] * 1e3:.2f}",
-            f"{check['found']} of {check['expected']}",
-            "-" if check["flux_ratio"] is None else f"{check['flux_ratio']:.3f}",
-            "-" if check["offset_arcsec"] is None else f'{check["offset_arcsec"]:.2f}"',
-            escape("; ".join([row["verdict"], *_against(row), *row["verdict_reasons"]])),
-            seconds,
-        )
+        if image and row["state"] == "completed":
+            numbers = [
+                f'{row["beam_major_arcsec"]:.1f}" x {row["beam_minor_arcsec"]:.1f}"',
+                f"{row['rms_jy'] * 1e3:.2f}",
+                f"{check['found']} of {check['expected']}",
+                "-" if check["flux_ratio"] is None else f"{check['flux_ratio']:.3f}",
+                "-" if check["offset_arcsec"] is None else f'{check["offset_arcsec"]:.2f}"',
+            ]
+            words = "; ".join([row["verdict"], *_against(row), *row["verdict_reasons"]])
+        else:
+            numbers, image = [""] * 5, ""
+            words = row["error"] or (f"done: {row['stage']}" if row["stage"] else "")
+        more = [image, seconds] if wide else []
+        table.add_row(row["group"], state, *numbers, escape(words), *more)
     return table
 
 
@@ -316,11 +308,13 @@ def why(
                     f"[bold]{key.replace('_', ' ')}[/bold]  {escape(one)}", soft_wrap=True
                 )
         elif value not in (None, [], {}):
-            console.print(
-                f"[bold]{key.replace('_', ' ')}[/bold]  {escape(str(value))}", soft_wrap=True
-            )
+            name = key.removesuffix("_jy").replace("_", " ")
+            console.print(f"[bold]{name}[/bold]  {escape(_in_words(key, value))}", soft_wrap=True)
     for file in files:
         file["path"] = Path(file["path"]).name
+    for before, one in pairwise([{}, *(dict(row) for row in history)]):
+        if one["error"] and one["error"] == before.get("error"):
+            history[history.index(one)]["error"] = "the same"
     for title, rows in (("files", files), ("history", history)):
         if rows:
             table = Table(title=title, title_justify="left")
@@ -333,6 +327,15 @@ def why(
             console.print(table)
     for path in logs:
         console.print(f"[bold]log[/bold]  {path}", soft_wrap=True)
+
+
+def _in_words(key: str, value: object) -> str:
+    """A value for people: mJy, few digits, no braces."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(name, one)}" for name, one in value.items())
+    if isinstance(value, float) and key.endswith("_jy"):
+        return f"{1e3 * value:.3f} mJy"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 @command
@@ -495,12 +498,15 @@ def notify(
         raise RequestError("notify.file is not set: nobody is to be told")
     send = messages.sender(config.notify.file)
     if test:
-        if not send("contimg: a trial", "Messages of the pipeline come here."):
+        if not send("contimg: a trial", "Messages of the pipeline come here.", "info"):
             raise RequestError(f"not delivered to all addresses of {config.notify.file}")
         print("sent")
         return
-    for title in messages.tell(config, send):
+    sent, whole = messages.tell(config, send)
+    for title in sent:
         print(title)
+    if not whole:
+        raise RequestError(f"not delivered to all addresses of {config.notify.file}; tried again")
 
 
 @command

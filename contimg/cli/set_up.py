@@ -1,7 +1,9 @@
 """Commands to set up and show a site: simulate, selftest, catalog, serve."""
 
 import json
+import os
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import fields, replace
@@ -15,6 +17,7 @@ from contimg.cli.shared import ConfigFiles, command, site
 from contimg.errors import ContimgError, RequestError
 from contimg.paths import Paths
 from contimg.runs.session import snakemake_command
+from contimg.telescope import DSA110, TELESCOPE, VARIABLE
 
 
 @command
@@ -31,7 +34,7 @@ def simulate(
         typer.Option(help="UTC of one group; without it, the demo: a calibrator and a target."),
     ] = None,
     dec: Annotated[float, typer.Option(help="Apparent declination, deg.")] = 16.15,
-    antennas: Annotated[int, typer.Option(help="Of the 96 active ones.")] = 48,
+    antennas: Annotated[int, typer.Option(help="Of the active ones.")] = 48,
     channels: Annotated[int, typer.Option(help="Per subband; the telescope has 48.")] = 12,
     integrations: Annotated[int, typer.Option(help="Of 12.9 s.")] = 24,
     seed: Annotated[int, typer.Option(help="Noise and file-name skew.")] = 1,
@@ -94,12 +97,17 @@ def simulate(
     ] = None,
 ):
     """Write simulated subband files in the telescope's format, with their truth beside them."""
-    from contimg.simulate import Simulation, read_sky, simulate_demo, simulate_group
+    from contimg.simulate import Array, Simulation, read_sky, simulate_demo, simulate_group
 
     config = configuration.load(configfile or ())
     folder, lists = folder or config.paths.incoming, config.catalogues
     if if_empty and (Paths.of(config).ingest_db.exists() or any(folder.glob("*_sb??*.hdf5"))):
         return
+    other = TELESCOPE != DSA110
+    if start is None and other:
+        if if_empty:
+            return
+        raise RequestError(f"the demo is of the DSA-110: name a --start for {TELESCOPE.name}")
     begin = time.perf_counter()
     print(f"simulating into {folder} ...", flush=True)
     try:
@@ -140,7 +148,18 @@ def simulate(
                 vanished=vanished,
                 exchanged=tuple(_numbers(text, int, int) for text in exchanged or ()),
                 exchanged_polarisations=tuple(exchanged_polarisations or ()),
+                subbands=config.ingest.expected_subbands,
             )
+            if other:
+                place = TELESCOPE.model_dump(include={"latitude_rad", "longitude_rad", "height_m"})
+                array = Array(
+                    telescope=TELESCOPE.file_names[0],
+                    dish_m=TELESCOPE.dish_diameter_m,
+                    integration_s=TELESCOPE.group_s / integrations,
+                    out_of_order=(),
+                    **place,
+                )
+                options = replace(options, array=array)
             options = replace(options, **dict(_setting(text) for text in further or ()))
             written = simulate_group(
                 folder, options, read_sky(lists.sky, lists.calibrators), lists.stations
@@ -181,8 +200,10 @@ def _numbers(text: str, *kinds: type) -> tuple:
 
 @command
 def selftest():
-    """Image one tiny simulated group in a temporary folder: everything is installed, and compiled
-    for the runs to come."""
+    """Image one tiny simulated group of the DSA-110 in a temporary folder: everything is installed,
+    and compiled for the runs to come."""
+    if os.environ.pop(VARIABLE, None):  # this process works for another telescope
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     from contimg.simulate import Simulation, read_sky, simulate_group
 
     with tempfile.TemporaryDirectory(prefix="contimg-selftest-") as work:
@@ -284,4 +305,5 @@ def serve(
 
     prefix = f"/{prefix.strip('/')}" if prefix.strip("/") else ""
     app_of_site = make_app(site(configfile))
+    print(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}{prefix}", flush=True)
     uvicorn.run(app_of_site, host=host, port=port, root_path=prefix, log_level="warning")

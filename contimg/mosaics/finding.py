@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from astropy.io import fits
-from astropy.table import Table
 from astropy.wcs import WCS
 from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
@@ -79,7 +78,7 @@ class Finder:
             arrays = (image, blank, np.zeros_like(image))
             for path, array in zip(files.values(), arrays, strict=True):
                 fits.PrimaryHDU(array.T.astype(np.float32), self.header).writeto(path)
-            table = Path(folder) / "found.fits"
+            table = Path(folder) / "found.csv"  # its FITS has places to 0.1 arcsec
             command = [Path(sys.executable).parent / "aegean", files["image"]]
             command += ["--noise", files["noise"], "--background", files["none"]]
             command += ["--cores", self.threads, "--table", table]
@@ -94,13 +93,15 @@ class Finder:
                     f"the source finder took longer than {self.limit_s:g} s "
                     "(mosaics.finder_minutes)"
                 ) from None
-            found = table.with_name("found_comp.fits")
+            found = table.with_name("found_comp.csv")
             if done.returncode or not (found.exists() or "No sources found" in done.stderr):
                 last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
                 raise ContimgError(f"the source finder failed ({done.returncode}): {last}")
             if not found.exists():
                 return pd.DataFrame(columns=list(_TAKEN.values()))
-            rows = Table.read(found)[list(_TAKEN)].to_pandas().rename(columns=_TAKEN)
+            rows = pd.read_csv(found)[list(_TAKEN)].rename(columns=_TAKEN)
+        errors = [name for name in rows if "_error_" in name]
+        rows[errors] = rows[errors].astype(float).where(rows[errors] >= 0)  # -1: it has none
         return rows.sort_values(["ra_deg", "dec_deg"]).reset_index(drop=True)
 
 

@@ -208,12 +208,13 @@ _STATISTICS = {
 
 
 def candidates(
-    table: pd.DataFrame, most_false: float, date_of: Callable[[int], str] = "day {}".format
+    table: pd.DataFrame, most_false: float, date_of: Callable[[int, float], str] = "day {}".format
 ) -> pd.DataFrame:
     """The numbers with `false_alarms` (expected among all sources, of the best of the statistics)
     and `reasons` (words; empty for a source that is none).
 
-    date_of  of a day's number, for the words
+    table    with ra_deg
+    date_of  of a day's number and a right ascension, for the words
     """
     alarms = {
         name: false_alarms(np.square(np.maximum(np.asarray(of(table), float), 0)))
@@ -231,7 +232,7 @@ def candidates(
                     days, begin = getattr(row, f"{name}_days"), getattr(row, f"{name}_begin")
                     said.append(
                         f"{name} of {getattr(row, name):.0f} sigma over {days:.0f} "
-                        f"{'day' if days == 1 else 'days'} from {date_of(int(begin))}"
+                        f"{'day' if days == 1 else 'days'} from {date_of(int(begin), row.ra_deg)}"
                     )
         words.append("; ".join(said))
     return table.assign(false_alarms=least, reasons=words)

@@ -53,7 +53,7 @@ def plot_noise(name: str, history: Sequence[Mapping]) -> Figure:
     expected = np.array([one["expected_noise_jy"] for one in rows]) * 1e3
     axes.loglog(days, measured, "o", color=BLUE, label="measured")
     axes.loglog(days, expected, "_", ms=14, color=ORANGE, label="of the weights")
-    if len(days):
+    if len(days) > 1:
         along = np.geomspace(days.min(), max(days.max(), days.min() + 1), 50)
         line = expected[0] * np.sqrt(days[0] / along)
         axes.loglog(along, line, color="0.6", lw=1, label="square root of days")
@@ -91,7 +91,8 @@ def plot_curves(name: str, complete: pd.DataFrame, reliable: pd.DataFrame) -> Fi
     """Completeness and reliability of a list of sources, by signal to noise."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     axes.plot(complete.snr, complete.share, "o-", color=BLUE, label="complete (injected sources)")
-    axes.plot(reliable.snr, reliable.share, "s--", color=ORANGE, label="reliable (negative image)")
+    label = "reliable (negative image; the last: of all above)"
+    axes.plot(reliable.snr, reliable.share, "s--", color=ORANGE, label=label)
     axes.axvline(5, color="0.7", lw=0.8)
     axes.axhline(0.5, color="0.7", lw=0.8)
     axes.set(xlabel="signal to noise", ylabel="share", ylim=(0, 1.05), title=name)

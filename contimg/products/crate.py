@@ -3,11 +3,12 @@ the same as W3C PROV (PROV-JSON) in it."""
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from contimg.chain import CHAIN
 from contimg.errors import RequestError
@@ -16,7 +17,6 @@ from contimg.store.files import publish, remove
 from contimg.telescope import TELESCOPE
 
 _PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
-_LICENSE = "https://spdx.org/licenses/GPL-3.0-or-later"
 _DONE = "http://schema.org/CompletedActionStatus"
 _VERSION = "1.1"  # of RO-Crate, that the profile is on top of
 _READS = {"convert": "raw", "apply": "tables"}  # what no stage of the group made
@@ -88,7 +88,8 @@ def _crate(paths: Paths, found: Mapping[str, Any], folder: Path):
     observatory = named("#observatory", "Organization", name=TELESCOPE.observatory)
     crate.name = f"{TELESCOPE.name} continuum image {Path(shown['path']).name}"
     crate.description = f"Group {found['group']}, {_words(shown)}, with what it comes from."
-    crate.license = named(_LICENSE, "CreativeWork", name="GPL-3.0-or-later", identifier=_LICENSE)
+    rights = f"data of {TELESCOPE.observatory}: ask it before you publish them"
+    crate.license = named("#rights", "CreativeWork", name="Rights", description=rights)
     crate.publisher = crate.creator = observatory
     root = crate.root_dataset
     root["author"] = observatory
@@ -106,7 +107,11 @@ def _crate(paths: Paths, found: Mapping[str, Any], folder: Path):
     for item in (known, *(one for step in steps for one in (*step.read, *step.made))):
         if item.id in entities:
             continue
-        about = {"name": Path(item.id).name, "description": item.about, "encodingFormat": item.kind}
+        about = {
+            "name": unquote(Path(item.id).name),
+            "description": item.about,
+            "encodingFormat": item.kind,
+        }
         about |= {"sha256": item.sha256} if item.sha256 else {}
         entities[item.id] = (
             crate.add_file(item.path, item.id, properties=about)
@@ -115,10 +120,10 @@ def _crate(paths: Paths, found: Mapping[str, Any], folder: Path):
         )
     for step in steps:
         action = named(
-            f"#{step.stage}",
+            f"#{step.stage.replace(' ', '-')}",
             "CreateAction",
             name=step.stage,
-            description=f"stage {step.stage} of group {found['group']}",
+            description=f"{step.stage}, for group {found['group']}",
             startTime=step.begin.isoformat(timespec="seconds"),
             endTime=step.end.isoformat(timespec="seconds"),
             actionStatus=_DONE,
@@ -167,16 +172,29 @@ def _steps(paths: Paths, found: Mapping[str, Any], folder: Path) -> list[_Step]:
         ],
     }
     steps, results, after = [], {}, {one.name: one.after for one in CHAIN}
+    calibration = found["calibration"]
+    if outside["tables"] and calibration["solved"] and isinstance(calibration["raw_files"], list):
+        read = [
+            _Item(_uri(one["path"]), f"raw subband {one['subband']:02d}", _HDF5, one["sha256"])
+            for one in calibration["raw_files"]
+        ]
+        of_set = f"calibration of {calibration['set']}"
+        steps.append(_step(of_set, calibration["solved"], read, outside["tables"]))
     for one in found["stages"]:
-        stage, end = one["stage"], datetime.fromisoformat(one["finished_at"])
+        stage = one["stage"]
         path = paths.result(found["group"], stage)
         about = f"what stage {stage} found"
         results[stage] = _Item(f"results/{stage}.json", about, _JSON, path=path)
         before = [results[name] for name in after[stage] if name in results]
-        read = (configuration, *outside.get(_READS.get(stage), ()), *before)
+        taken = (configuration, *outside.get(_READS.get(stage), ()), *before)
         made = (results[stage], image) if stage == "image" else (results[stage],)
-        steps.append(_Step(stage, end - timedelta(seconds=one["seconds"]), end, read, made))
+        steps.append(_step(stage, one, taken, made))
     return steps
+
+
+def _step(name: str, when: Mapping, read: Iterable[_Item], made: Iterable[_Item]) -> _Step:
+    end = datetime.fromisoformat(when["finished_at"])
+    return _Step(name, end - timedelta(seconds=when["seconds"]), end, tuple(read), tuple(made))
 
 
 def _uri(path: str) -> str:
@@ -193,7 +211,7 @@ def _prov(steps: list[_Step], version: str) -> str:
         ours["software"], {"prov:type": "prov:SoftwareAgent", ours["v"]: version}
     )
     for step in steps:
-        activity = document.activity(ours[step.stage], step.begin, step.end)
+        activity = document.activity(ours[step.stage.replace(" ", "-")], step.begin, step.end)
         document.wasAssociatedWith(activity, agent)
         for item in (*step.read, *step.made):
             about: dict = {"prov:label": Path(item.id).name}

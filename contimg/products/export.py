@@ -24,7 +24,7 @@ _UNITS = {
     "bytes": "byte",
 }
 # IVOA ObsCore 1.1: unit, UCD, utype without its prefix.
-_OBSCORE = {
+OBSCORE = {
     "dataproduct_type": ("", "meta.code.class", "ObsDataset.dataProductType"),
     "calib_level": ("", "meta.code;obs.calib", "ObsDataset.calibLevel"),
     "obs_collection": ("", "meta.id", "DataID.collection"),
@@ -47,7 +47,12 @@ _OBSCORE = {
     "em_max": ("m", "em.wl;stat.max", "Char.SpectralAxis.Coverage.Bounds.Limits.HiLimit"),
     "em_res_power": ("", "spect.resolution", "Char.SpectralAxis.Resolution.ResolPower.refVal"),
     "o_ucd": ("", "meta.ucd", "Char.ObservableAxis.ucd"),
-    "pol_states": ("", "meta.code;phys.polarization", ""),
+    "pol_states": ("", "meta.code;phys.polarization", "Char.PolarizationAxis.stateList"),
+    "s_xel1": ("", "meta.number", "Char.SpatialAxis.numBins1"),
+    "s_xel2": ("", "meta.number", "Char.SpatialAxis.numBins2"),
+    "t_xel": ("", "meta.number", "Char.TimeAxis.numBins"),
+    "em_xel": ("", "meta.number", "Char.SpectralAxis.numBins"),
+    "pol_xel": ("", "meta.number", "Char.PolarizationAxis.numBins"),
     "facility_name": ("", "meta.id;instr.tel", "Provenance.ObsConfig.Facility.name"),
     "instrument_name": ("", "meta.id;instr", "Provenance.ObsConfig.Instrument.name"),
 }
@@ -87,7 +92,7 @@ def export(config: Config, what: str, output: Path) -> int:
         table[name] = MaskedColumn(
             [empty if v is None else v for v in values], mask=[v is None for v in values]
         )
-        unit, ucd, utype = _OBSCORE.get(
+        unit, ucd, utype = OBSCORE.get(
             name, (next((u for end, u in _UNITS.items() if name.endswith(end)), ""), "", "")
         )
         table[name].unit = unit or None

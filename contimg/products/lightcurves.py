@@ -183,9 +183,9 @@ def days_of(mid_mjd: float) -> set[int]:
     return {int(np.floor(turns + aside)) for aside in (-_AROUND_TURNS, _AROUND_TURNS)}
 
 
-def date_of_day(day: int) -> str:
-    """UTC date on which a sidereal day begins."""
-    return db.utc_of_mjd(float(epochs.mjd_of_turns(day)))[:10]
+def date_of_day(day: int, ra_deg: float) -> str:
+    """UTC date on which a right ascension passes on a sidereal day."""
+    return db.utc_of_mjd(float(epochs.mjd_of_turns(day + ra_deg / 360)))[:10]
 
 
 def _by_day(groups: Sequence[MeasuredGroup], strip: str) -> dict[int, list[MeasuredGroup]]:
@@ -497,11 +497,11 @@ def _update_numbers(config: Config, strip: str, inputs: str) -> int:
     table["systematic"] = systematic
     for name in ("dip_begin", "flare_begin"):
         table[name] += days[0]
-    table = variability.candidates(table, config.photometry.most_false, date_of_day)
     table.insert(0, "source", names)
     places = pd.concat([read_table(paths.reference(v)) for v in paths.references(strip)])
     places = places.drop_duplicates("source", keep="last").set_index("source").reindex(names)
     table["ra_deg"], table["dec_deg"] = places.ra_deg.values, places.dec_deg.values
+    table = variability.candidates(table, config.photometry.most_false, date_of_day)
     table["reference_jy"] = places.flux_jy.values
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     with db.writing(paths.sources_db, Base) as session:

@@ -27,6 +27,7 @@ from contimg.queue.planning import Plan
 from contimg.store import db
 from contimg.store.files import altered, found_json
 
+_NAMED = 4  # days in a message
 _AFTER_DAYS = 0.02  # a group's files come this long after the sky has gone past
 DAY, DEEP, DIFFERENCE, CATALOGUE = "mosaic", "deep", "difference", "catalogue"  # rules
 HIPS = "hips"
@@ -126,6 +127,13 @@ class Sky:
         return [g for g in sorted(self.shown[tract, day]) if self.state[g][0] in states]
 
 
+def _what_there_is(there: Collection[tuple[str, int]]) -> str:
+    """The latest days of strips that have images, as targets."""
+    days = sorted({(day, name.partition("_")[0]) for name, day in there}, reverse=True)
+    words = [f"epoch/{strip}/{day}" for day, strip in days[:_NAMED]]
+    return f"There are {', '.join(words)}" if words else "No strip has images yet"
+
+
 def asked_pieces(words: Iterable[str], sky: Sky, config: Config) -> dict[str, list]:
     """What is asked for by names like epoch/+16.1/9830 or tract/+16.1_345: tracts and days. Raises
     RequestError where no group that is done, or to be imaged, shows any."""
@@ -145,7 +153,8 @@ def asked_pieces(words: Iterable[str], sky: Sky, config: Config) -> dict[str, li
             )
         if not found[word]:
             raise RequestError(
-                f"{word}: no image that is done, or to be made, shows any of it. contimg tracts "
+                f"{word}: no image that is done, or to be made, shows any of it. "
+                f"{_what_there_is(there)}. contimg tracts "
                 "lists what there is"
             )
     return found
@@ -504,7 +513,10 @@ def provenance(paths: Paths, name: str, at: tuple[float, float] | None) -> dict 
         made = found_json(paths.result(one, DAY)) or {"inputs": {}}
         groups = [group for group, tile in made["inputs"].items() if tile["used"]]
         days[one] = [group for group in groups if at is None or _shows(paths, group, at)]
-    return {"mosaic": about, "days": {one: groups for one, groups in days.items() if groups}}
+    days = {one: groups for one, groups in days.items() if groups}
+    if at is not None and not days:
+        raise RequestError(f"{about['name']}: none of its images shows {at[0]:g},{at[1]:g}")
+    return {"mosaic": about, "days": days}
 
 
 def _shows(paths: Paths, group: str, at: tuple[float, float]) -> bool:

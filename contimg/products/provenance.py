@@ -33,6 +33,8 @@ def provenance(config: Config, name: str, at: tuple[float, float] | None = None)
     if (found := mosaics.provenance(paths, name, at)) is not None:
         groups = sorted({group for mine in found["days"].values() for group in mine})
         return found | {"groups": {group: _of_tile(config, group) for group in groups}}
+    if at is not None:
+        raise RequestError(f"{name}: a place is for mosaics; a group's image is of one group")
     with db.reading(paths.products_db) as session:
         fits = or_(
             Image.path == name,
@@ -78,6 +80,7 @@ def provenance(config: Config, name: str, at: tuple[float, float] | None = None)
             "raw_files": _raw_files(results_of(paths, calibrator))
             if calibrator not in ("", group)
             else "those above",
+            "solved": _when(results_of(paths, calibrator).get("solve", {})) if calibrator else {},
         },
         "stages": [
             {"stage": s} | {key: results[s].get(key) for key in _OF_STAGE}
@@ -89,6 +92,10 @@ def provenance(config: Config, name: str, at: tuple[float, float] | None = None)
         "commands": results.get("index", {}).get("runs", {}),
         "configuration": _configuration(paths, rows[0]["config"]),
     }
+
+
+def _when(result: dict) -> dict:
+    return {key: result[key] for key in ("seconds", "finished_at") if key in result}
 
 
 def _of_tile(config: Config, group: str) -> dict:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _SEED = 1  # of injected sources
 _RELIABLE_SIGMA = 6.0
 _SAME_BEAMS = 0.5
+_PLACE_ARCSEC = 0.1  # what images are good to (docs/accuracy.md), beside the noise
 ENDINGS = ("parquet", "fits", "vot", "csv")
 
 
@@ -110,6 +111,9 @@ def _named(found: pd.DataFrame, config: Config, made: dict, beam: Beam) -> pd.Da
     places = zip(found.ra_deg, found.dec_deg, strict=True)
     found.insert(0, "name", [name_of_place(*place) for place in places])
     found["snr"] = found.peak_jy / found.noise_jy
+    for axis in ("ra", "dec"):
+        of_noise = found[f"{axis}_error_deg"]
+        found[f"{axis}_error_deg"] = np.hypot(of_noise, _PLACE_ARCSEC / 3600)
     found["reference"], found["reference_jy"] = "", np.nan
     strip = strip_of(float(made["strip"]), strips_of(paths))
     versions = paths.references(strip)

@@ -17,6 +17,7 @@ from sqlalchemy import select, text
 from contimg.paths import GROUP_PATTERN, MOSAIC_PATTERN, TRACT_PATTERN
 from contimg.products import mosaics
 from contimg.products import tables as product_tables
+from contimg.products.export import OBSCORE
 from contimg.store import db
 from contimg.telescope import TELESCOPE
 from contimg.web.reader import Reader
@@ -27,6 +28,7 @@ router = APIRouter()
 _DID = f"ivo://{TELESCOPE.authority}/contimg?"
 _MOST_RECORDS = 10_000
 _MOST_VALUES = 20
+_VOTABLE = "application/x-votable+xml"
 _LARGEST_DEG = 2.0  # across, of a cutout
 _FITS = "image/fits"
 _REAL = {
@@ -145,7 +147,8 @@ def cutout(
 
     buffer = io.BytesIO()
     fits.PrimaryHDU(piece, header).writeto(buffer, checksum=True)
-    name = f"{path.stem}_{shape.ra:.4f}{shape.dec:+.4f}.fits"
+    whole = row.get("name") or path.stem  # a mosaic's file has the name of its day
+    name = f"{whole}_{shape.ra:.4f}{shape.dec:+.4f}.fits"
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Response(buffer.getvalue(), media_type=_FITS, headers=headers)
 
@@ -171,13 +174,22 @@ def _ranges(values: Sequence[str], what: str) -> list[tuple[float, float]]:
 
 @router.get("/sia2/query", response_class=Response)
 def sia2(request: Request, read: Read) -> Response:
-    """Images and mosaics that may be published, by POS, TIME (MJD), BAND (m), COLLECTION, ID,
-    CALIB and MAXREC; repeated values are alternatives. A VOTable of ObsCore's columns."""
+    """Images and mosaics that may be published, by POS, TIME (MJD), BAND (m), COLLECTION, TARGET,
+    ID, CALIB and MAXREC; repeated values are alternatives. A VOTable of ObsCore's columns."""
+    try:
+        return _found_by(request, read)
+    except HTTPException as error:  # DALI 1.1
+        return Response(_votable((), "ERROR", error.detail), 400, media_type=_VOTABLE)
+
+
+def _found_by(request: Request, read: Reader) -> Response:
     asked: dict[str, list[str]] = {}
     for key, value in request.query_params.multi_items():
         asked.setdefault(key.upper(), []).append(value)
     if max(map(len, asked.values()), default=0) > _MOST_VALUES:
         raise HTTPException(422, f"{_MOST_VALUES} values of a parameter at most")
+    if asked.get("RESPONSEFORMAT", [_VOTABLE])[0] not in (_VOTABLE, "votable", "text/xml"):
+        raise HTTPException(422, f"RESPONSEFORMAT: {_VOTABLE} is what there is")
     shapes = [shape_of(value) for value in asked.get("POS", ())]
     most = int(_numbers(asked.get("MAXREC", [str(_MOST_RECORDS)])[:1], 1, "MAXREC")[0])
     wheres, values = _conditions(asked)
@@ -193,7 +205,8 @@ def sia2(request: Request, read: Read) -> Response:
         row["access_url"] = f"{base}api/cutout?ID={quote(row['obs_publisher_did'], safe='')}"
     most = min(most, _MOST_RECORDS)
     return Response(
-        _votable(rows[: max(0, most)], len(rows) > most), media_type="application/x-votable+xml"
+        _votable(rows[: max(0, most)], "OVERFLOW" if len(rows) > most else "OK"),
+        media_type=_VOTABLE,
     )
 
 
@@ -210,6 +223,7 @@ def _conditions(asked: Mapping[str, Sequence[str]]) -> tuple[str, dict[str, Any]
             wheres.append(f"({' OR '.join(alternatives)})")
     for what, column in (
         ("COLLECTION", "obs_collection"),
+        ("TARGET", "target_name"),
         ("ID", "obs_publisher_did"),
         ("CALIB", "calib_level"),
     ):
@@ -232,12 +246,12 @@ def _overlap(rows: Sequence[Mapping], shapes: Sequence[_Shape]) -> np.ndarray:
     return np.any(near, axis=0)
 
 
-def _votable(rows: Sequence[Mapping], overflow: bool) -> bytes:
+def _votable(rows: Sequence[Mapping], status: str, words: str | None = None) -> bytes:
     from astropy.io.votable import from_table
     from astropy.io.votable.tree import Info
     from astropy.table import Table
 
-    names = list(rows[0]) if rows else [*_COLUMNS]
+    names = list(rows[0]) if rows else [*OBSCORE]
     columns = {}
     for name in names:
         found = [row[name] for row in rows]
@@ -250,40 +264,17 @@ def _votable(rows: Sequence[Mapping], overflow: bool) -> bytes:
     votable = from_table(Table(columns))
     resource = votable.resources[0]
     resource.type = "results"
-    status = "OVERFLOW" if overflow else "OK"
     resource.infos.append(Info(name="QUERY_STATUS", value=status))
+    resource.infos[-1].content = words
     for field in resource.tables[0].fields:
-        if ucd := _COLUMNS.get(field.name):
-            field.ucd, field.utype = ucd
+        if field.name in OBSCORE:
+            unit, field.ucd, utype = OBSCORE[field.name]
+            field.unit, field.utype = unit or None, f"obscore:{utype}"
     buffer = io.BytesIO()
     votable.to_xml(buffer)
     return buffer.getvalue()
 
 
-# Columns of ObsCore that programs look for by their utypes.
-_COLUMNS = {
-    "dataproduct_type": ("meta.code.class", "obscore:ObsDataset.dataProductType"),
-    "calib_level": ("meta.code;obs.calib", "obscore:ObsDataset.calibLevel"),
-    "obs_collection": ("meta.id", "obscore:DataID.collection"),
-    "obs_id": ("meta.id", "obscore:DataID.observationID"),
-    "obs_publisher_did": ("meta.ref.ivoid", "obscore:Curation.publisherDID"),
-    "access_url": ("meta.ref.url", "obscore:Access.reference"),
-    "access_format": ("meta.code.mime", "obscore:Access.format"),
-    "access_estsize": ("phys.size;meta.file", "obscore:Access.size"),
-    "target_name": ("meta.id;src", "obscore:Target.name"),
-    "s_ra": ("pos.eq.ra", "obscore:Char.SpatialAxis.Coverage.Location.Coord.Position2D.Value2.C1"),
-    "s_dec": (
-        "pos.eq.dec",
-        "obscore:Char.SpatialAxis.Coverage.Location.Coord.Position2D.Value2.C2",
-    ),
-    "s_fov": ("phys.angSize;instr.fov", "obscore:Char.SpatialAxis.Coverage.Bounds.Extent.diameter"),
-    "s_region": ("pos.outline;obs.field", "obscore:Char.SpatialAxis.Coverage.Support.Area"),
-    "s_resolution": ("pos.angResolution", "obscore:Char.SpatialAxis.Resolution.Refval.value"),
-    "t_min": ("time.start;obs.exposure", "obscore:Char.TimeAxis.Coverage.Bounds.Limits.StartTime"),
-    "t_max": ("time.end;obs.exposure", "obscore:Char.TimeAxis.Coverage.Bounds.Limits.StopTime"),
-    "em_min": ("em.wl;stat.min", "obscore:Char.SpectralAxis.Coverage.Bounds.Limits.LoLimit"),
-    "em_max": ("em.wl;stat.max", "obscore:Char.SpectralAxis.Coverage.Bounds.Limits.HiLimit"),
-}
 _CAPABILITIES = """<?xml version="1.0" encoding="UTF-8"?>
 <vosi:capabilities xmlns:vosi="http://www.ivoa.net/xml/VOSICapabilities/v1.0"
  xmlns:vs="http://www.ivoa.net/xml/VODataService/v1.1"

@@ -20,7 +20,6 @@ from contimg.clock import now
 from contimg.concerns import concerns, duration, headline
 from contimg.errors import RequestError
 from contimg.products import catalogue
-from contimg.products.lightcurves import date_of_day
 from contimg.products.mosaics import listed
 from contimg.products.record import results_of
 from contimg.products.tables import Image
@@ -183,7 +182,7 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             "total": total,
             "few": total > _DRAWN,
             "drawn": eta_v_chart(rows),
-            "days": [one | {"date": date_of_day(one["sday"])} for one in days[:_DAYS]],
+            "days": [one | {"date": db.utc_of_mjd(one["begin_mjd"])[:10]} for one in days[:_DAYS]],
         }
         return templates.TemplateResponse(request, "sources.html", about)
 

@@ -37,9 +37,9 @@ def test_constants_have_the_numbers_of_noise(noise):
 def test_false_alarms_are_as_many_as_is_said(noise):
     table = variability.numbers(noise, np.zeros(SOURCES))
     for most in (0.1, 1.0, 10.0):
-        found = variability.candidates(table, most)
+        found = variability.candidates(table.assign(ra_deg=0.0), most)
         assert (found.reasons != "").sum() <= 3 * most + 2
-    few = variability.candidates(table, 10.0)
+    few = variability.candidates(table.assign(ra_deg=0.0), 10.0)
     assert (few.reasons != "").sum() >= 2  # nor are they far fewer
 
 
@@ -54,7 +54,7 @@ def test_systematics_are_measured_on_constants_by_the_beam(noise):
     table = variability.numbers(curves, found)
     assert table.eta[table.mean_jy > 0.1].median() > 3
     assert table.eta_systematic.median() == pytest.approx(1, abs=0.1)
-    assert (variability.candidates(table, 0.1).reasons != "").sum() <= 3
+    assert (variability.candidates(table.assign(ra_deg=0.0), 0.1).reasons != "").sum() <= 3
 
 
 def test_what_varies_is_told_in_words(noise):
@@ -62,7 +62,9 @@ def test_what_varies_is_told_in_words(noise):
     row = int(np.argsort(np.abs(np.nanmean(flux, axis=1) - 0.05))[0])
     flux[row, 20:30] *= 0.5
     table = variability.numbers(Curves(flux, noise.error_jy, noise.of_day), np.zeros(SOURCES))
-    table = variability.candidates(table, 0.1, lambda day: f"2026-03-{day:02d}")
+    table = variability.candidates(
+        table.assign(ra_deg=0.0), 0.1, lambda day, ra: f"2026-03-{day:02d}"
+    )
     assert table.false_alarms.idxmin() == row
     one = table.loc[row]
     assert (one.dip_days, one.dip_begin) == (10, 20)
@@ -75,5 +77,5 @@ def test_with_few_days_nothing_is_said():
     curves = Curves(*np.full((3, 30, 2), 0.1))
     table = variability.numbers(curves, np.zeros(30))
     assert table.eta.isna().all()
-    table = variability.candidates(table, 0.1)
+    table = variability.candidates(table.assign(ra_deg=0.0), 0.1)
     assert (table.reasons == "").all()

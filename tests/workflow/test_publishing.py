@@ -20,7 +20,7 @@ from rocrate.rocrate import ROCrate
 
 from contimg.chain import STAGES
 from contimg.store.files import checksum
-from tests.conftest import ROOT, TARGET_START
+from tests.conftest import CALIBRATOR_START, ROOT, TARGET_START
 from tests.workflow.conftest import make_site
 
 SITE_PACKAGES = Path(yaml.__file__).parents[1]
@@ -209,7 +209,9 @@ def test_a_crate_has_an_image_and_all_that_it_comes_from(first_run, tmp_path, na
     actions = {one.id: one for one in crate.get_by_type("CreateAction")}
     stages = site.paths.result(TARGET_START, "image").parent.glob(f"{TARGET_START}.*.json")
     stages = {path.name.split(".")[1] for path in stages} - {"refine", "field"}
-    assert {id.lstrip("#") for id in actions} == stages & set(STAGES)
+    of_set = f"#calibration-of-{CALIBRATOR_START}"
+    assert {id.lstrip("#") for id in actions} - {of_set[1:]} == stages & set(STAGES)
+    assert {one["name"][-5:] for one in actions[of_set]["result"]} == {"bpcal", ".gcal"}
     (image,) = (one for one in actions["#image"]["result"] if one.id.endswith(".fits"))
     assert checksum(folder / image.id) == image["sha256"]
     assert fits.getheader(folder / image.id)["TELESCOP"] == "DSA-110"
@@ -228,7 +230,7 @@ def test_a_crate_has_an_image_and_all_that_it_comes_from(first_run, tmp_path, na
     while ahead:  # from the image back
         seen.add(name := ahead.pop())
         ahead += used[made[name]] - seen if name in made else ()
-    assert sum(name.endswith(".hdf5") for name in seen) == 16
+    assert sum(name.endswith(".hdf5") for name in seen) == 32  # its own, and the calibrator's
     again = site.contimg("provenance", TARGET_START, "--crate", str(output))
     assert again.returncode == 1
     assert "is there already" in again.stderr
