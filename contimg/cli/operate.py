@@ -308,7 +308,8 @@ def why(
                     f"[bold]{key.replace('_', ' ')}[/bold]  {escape(one)}", soft_wrap=True
                 )
         elif value not in (None, [], {}):
-            name = key.removesuffix("_jy").replace("_", " ")
+            name = {"antennas_lost": "without antennas"}.get(key, key.removesuffix("_jy"))
+            name = name.replace("_", " ")
             console.print(f"[bold]{name}[/bold]  {escape(_in_words(key, value))}", soft_wrap=True)
     for file in files:
         file["path"] = Path(file["path"]).name
