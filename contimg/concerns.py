@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 
 from contimg.config import Config
-from contimg.paths import Paths
+from contimg.paths import GROUP_PATTERN, Paths
 from contimg.products.retention import room
 from contimg.products.tables import Image
 from contimg.report import failed
@@ -22,7 +22,7 @@ WARN, FAIL = "warn", "fail"
 _BEHIND_S = 600.0  # from here on it is said; from notify.behind_minutes on it is wrong
 _RECENT_S = 86400.0
 _CANDIDATES = 50
-_GROUP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+_GROUP = re.compile(GROUP_PATTERN)
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 

@@ -728,6 +728,16 @@ class NotifyConfig(_Section):
     )
 
 
+class PageConfig(_Section):
+    """The page of contimg serve; docs/monitoring.md."""
+
+    carta_url: str | None = Field(
+        None,
+        description="a CARTA server that sees paths.products: images get a link that opens them; "
+        "null: none",
+    )
+
+
 class Config(_Section):
     """Everything a run is told."""
 
@@ -744,6 +754,7 @@ class Config(_Section):
     mosaics: MosaicsConfig = MosaicsConfig()
     retention: RetentionConfig = RetentionConfig()
     notify: NotifyConfig = NotifyConfig()
+    page: PageConfig = PageConfig()
 
     @property
     def writer(self) -> str:

@@ -1,7 +1,6 @@
 """What all commands share: options, the site, tables, and how an error is said."""
 
 import functools
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -53,9 +52,8 @@ def site(configfile: list[Path] | None, begun: bool = False) -> configuration.Co
 
 
 def console_of() -> Console:
-    """Tables as wide as the terminal, or as COLUMNS says; a fixed width where there is neither."""
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if known else _WIDTH_WITHOUT_TERMINAL, highlight=False)
+    """Tables as wide as the terminal; a fixed width where there is none."""
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL, highlight=False)
 
 
 def reported(function):

@@ -11,6 +11,8 @@ from contimg.calibration import tables as caltables
 from contimg.plots.style import BLUE, ORANGE
 from contimg.visibilities import measurement_set as mset
 
+_LEAST_SHARE, _LEAST_DEG = 0.05, 5.0  # half of an axis of gains
+
 
 def plot_set(
     solved: Mapping,
@@ -150,6 +152,9 @@ def draw_gains(table: caltables.Solutions, names: Mapping[int, str], chosen: Map
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(11, 6), sharex=True, layout="constrained")
     draw_station_gains(upper, table, names, np.abs)
     draw_station_gains(lower, table, names, lambda gain: np.degrees(np.angle(gain)))
+    for axes, middle, least in ((upper, 1.0, _LEAST_SHARE), (lower, 0.0, _LEAST_DEG)):
+        low, high = axes.get_ylim()  # gains that are 1 by construction are not blown up
+        axes.set_ylim(min(low, middle - least), max(high, middle + least))
     upper.axhline(1, color="0.7", lw=0.8)
     lower.axhline(0, color="0.7", lw=0.8)
     upper.set_ylabel("Gain amplitude, after bandpass")

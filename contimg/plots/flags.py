@@ -6,13 +6,15 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 
-from contimg.plots.style import BLUE, ORANGE
+from contimg.plots.style import BLUE, ORANGE, only_words
 
 log = logging.getLogger(__name__)
 
 
 def draw_flags(prepared: Mapping, freq_mhz: np.ndarray, group: str):
     """Four panels: flags by antenna, channel, baseline length and integration."""
+    if not prepared["flagged"]:
+        return only_words(f"{group}: nothing was flagged before calibration")
     figure, grid = plt.subplots(2, 2, figsize=(12, 7.5), layout="constrained")
     (antenna, channel), (length, integration) = grid
     shares = prepared["flagged_by_antenna"]

@@ -1,6 +1,7 @@
 """Plots of an image: map, residual, beam, thumbnail, comparison with the catalogue."""
 
 import logging
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib
@@ -12,6 +13,7 @@ from contimg.plots.style import BLUE, ORANGE, show
 
 matplotlib.use("Agg")
 log = logging.getLogger(__name__)
+_TITLE_WIDTH = 150  # letters of a title, in a figure of 12.5 inches
 
 
 def draw_map(picture: np.ndarray, imaged: Mapping, label: str, title: str, **style):
@@ -81,8 +83,8 @@ def draw_residual(picture: np.ndarray, imaged: Mapping, group: str):
         "primary beam"
     )
     title += (
-        f"\nrms {rms_mjy:.2f} mJy/beam, thermal {imaged['thermal_jy'] * 1e3:.2f}; largest "
-        "value of each block of pixels"
+        f"\nrms {rms_mjy:.2f} mJy/beam, thermal {imaged['thermal_jy'] * 1e3:.2f}; of each block of "
+        "pixels the value farthest from 0"
     )
     limits = {"cmap": "RdBu_r", "vmin": -8 * rms_mjy, "vmax": 8 * rms_mjy}
     return draw_map(picture * 1e3, imaged, "Residual (mJy/beam)", title, **limits)[0]
@@ -177,8 +179,9 @@ def draw_catalogue(imaged: Mapping, group: str):
             f'scatter {check["flux_scatter"]:.3f}; offset {east:+.2f}" east, {north:+.2f}" north'
         )
     reasons = f": {'; '.join(imaged['verdict_reasons'])}" if imaged["verdict_reasons"] else ""
+    first = textwrap.fill(f"{group}  ·  {imaged['verdict']}{reasons}", _TITLE_WIDTH)
     figure.suptitle(
-        f"{group}  ·  {imaged['verdict']}{reasons}\n{numbers}\n{check['found']} of "
+        f"{first}\n{numbers}\n{check['found']} of "
         f"{check['expected']} above 5 sigma found; noise {imaged['rms_jy'] * 1e3:.2f} mJy/beam, "
         f"{imaged['rms_jy'] / imaged['thermal_jy']:.2f} of thermal",
         fontsize=10,

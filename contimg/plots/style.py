@@ -55,9 +55,9 @@ def save_plot(draw: Callable[[], Figure], path: Path, dpi: int = DPI) -> str | N
     return why
 
 
-def coarse_image(path: Path, pixels: int = COARSE_PIXELS) -> np.ndarray:
+def coarse_image(path: Path, pixels: int = COARSE_PIXELS, signed: bool = False) -> np.ndarray:
     """(y, x) image reduced to about `pixels` on a side; each coarse pixel keeps its largest value,
-    so sources stay."""
+    so sources stay; or, `signed`, the one farthest from 0."""
     from casacore import images
 
     data = images.image(str(path))
@@ -66,8 +66,15 @@ def coarse_image(path: Path, pixels: int = COARSE_PIXELS) -> np.ndarray:
     factor = max(1, values.shape[0] // pixels)
     side = values.shape[0] // factor
     values = values[: side * factor, : side * factor].reshape(side, factor, -1)
-    # fmax: NaN only where all are
-    return np.fmax.reduce(np.fmax.reduce(values, axis=1).reshape(side, side, factor), axis=2)
+
+    def reduced(by: np.ufunc) -> np.ndarray:
+        return by.reduce(by.reduce(values, axis=1).reshape(side, side, factor), axis=2)
+
+    largest = reduced(np.fmax)  # NaN only where all are
+    if not signed:
+        return largest
+    least = reduced(np.fmin)
+    return np.where(-least > largest, least, largest)
 
 
 def show(axes, picture: np.ndarray, imaged: Mapping, **style):

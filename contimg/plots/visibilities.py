@@ -12,6 +12,7 @@ from contimg.visibilities import measurement_set as mset
 
 _UV_INTEGRATIONS = 2  # of 24: as many visibilities as pixels
 _UV_BLOCKS = 16  # channels are averaged to so many
+_SPECTRUM_TIMES, _SPECTRUM_CHANNELS = 8, 48  # cells of a spectrum, at most
 
 
 def draw_uv(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str):
@@ -72,15 +73,13 @@ def draw_uv(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str
     figure.colorbar(shown, ax=right, label="Visibilities a cell", shrink=0.8)
     edges = np.linspace(0, length.max(initial=0.1), 25)
     place = np.digitize(length, edges) - 1
-    middles = [
-        (edges[k] + edges[k + 1], np.median(amplitude[place == k]))
+    medians = [
+        np.median(amplitude[place == k]) if (place == k).sum() > 20 else np.nan  # the line ends
         for k in range(24)
-        if (place == k).sum() > 20
     ]
-    if middles:
-        right.plot(
-            *np.array([(x / 2, y) for x, y in middles]).T, "o-", ms=4, color=ORANGE, label="median"
-        )
+    if np.isfinite(medians).any():
+        middles = (edges[1:] + edges[:-1]) / 2
+        right.plot(middles, medians, "o-", ms=4, color=ORANGE, label="median")
         right.legend(frameon=False)
     right.set(
         xlabel="Length in the uv plane (kilowavelengths)",
@@ -90,6 +89,19 @@ def draw_uv(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str
     right.set(title=f"Stokes I, {len(blocks)} averages over the band", facecolor="0.93")
     figure.suptitle(f"{group}  ·  {len(times)} of {ntime} integrations", fontsize=11)
     return figure
+
+
+def _averaged(data: np.ndarray) -> np.ndarray:
+    """Visibilities (time, baseline, channel), NaN where flagged, as means of cells of the time and
+    the band, so that signals rise above the noise."""
+    for axis, cells in ((0, _SPECTRUM_TIMES), (2, _SPECTRUM_CHANNELS)):
+        edges = np.linspace(0, data.shape[axis], min(cells, data.shape[axis]) + 1).round()
+        edges = edges.astype(int)[:-1]
+        there = np.isfinite(data)
+        with np.errstate(invalid="ignore"):
+            data = np.add.reduceat(np.where(there, data, 0), edges, axis=axis)
+            data = data / np.add.reduceat(there, edges, axis=axis, dtype=int)
+    return data
 
 
 def draw_spectra(ms: Path, observation: mset.Observation, rows: mset.Rows, group: str):
@@ -112,7 +124,7 @@ def draw_spectra(ms: Path, observation: mset.Observation, rows: mset.Rows, group
     alive = np.flatnonzero(np.isfinite(data).any(axis=(0, 2)))
     alive = alive if len(alive) else np.arange(len(candidates))
     shown = np.unique(alive[np.linspace(0, len(alive) - 1, 6).round().astype(int)])
-    data, some = data[:, shown], candidates[shown]
+    data, some = _averaged(data[:, shown]), candidates[shown]
     figure, grid = plt.subplots(
         2,
         len(some),
@@ -146,6 +158,9 @@ def draw_spectra(ms: Path, observation: mset.Observation, rows: mset.Rows, group
     figure.supxlabel("Frequency (MHz)", fontsize=10)
     figure.supylabel("Time since the first integration (s)", fontsize=10)
     figure.suptitle(
-        f"{group}  ·  calibrated Stokes I of six baselines; grey is flagged", fontsize=11
+        f"{group}  ·  calibrated Stokes I of six baselines, means of cells of "
+        f"{ntime / data.shape[0]:.3g} integrations and "
+        f"{len(observation.freq_hz) / data.shape[2]:.3g} channels; grey is flagged",
+        fontsize=11,
     )
     return figure

@@ -71,7 +71,7 @@ def plot_group(
         "thumbnail": lambda: draw_thumbnail(picture(), imaged),
         "catalogue": lambda: draw_catalogue(imaged, group),
         "residual": lambda: draw_residual(
-            coarse_image(Path(imaged["images"]["residual"])), imaged, group
+            coarse_image(Path(imaged["images"]["residual"]), signed=True), imaged, group
         ),
         "beam": lambda: draw_beam(coarse_image(Path(imaged["images"]["pb"])), imaged, group),
         "uv": lambda: draw_uv(ms, *seen(), group),

@@ -28,6 +28,8 @@ _NOT_SCIENCE: Any = {
     "catalogues": True,
     "gates": True,
     "mosaics": True,
+    "notify": True,
+    "page": True,
     "conversion": {"workers", "staging", "tmpfs_keep_free_gb", "telescope_name"},
     "photometry": {"update_minutes", "most_false", "reference_days", "catalogue_scatter"},
     "imaging": {"skip_fits", "slanted_fits", "max_minutes", "beam_file"},

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from matplotlib.ticker import MaxNLocator
 
@@ -9,6 +10,7 @@ from contimg.store import db
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 592.0, 10.0, 150.0  # of a chart's frame, in its own units
 _SETS = 12
+_SKY_WIDTH, _NARROW_DEG = 1440.0, 60.0
 _ETA_V = 600.0, 330.0
 
 
@@ -141,7 +143,7 @@ def timeline(sets: Sequence[Mapping], now_mjd: float) -> dict:
     and what that means."""
     some = sets[:_SETS]
     if not some:
-        return {"bars": [], "now": None, "words": ""}
+        return {"bars": [], "ticks": [], "now": None, "words": ""}
     start, end = min(s["valid_start_mjd"] for s in some), max(s["valid_end_mjd"] for s in some)
     span = end - start
     last = max(
@@ -163,7 +165,14 @@ def timeline(sets: Sequence[Mapping], now_mjd: float) -> dict:
         }
         for s in some
     ]
+    step = next(n for n in (0.125, 0.25, 0.5, 1, 2, 5, 10, 30, 1e9) if span / n <= 8)
+    first = math.ceil(start / step)
+    ticks = [n * step for n in range(first, math.floor(end / step) + 1)]
     return {
+        "ticks": [
+            (100 * (t - start) / span, db.utc_of_mjd(t + 1e-6)[5:16].replace("T", " "))
+            for t in ticks
+        ],
         "bars": bars,
         "now": 100 * (now_mjd - start) / span if start < now_mjd < end else None,
         "words": words,
@@ -175,31 +184,56 @@ def _ra_reach(image: Mapping) -> float:
     return image["diameter_deg"] / 2 / max(math.cos(math.radians(image["centre_dec_deg"])), 1e-3)
 
 
-def footprints(images: Sequence[Mapping]) -> dict:
-    """Circles of images on a chart of right ascension (24 h to 0 h) and declination, 1440 wide, and
-    its ticks."""
+def footprints(images: Sequence[Mapping], whole: bool = False) -> dict:
+    """Circles of images on a chart of right ascension (falling to the right) and declination, 1440
+    wide, and its ticks: of the part of the sky that they cover, or of all."""
     shown = [i for i in images if i["centre_ra_deg"] is not None and i["diameter_deg"] is not None]
     if not shown:
-        return {"circles": [], "images": 0, "height": 0, "dec": []}
-    low = math.floor(min(i["centre_dec_deg"] - i["diameter_deg"] / 2 for i in shown) / 5) * 5
-    high = math.ceil(max(i["centre_dec_deg"] + i["diameter_deg"] / 2 for i in shown) / 5) * 5
-    low, high = min(low, high - 20), high
-    scale, whole = 4.0, 360.0  # units a degree
+        return {"circles": [], "images": 0, "height": 0, "dec": [], "ra": [], "whole": whole}
+    left, wide = (360.0, 360.0) if whole else _covered(shown)
+    scale = _SKY_WIDTH / wide  # units a degree
+    least = 20.0 if wide > _NARROW_DEG else wide / 4
+    low = min(i["centre_dec_deg"] - i["diameter_deg"] / 2 for i in shown)
+    high = max(i["centre_dec_deg"] + i["diameter_deg"] / 2 for i in shown)
+    step = 5 if wide > _NARROW_DEG else 1
+    high = math.ceil(high / step) * step
+    low = min(math.floor(low / step) * step, high - math.ceil(least / step) * step)
     circles = [
         {
-            "x": (whole - i["centre_ra_deg"] + turn) * scale,
+            "x": (left - i["centre_ra_deg"] + turn) * scale,
             "y": (high - i["centre_dec_deg"]) * scale,
             "ry": i["diameter_deg"] / 2 * scale,
-            "rx": i["diameter_deg"] / 2 * scale / math.cos(math.radians(i["centre_dec_deg"])),
+            "rx": _ra_reach(i) * scale,
             **i,
         }
         for i in shown
-        for turn in (-whole, 0.0, whole)  # a field across 0 h has a part at either end
-        if -_ra_reach(i) < whole - i["centre_ra_deg"] + turn < whole + _ra_reach(i)
+        for turn in (-360.0, 0.0, 360.0)  # a field across 0 h has a part at either end
+        if -_ra_reach(i) < left - i["centre_ra_deg"] + turn < wide + _ra_reach(i)
     ]
+    hours = next(n for n in (1 / 12, 1 / 6, 0.5, 1, 3) if wide / 15 / n <= 9)
+    first = math.ceil((left - wide) / 15 / hours)
+    ticks = [n * hours for n in range(first, math.floor(left / 15 / hours) + 1)]
     return {
         "circles": circles,
         "images": len(shown),
         "height": (high - low) * scale,
-        "dec": [((high - d) * scale, d) for d in range(low, high + 1, 5)],
+        "dec": [((high - d) * scale, d) for d in range(low, high + 1, step)],
+        "ra": [((left - 15 * hour) * scale, _as_hours(hour % 24)) for hour in ticks],
+        "whole": whole,
     }
+
+
+def _covered(images: Sequence[Mapping]) -> tuple[float, float]:
+    """Right ascension at the left, and width, of the part of the sky that images cover: all but the
+    largest gap between them; deg."""
+    places = sorted(i["centre_ra_deg"] % 360 for i in images)
+    gaps = [b - a for a, b in pairwise([*places, places[0] + 360])]
+    k = max(range(len(gaps)), key=gaps.__getitem__)
+    reach = 1.3 * max(map(_ra_reach, images))
+    wide = 360 - gaps[k] + 2 * reach
+    return (360.0, 360.0) if wide > 300 else (places[k] + reach, wide)
+
+
+def _as_hours(hour: float) -> str:
+    minutes = round(hour * 60)
+    return f"{minutes // 60}h" + (f"{minutes % 60:02d}m" if minutes % 60 else "")

@@ -4,9 +4,11 @@ JavaScript."""
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import Path as PathParameter
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
@@ -19,6 +21,8 @@ from contimg.calibration.words import summary
 from contimg.clock import now
 from contimg.concerns import concerns, duration, headline
 from contimg.errors import RequestError
+from contimg.findings import LEVELS
+from contimg.paths import DATE_PATTERN, GROUP_PATTERN
 from contimg.products import catalogue
 from contimg.products.mosaics import listed
 from contimg.products.record import results_of
@@ -26,6 +30,7 @@ from contimg.products.tables import Image
 from contimg.store import db
 from contimg.store.files import found_json
 from contimg.telescope import TELESCOPE
+from contimg.web import archive
 from contimg.web.charts import chart, curve_chart, eta_v_chart, footprints, timeline
 from contimg.web.maps import maps
 from contimg.web.reader import Reader
@@ -44,7 +49,7 @@ _FOR_MAPS = (
     " blob:; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:; connect-src "
     "'self' data: blob:; font-src 'self' data:"
 )
-_GROUP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+_GROUP = re.compile(rf"{GROUP_PATTERN}(?!_sb)")  # no file's name
 _MOSAICS = 500
 _THUMBNAILS, _FOOTPRINTS, _DAYS = 12, 2000, 60
 _CANDIDATES, _DRAWN, _NEIGHBOURS, _NEIGHBOURS_DEG = 100, 3000, 10, 0.25
@@ -91,12 +96,6 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             request, "error.html", about, status_code=error.status_code
         )
 
-    def latest(limit: int, *conditions) -> list[dict]:
-        query = select(Image).where(
-            Image.type.in_(("pbcor", "quick_pbcor")), Image.deleted_at.is_(None), *conditions
-        )
-        return read.images(query, (Image.start_mjd.desc(),), limit)["items"]
-
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def overview(request: Request):
         status = read.status()
@@ -104,14 +103,14 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             newest = (
                 session.scalar(select(func.max(Image.start_mjd))) if session is not None else None
             )
-        day = latest(1000, Image.start_mjd > newest - 1) if newest else []
+        day = archive.latest(read, 1000, Image.start_mjd > newest - 1) if newest else []
         wrong = concerns(read.config, status)
         noise, flux = chart(day, "noise_jy", 1e3), chart(day, "flux_ratio", line=1.0, reach=0.03)
         about = {
             "status": status,
             "headline": headline(status, wrong),
             "wrong": wrong,
-            "thumbnails": latest(_THUMBNAILS),
+            "thumbnails": archive.latest(read, _THUMBNAILS),
             "noise": noise,
             "flux": flux,
             "timeline": timeline(status["calibration"], db.mjd(now())),
@@ -134,15 +133,51 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
             "group": known,
             "fits": fits,
             "can_reprocess": can_reprocess,
+            "beside": archive.beside(read, group_id),
+            "elsewhere": archive.elsewhere(fits[0]["path"], read.config.page.carta_url)
+            if fits
+            else None,
             "chosen": results.get("caltables"),
             "refined": summary(refined) if refined else [],
         }
         return templates.TemplateResponse(request, "group.html", about)
 
+    @app.get("/images", response_class=HTMLResponse, include_in_schema=False)
+    def images_page(
+        request: Request,
+        day: str | None = None,
+        verdict: str | None = None,
+        dec: str | None = None,
+        page: Annotated[int, Query(ge=1, le=10**6)] = 1,
+    ):
+        try:
+            declination = float(dec) if dec else None
+        except ValueError:
+            raise HTTPException(422, f"declination {dec[:20]}: expected deg, as 16.1") from None
+        asked = {"day": day or "", "verdict": verdict or "", "dec": dec or ""}
+        about = archive.listed(read, day, verdict, declination, page)
+        about |= {"asked": asked, "page": page, "levels": LEVELS}
+        return templates.TemplateResponse(request, "images.html", about)
+
+    @app.get("/days/{day}", response_class=HTMLResponse, include_in_schema=False)
+    def day_page(request: Request, day: Annotated[str, PathParameter(pattern=f"^{DATE_PATTERN}$")]):
+        about = archive.of_day(read, day)
+        if not about["images"] and not about["others"]:
+            raise HTTPException(404, f"nothing is known of {day}")
+        about["noise"] = chart(about["images"], "noise_jy", 1e3)
+        about["flux"] = chart(about["images"], "flux_ratio", line=1.0, reach=0.03)
+        return templates.TemplateResponse(request, "day.html", about)
+
+    @app.get("/find", include_in_schema=False)
+    def find(request: Request, group: Annotated[str, Query(max_length=40)]):
+        there = archive.found(read, group)
+        return RedirectResponse(f"{request.scope.get('root_path', '')}{there}", 303)
+
     @app.get("/calibration", response_class=HTMLResponse, include_in_schema=False)
     def calibration(request: Request):
         about = {
             "sets": describe_sets(read.paths.registry_db)[::-1],
+            "pages": archive.pages_of_sets(read),
             "timeline": timeline(read.validity(), db.mjd(now())),
         }
         return templates.TemplateResponse(request, "calibration.html", about)
@@ -193,7 +228,9 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         around = (found["ra_deg"], found["dec_deg"], _NEIGHBOURS_DEG)
         neighbours, _ = catalogue.sources(read.paths, cone=around, limit=_NEIGHBOURS + 1)
         tiles = [one["tile"] for one in curve]
-        imaged = latest(_DAYS, Image.group_id.in_(tiles[-_DAYS:]), Image.path.endswith(".fits"))
+        imaged = archive.latest(
+            read, _DAYS, Image.group_id.in_(tiles[-_DAYS:]), Image.path.endswith(".fits")
+        )
         spectrum = catalogue.spectrum(read.paths, name, tiles)
         brightest = max((one["flux_jy"] for one in curve), default=0.0)
         about = {
@@ -223,7 +260,6 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
         return templates.TemplateResponse(request, "api.html", {"openapi": app.openapi()})
 
     @app.get("/sky", response_class=HTMLResponse, include_in_schema=False)
-    def sky(request: Request):
-        return templates.TemplateResponse(
-            request, "sky.html", {"sky": footprints(latest(_FOOTPRINTS))}
-        )
+    def sky(request: Request, whole: bool = False):
+        shown = footprints(archive.latest(read, _FOOTPRINTS), whole)
+        return templates.TemplateResponse(request, "sky.html", {"sky": shown})

@@ -3,7 +3,7 @@ const EVERY_MS = 5000;
 const fresh = document.getElementById("fresh");
 
 async function refresh() {
-  if (document.hidden) return;
+  if (document.hidden || "still" in document.body.dataset) return; // an error page stays as it is
   try {
     const answer = await fetch(location.href, { headers: { accept: "text/html" } });
     if (!answer.ok) throw new Error(answer.status);
@@ -36,12 +36,6 @@ async function refresh() {
 }
 setInterval(refresh, EVERY_MS);
 document.addEventListener("visibilitychange", refresh);
-
-document.getElementById("goto").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const group = event.target.group.value.trim();
-  if (group) location.href = `${document.documentElement.dataset.root}/groups/${encodeURIComponent(group)}`;
-});
 
 document.querySelector("form.reprocess")?.addEventListener("submit", async (event) => {
   event.preventDefault();
