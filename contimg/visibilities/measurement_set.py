@@ -213,12 +213,16 @@ def _fill_rows(table: ct.table, observation: Observation, rows: Rows) -> None:
         table.putcol(name, np.zeros(nrow, np.int32))
 
 
+def _opened_subtable(table: ct.table, name: str):
+    return open_table(table.getkeyword(name).removeprefix("Table: "), readonly=False)
+
+
 def _subtable(table: ct.table, name: str, nrow: int, **columns) -> None:
-    with open_table(table.getkeyword(name).removeprefix("Table: "), readonly=False) as sub:
+    with _opened_subtable(table, name) as sub:
         sub.addrows(nrow)
         for column, value in columns.items():
             sub.putcol(column, value)
-            if column.endswith("_DIR"):
+            if column.endswith("_DIR") or column == "DIRECTION":
                 sub.putcolkeyword(column, "MEASINFO", {"type": "direction", "Ref": "ICRS"})
 
 
@@ -228,6 +232,35 @@ def _fill_subtables(table: ct.table, observation: Observation) -> None:
     _fill_field(table, observation)
     _fill_spectrum(table, observation)
     _fill_session(table, observation)
+    _fill_source(table, observation)
+    # pyuvdata's own column: without it, it asks a network where the telescope is
+    place = ct.makearrcoldesc("TELESCOPE_LOCATION", 0.0, shape=[3], valuetype="double")
+    with _opened_subtable(table, "OBSERVATION") as sub:
+        sub.addcols(ct.maketabdesc([place]))
+        sub.putcol("TELESCOPE_LOCATION", SITE_ITRF_M[None])
+
+
+def _fill_source(table: ct.table, observation: Observation) -> None:
+    """The phase centre, as the one source."""
+    path = f"{table.name()}/SOURCE"
+    ct.default_ms_subtable("SOURCE", path).close()
+    table.putkeyword("SOURCE", f"Table: {path}")
+    start_s, end_s = (mjd * DAY_S for mjd in observation.time_range_mjd)
+    _subtable(
+        table,
+        "SOURCE",
+        1,
+        SOURCE_ID=_ZERO,
+        TIME=np.array([(start_s + end_s) / 2]),
+        INTERVAL=np.array([end_s - start_s]),
+        SPECTRAL_WINDOW_ID=np.array([-1], np.int32),
+        NUM_LINES=_ZERO,
+        NAME=[observation.field_name],
+        CALIBRATION_GROUP=_ZERO,
+        CODE=[""],
+        DIRECTION=np.radians(observation.phase_centre_deg)[None],
+        PROPER_MOTION=np.zeros((1, 2)),
+    )
 
 
 def _fill_antennas(table: ct.table, observation: Observation) -> None:

@@ -12,6 +12,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import casacore.tables as ct
+import numpy as np
 import pytest
 import yaml
 from astropy.io import fits
@@ -254,3 +256,42 @@ def test_the_container_builds():
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     said = subprocess.run([program, "run", "--rm", "contimg-test"], capture_output=True, text=True)
     assert "provenance" in said.stdout
+
+
+OFFLINE = """
+import socket, sys
+def _no(*_, **__): raise OSError("no network")
+socket.getaddrinfo = _no
+import numpy as np
+from pyuvdata import UVCal, UVData
+ms, folder, *tables = sys.argv[1:]
+data = UVData()
+data.read(ms, file_type="ms", data_column="CORRECTED_DATA", freq_chans=range(4), run_check=False)
+print(data.telescope.name, data.Nants_data)
+for k, path in enumerate(tables):
+    found, again = UVCal(), UVCal()
+    found.read(path, file_type="ms")
+    found.write_ms_cal(f"{folder}/{k}.cal")
+    again.read(f"{folder}/{k}.cal", file_type="ms")
+    for name in ("gain_array", "flag_array", "quality_array"):
+        assert np.array_equal(getattr(found, name), getattr(again, name)), (path, name)
+    assert np.isfinite(found.gain_array[~found.flag_array]).all()
+    print(found.cal_style, found.gain_array.shape)
+"""
+
+
+def test_pyuvdata_reads_sets_and_tables_without_a_network(first_run, tmp_path):
+    """It knows where the telescope is from the files, and writes the tables as it read them."""
+    site, _ = first_run
+    tables = [site.paths.caltable(CALIBRATOR_START, kind) for kind in "BG"]
+    command = [sys.executable, "-c", OFFLINE, site.paths.ms(TARGET_START), tmp_path, *tables]
+    outcome = subprocess.run(command, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    said = outcome.stdout.splitlines()
+    assert any(line.startswith("OVRO_MMA ") for line in said)
+    assert sum(", 2)" in line for line in said) == 2
+    with ct.table(f"{site.paths.ms(TARGET_START)}/SOURCE", ack=False) as source:
+        name, place = source.getcell("NAME", 0), np.degrees(source.getcell("DIRECTION", 0))
+    with ct.table(f"{site.paths.ms(TARGET_START)}/FIELD", ack=False) as field:
+        assert name == field.getcell("NAME", 0)
+        assert place == pytest.approx(np.degrees(field.getcell("PHASE_DIR", 0)[0]))
