@@ -105,7 +105,7 @@ def api() -> str:
     from contimg.web.app import make_app
 
     lines = ["# API", "", "Of `contimg serve`; `/openapi.json` has it for programs.", ""]
-    nowhere = from_mapping({"paths": {name: "/nonexistent" for name in ("products", "state")}})
+    nowhere = from_mapping({"paths": dict.fromkeys(("products", "state"), "/nonexistent")})
     for path, methods in make_app(nowhere).openapi()["paths"].items():
         for method, route in methods.items():
             lines += [f"## {method.upper()} {path}", "", route.get("description", ""), ""]
