@@ -172,6 +172,7 @@ def timeline(sets: Sequence[Mapping], now_mjd: float) -> dict:
         "ticks": [
             (100 * (t - start) / span, db.utc_of_mjd(t + 1e-6)[5:16].replace("T", " "))
             for t in ticks
+            if 0.04 * span < t - start < 0.96 * span  # words that fit
         ],
         "bars": bars,
         "now": 100 * (now_mjd - start) / span if start < now_mjd < end else None,
