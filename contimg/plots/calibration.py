@@ -11,6 +11,7 @@ from contimg.calibration import tables as caltables
 from contimg.plots.style import BLUE, ORANGE
 from contimg.visibilities import measurement_set as mset
 
+_CONSTANT = 1e-3  # amplitudes that are 1 by construction
 _LEAST_SHARE, _LEAST_DEG = 0.05, 5.0  # half of an axis of gains
 
 
@@ -160,6 +161,9 @@ def draw_gains(table: caltables.Solutions, names: Mapping[int, str], chosen: Map
     upper.set_ylabel("Gain amplitude, after bandpass")
     lower.set_ylabel("Gain phase, after bandpass (deg)")
     upper.set_xlabel("")
+    if np.ptp(np.abs(table.gain[~table.flags])) < _CONSTANT:
+        words = "amplitudes are in the bandpass; a phase for the whole band, to the reference"
+        upper.text(0.01, 0.05, words, transform=upper.transAxes, fontsize=9, color="0.4")
     upper.set_title(
         f"Gains {chosen['set_name']} on {chosen['cal_field']} ({chosen['flux_scale']})", fontsize=11
     )
