@@ -87,12 +87,15 @@ class Client:
         cone = {} if at is None else dict(zip(("ra", "dec"), _place(at), strict=True))
         cone |= {} if at is None else {"radius": radius_deg}
         asked = {"start": start, "end": end, "type": type, "verdict": verdict}
-        return self._rows("/api/images", most, publishable=publishable, **asked, **cone)
+        found = self._rows("/api/images", most, publishable=publishable, **asked, **cone)
+        return found.drop_duplicates("id") if len(found) else found  # one came between two pages
 
-    def image(self, group: str, type: Literal["pbcor", "image", "pb"] = "pbcor") -> fits.HDUList:
-        """A group's image, Jy/beam."""
-        body = self._get(f"/api/files/{group}.{type}.fits").content
-        return fits.open(io.BytesIO(body))
+    def image(
+        self, group: str, type: Literal["pbcor", "image", "pb"] = "pbcor", quick: bool = False
+    ) -> fits.HDUList:
+        """A group's image, Jy/beam; or its quick look."""
+        name = f"{group}.{'quick.' * quick}{type}.fits"
+        return fits.open(io.BytesIO(self._get(f"/api/files/{name}").content))
 
     def cutout(self, name: str, at: SkyCoord, radius_deg: float = 0.1) -> fits.PrimaryHDU:
         """The square around a place, out of a group's image, a day's mosaic (TRACT.DAY) or a deep
@@ -103,7 +106,12 @@ class Client:
 
     def tracts(self, strip: str | None = None) -> pd.DataFrame:
         """Mosaics of days and of all days."""
-        return pd.DataFrame(self._get("/api/tracts", strip=strip, limit=_PAGE).json())
+        rows: list[dict] = []
+        while True:
+            found = self._get("/api/tracts", strip=strip, limit=_PAGE, offset=len(rows)).json()
+            rows += found
+            if len(found) < _PAGE:
+                return pd.DataFrame(rows)
 
     def sources(
         self,
@@ -123,8 +131,8 @@ class Client:
         """A source's sidereal days in order: mjd, flux_jy, error_jy and how they came about. The
         strip is found where the source is in one only."""
         if strip is None:
-            found = self.sources()
-            strips = sorted(found[found.source == name].strip) if len(found) else []
+            found = self._rows("/api/sources", None, name=name)
+            strips = sorted(found.strip) if len(found) else []
             if len(strips) != 1:
                 where = f"in strips {', '.join(strips)}: name one" if strips else "in no strip"
                 raise RequestError(f"source {name} is {where}")

@@ -14,14 +14,13 @@ from contimg.config import Config
 from contimg.paths import GROUP_PATTERN, Paths
 from contimg.products.retention import room
 from contimg.products.tables import Image
-from contimg.report import failed
+from contimg.report import failed, how_to_mend
 from contimg.report import status as status_of
 from contimg.store import db
 
 WARN, FAIL = "warn", "fail"
 _BEHIND_S = 600.0  # from here on it is said; from notify.behind_minutes on it is wrong
 _RECENT_S = 86400.0
-_CANDIDATES = 50
 _GROUP = re.compile(GROUP_PATTERN)
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
@@ -34,7 +33,13 @@ class Concern:
     level: str  # warn or fail
     words: str
     mend: str  # what to do
-    place_deg: tuple[float, float] | None = None  # of a candidate in the sky, which does not end
+    place_deg: tuple[float, float] | None = None  # of a candidate in the sky
+    ends: bool = True  # that it is not seen any more means that it is over
+
+    @property
+    def kind(self) -> str:
+        """What sort of thing is wrong: watcher, failed, disk, ..."""
+        return self.key.partition(" ")[0]
 
 
 def duration(seconds: float) -> str:
@@ -67,19 +72,22 @@ def _work(config: Config, status: Mapping) -> Iterator[Concern]:
     watcher, behind_s = status["watcher"], status.get("behind_s", 0)
     if watcher and watcher["problem"]:
         words = f"the watcher has a problem: {watcher['problem']}"
-        yield Concern("watcher", FAIL, words, "mend the cause: it goes on by itself")
+        mend = "mend the cause: it goes on by itself"
+        yield Concern(_key("watcher", watcher["problem"]), FAIL, words, mend)
     elif refused := status["refused"]:
         words = f"the last run did not begin ({refused['at']}): {refused['error']}"
-        yield Concern("refused", FAIL, words, "mend the cause, then: snakemake --profile local")
+        mend = "mend the cause, then: snakemake --profile local"
+        yield Concern(_key("refused", refused["error"]), FAIL, words, mend)
     if watcher is None and _watched(config):
         words = "no watcher is at work: nothing is done with what comes"
-        yield Concern("no watcher", WARN, words, "contimg watch --configfile YOURS")
+        yield Concern("nowatcher", WARN, words, "contimg watch --configfile YOURS")
     if behind_s > _BEHIND_S:
         grave = behind_s > 60 * config.notify.behind_minutes
         words = f"behind by {duration(behind_s)}: {status['oldest_unfinished']} is not done"
         mend = "contimg status says what runs; contimg backlog gives old groups to a cluster"
-        yield Concern("behind", FAIL if grave else WARN, words, mend)
-    disk = room(config) if _watched(config) else {"hours_left": None}
+        level = FAIL if grave else WARN  # told again when it becomes grave
+        yield Concern(f"behind {level}", level, words, mend)
+    disk = (status.get("disk") or room(config)) if _watched(config) else {"hours_left": None}
     if disk["hours_left"] is not None and disk["hours_left"] < config.notify.disk_hours:
         words = (
             f"the disk of {config.paths.products} does for {disk['hours_left']:.1f} h more "
@@ -115,10 +123,10 @@ def _groups(config: Config) -> Iterator[Concern]:
     for group in failed(config):
         causes[_key("failed", group["error"] or "")].append(group)
     for key, mine in causes.items():
-        last = mine[-1]
+        last = mine[-1] | how_to_mend(config, mine[-1]["group"])
         others = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
         words = f"{last['group']}{others} failed: {last['error']}"
-        yield Concern(key, FAIL, words, last["mend"])
+        yield Concern(key, FAIL, words, last.get("mend", "the next look says"))
 
 
 def _images(config: Config) -> Iterator[Concern]:
@@ -135,7 +143,8 @@ def _images(config: Config) -> Iterator[Concern]:
         group, why = list(mine.items())[-1]
         others = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
         words = f"the image of {group}{others} must not be used: {why}"
-        yield Concern(key, WARN, words, f"contimg why {group} says why")
+        mend = f"contimg why {group} says why"
+        yield Concern(key, WARN, words, mend, ends=False)
 
 
 def candidates(config: Config) -> list[Concern]:
@@ -150,10 +159,11 @@ def candidates(config: Config) -> list[Concern]:
             f"new: {one['name']}, {1e3 * one['flux_jy']:.1f} mJy ({one['strip']})",
             "contimg sources --new",
             (one["ra_deg"], one["dec_deg"]),
+            ends=False,
         )
-        for one in catalogue.new_sources(paths)[:_CANDIDATES]
+        for one in catalogue.new_sources(paths)
     ]
-    rows, _ = catalogue.sources(paths, variable=True, order="false_alarms", limit=_CANDIDATES)
+    rows, _ = catalogue.sources(paths, variable=True, order="false_alarms")
     return found + [
         Concern(
             f"variable {one['source']}",
@@ -162,6 +172,7 @@ def candidates(config: Config) -> list[Concern]:
             f"{one['eta']:.1f}",
             f"contimg lightcurve {one['source']}",
             (one["ra_deg"], one["dec_deg"]),
+            ends=False,
         )
         for one in rows
     ]
@@ -175,12 +186,12 @@ def look(config: Config) -> list[Concern]:
 
 def headline(status: Mapping, found: Sequence[Concern]) -> tuple[str, str]:
     """(good, warn or fail; in words) how it is, in one line: the gravest, and how many more."""
-    if not status["counts"]:
-        return WARN, "The queue is empty: nothing came yet"
     if found:
         words = found[0].words[0].upper() + found[0].words[1:]
         more = len(found) - 1
         return found[0].level, words + (f"; {more} {_plural(more, 'thing')} more" if more else "")
+    if not status["counts"]:
+        return WARN, "The queue is empty: nothing came yet"
     if status["watcher"]:
         return "good", "Keeping up"
     return WARN, f"Up to date, until {status['observed_until']}; no watcher"

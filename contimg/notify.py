@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from apprise import Apprise, AppriseConfig
-from sqlalchemy.exc import SQLAlchemyError
 
 from contimg import concerns
 from contimg.concerns import FAIL, WARN, Concern
 from contimg.config import Config
-from contimg.errors import ConfigError, ContimgError
+from contimg.errors import ConfigError
 from contimg.paths import Paths
 from contimg.products.catalogue import SAME_ARCSEC
 from contimg.sky.geometry import separation_deg
@@ -37,7 +36,7 @@ def news(
 ) -> tuple[list[Concern], list[str], dict[str, dict]]:
     """What was not told yet, keys of what is over, and what is told once these are.
 
-    told  by key: words, when it was first and last seen, place (a candidate's does not end)
+    told  by key: words, when it was first and last seen, place, whether it ends
     """
     places = [one["place_deg"] for one in told.values() if one["place_deg"]]
     fresh = [one for one in seen if one.key not in told and not _near(one, places)]
@@ -49,11 +48,11 @@ def news(
     over = [
         key
         for key, one in then.items()
-        if key not in present and not one["place_deg"] and now_s - one["last_s"] >= calm_s
+        if key not in present and one["ends"] and now_s - one["last_s"] >= calm_s
     ]
     for one in fresh:
         times = {"first_s": now_s, "last_s": now_s}
-        then[one.key] = {"words": one.words, "place_deg": one.place_deg, **times}
+        then[one.key] = {"words": one.words, "place_deg": one.place_deg, "ends": one.ends, **times}
     return fresh, over, then
 
 
@@ -167,7 +166,7 @@ def _keep_telling(config: Config, send: Send) -> None:
         try:
             tell(config, send)
             problem = None
-        except (OSError, SQLAlchemyError, ContimgError) as error:  # as in the watcher
+        except Exception as error:  # whatever it is, the next look may work: nobody else tells
             if str(error) != problem:
-                log.error("no messages: %s", error)
+                log.exception("no messages")
             problem = str(error)

@@ -85,13 +85,18 @@ def status(config: Config, everything: bool = False) -> dict:
 
 
 def failed(config: Config) -> list[dict]:
-    """Every failed group, with why and what brings it back; by group."""
+    """Every failed group, with why; by group."""
+    query = select(Group.group_id, Group.error).where(Group.state == "failed")
     with db.reading(Paths.of(config).ingest_db) as session:
-        query = select(Group).where(Group.state == "failed").order_by(Group.group_id)
-        return [
-            {"group": row.group_id, "error": row.error} | _mend(session, row, config)
-            for row in (session.scalars(query) if session is not None else ())
-        ]
+        rows = () if session is None else session.execute(query.order_by(Group.group_id))
+        return [{"group": row.group_id, "error": row.error} for row in rows]
+
+
+def how_to_mend(config: Config, group: str) -> dict:
+    """What brings a failed group back."""
+    with db.reading(Paths.of(config).ingest_db) as session:
+        row = None if session is None else session.get(Group, group)
+        return {} if row is None else _mend(session, row, config)
 
 
 def _not_to_be_used(paths: Paths) -> int:

@@ -15,16 +15,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from contimg.errors import ConfigError
 
 VARIABLE = "CONTIMG_TELESCOPE"
+_PLAIN = r"^[A-Za-z0-9 ._+-]+$"  # goes into headers, file names and SQL
 
 
 class Telescope(BaseModel):
     """What one observatory has of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: str = Field(description="in headers, titles and the archive: TELESCOP, INSTRUME")
-    observatory: str = Field(description="ObsCore's facility_name")
-    authority: str = Field(description="of its IVOA identifiers: ivo://AUTHORITY/contimg")
+    name: str = Field(
+        pattern=_PLAIN, description="in headers, titles and the archive: TELESCOP, INSTRUME"
+    )
+    observatory: str = Field(pattern=_PLAIN, description="ObsCore's facility_name")
+    authority: str = Field(
+        pattern=r"^[a-z0-9.-]+$", description="of its IVOA identifiers: ivo://AUTHORITY/contimg"
+    )
     file_names: tuple[str, ...] = Field(
         min_length=1, description="telescope_name that its UVH5 files may have; others are refused"
     )
@@ -60,11 +65,11 @@ def read_telescope(path: Path) -> Telescope:
     """A telescope's file (YAML); raises ConfigError naming every key that is wrong."""
     try:
         return Telescope.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{VARIABLE} {path}: no telescope: {error}") from None
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{VARIABLE} {path}: no telescope: {wrong}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{VARIABLE} {path}: no telescope: {error}") from None
 
 
 def _of_this_process() -> Telescope:

@@ -18,19 +18,30 @@ FINE = {
     'contimg_groups{state="waiting"}': 0,
     "contimg_calibration_valid_seconds": 40000,
     "contimg_disk_hours_left": 800,
-    'contimg_wrong{level="fail"}': 0,
 }
 RAISED = {
     "ContimgDown": {'up{job="contimg"}': 0},
-    "ContimgNoWatcher": {"contimg_watcher_up": 0},
-    "ContimgBehind": {"contimg_behind_seconds": 3700},
-    "ContimgGroupsFailed": {'contimg_groups{state="failed"}': 2},
+    "ContimgNoWatcher": {
+        "contimg_watcher_up": 0,
+        'contimg_wrong{level="warn", kind="nowatcher"}': 1,
+    },
+    "ContimgBehind": {
+        "contimg_behind_seconds": 3700,
+        'contimg_wrong{level="fail", kind="behind"}': 1,
+    },
+    "ContimgGroupsFailed": {
+        'contimg_groups{state="failed"}': 2,
+        'contimg_wrong{level="fail", kind="failed"}': 1,
+    },
     "ContimgNoCalibration": {
         "contimg_calibration_valid_seconds": 0,
         'contimg_groups{state="waiting"}': 3,
     },
-    "ContimgDiskFull": {"contimg_disk_hours_left": 20},
-    "ContimgWrong": {'contimg_wrong{level="fail"}': 1},
+    "ContimgDiskFull": {
+        "contimg_disk_hours_left": 20,
+        'contimg_wrong{level="fail", kind="disk"}': 1,
+    },
+    "ContimgNoRunBegins": {'contimg_wrong{level="fail", kind="refused"}': 1},
 }
 
 

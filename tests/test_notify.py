@@ -97,7 +97,8 @@ def test_nothing_is_wrong_where_groups_come_and_are_done(site):
 def test_groups_that_fail_alike_are_one_cause(site):
     alike = "SubbandError: {}_sb05.hdf5: truncated ({} of 145.3 MB)"
     for k in range(30):
-        put(site, recent(k), "failed", error=alike.format(recent(k), 10.5 + k))
+        group = recent(k)
+        put(site, group, "failed", error=alike.format(group, 10.5 + k))
     put(site, recent(31), "failed", error="CalibrationError: no solution")
     found = wrong(site)
     assert len(found) == 2
@@ -119,8 +120,9 @@ def watched(site):
 def test_what_is_wrong_with_the_data(site, watched):
     put(site, "2026-01-25T22:26:05", "completed")
     (one,) = wrong(site)
-    assert one.words.startswith("the newest data are 3")
-    assert one.words.endswith(" days old (2026-01-25T22:26:05)")
+    age = datetime.now(UTC) - datetime(2026, 1, 25, 22, 26, 5, tzinfo=UTC)
+    days = round(age.total_seconds() / 86400)
+    assert one.words == f"the newest data are {days} days old (2026-01-25T22:26:05)"
     assert str(site.paths.incoming) in one.mend
     put(site, recent(), "pending", processing_stage="waiting_calibration")
     (one,) = wrong(site)
@@ -161,8 +163,30 @@ def test_a_cause_is_told_once_and_when_it_is_over():
     assert notify.news([worse], told, START_S + 3800, 600)[:2] == ([], [])
 
 
+def test_what_grows_grave_is_told_again_and_another_problem_is_another_cause(site, watched):
+    late = {"behind_s": 1000.0, "oldest_unfinished": "G", "counts": {"pending": 1}}
+    status = report.status(site) | late
+    (warned,) = concerns(site, status)
+    (grave,) = concerns(site, status | {"behind_s": 4000.0})
+    assert (warned.level, grave.level) == ("warn", "fail")
+    *_, told = notify.news([warned], {}, START_S, 0)
+    assert notify.news([grave], told, START_S + 60, 600)[0] == [grave]
+    problems = ("disk full", "database damaged")
+    keys = {
+        concerns(site, status | {"behind_s": 0, "watcher": {"problem": problem}})[0].key
+        for problem in problems
+    }
+    assert len(keys) == 2
+
+
+def test_an_image_that_must_not_be_used_does_not_end_by_growing_old():
+    bad = Concern("image 1", "warn", "the image of G must not be used", "look", ends=False)
+    *_, told = notify.news([bad], {}, START_S, 0)
+    assert notify.news([], told, START_S + 90000, 600)[:2] == ([], [])
+
+
 def test_a_candidate_is_told_once_though_its_name_moves():
-    one = Concern("new J1", "warn", "new: J1", "look", (10.0, 16.0))
+    one = Concern("new J1", "warn", "new: J1", "look", (10.0, 16.0), ends=False)
     moved = Concern("new J2", "warn", "new: J2", "look", (10.0 + 3 / 3600, 16.0))
     other = Concern("new J3", "warn", "new: J3", "look", (10.1, 16.0))
     *_, told = notify.news([one], {}, START_S, 0)

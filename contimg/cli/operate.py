@@ -336,7 +336,8 @@ def _in_words(key: str, value: object) -> str:
         return ", ".join(f"{name} {_in_words(name, one)}" for name, one in value.items())
     if isinstance(value, float) and key.endswith("_jy"):
         return f"{1e3 * value:.3f} mJy"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    exact = not isinstance(value, float) or key.endswith("_mjd")
+    return str(value) if exact else f"{value:.6g}"
 
 
 @command

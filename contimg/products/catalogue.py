@@ -31,6 +31,7 @@ def sources(
     cone: tuple[float, float, float] | None = None,
     variable: bool = False,
     strip: str | None = None,
+    name: str | None = None,
     order: str = "ra_deg",
     limit: int | None = None,
     offset: int = 0,
@@ -47,6 +48,8 @@ def sources(
         asked = select(Source)
         if strip:
             asked = asked.where(Source.strip == strip)
+        if name:
+            asked = asked.where(Source.source == name)
         if variable:
             asked = asked.where(Source.reasons != "")
         if cone:

@@ -56,6 +56,9 @@ def write_crate(paths: Paths, found: Mapping[str, Any], output: Path) -> list[st
     """
     if not found.get("images"):
         raise RequestError("a crate is of a group's image: those of a mosaic are named in `groups`")
+    if found["warning"] or not found["stages"]:
+        why = found["warning"] or "its stages' results are gone"
+        raise RequestError(f"group {found['group']}: no crate: {why}")
     if output.exists():
         raise RequestError(f"{output} is there already: name another, or remove it")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def _crate(paths: Paths, found: Mapping[str, Any], folder: Path):
         action["instrument"], action["agent"] = program, observatory
         for role, items in (("object", step.read), ("result", step.made)):
             mine = [entities[item.id] for item in items]
-            action[role] = mine if len(mine) > 1 else mine[0]
+            action[role] = mine[0] if len(mine) == 1 else mine
         root.append_to("mentions", action)
     return crate
 
@@ -141,7 +144,8 @@ def _shown(images: list[dict]) -> dict:
     fits = [one for one in images if one["path"].endswith(".fits")]
     if not fits:
         raise RequestError(f"group {images[0]['group_id']} has no FITS image (imaging.skip_fits)")
-    return next((one for one in fits if one["type"].endswith("pbcor")), fits[0])
+    order = ("pbcor", "quick_pbcor")
+    return min(fits, key=lambda one: (*order, one["type"]).index(one["type"]))
 
 
 def _words(shown: Mapping) -> str:
@@ -173,10 +177,11 @@ def _steps(paths: Paths, found: Mapping[str, Any], folder: Path) -> list[_Step]:
     }
     steps, results, after = [], {}, {one.name: one.after for one in CHAIN}
     calibration = found["calibration"]
-    if outside["tables"] and calibration["solved"] and isinstance(calibration["raw_files"], list):
+    others = calibration["raw_files"]
+    if outside["tables"] and calibration["solved"] and others and isinstance(others, list):
         read = [
             _Item(_uri(one["path"]), f"raw subband {one['subband']:02d}", _HDF5, one["sha256"])
-            for one in calibration["raw_files"]
+            for one in others
         ]
         of_set = f"calibration of {calibration['set']}"
         steps.append(_step(of_set, calibration["solved"], read, outside["tables"]))

@@ -15,6 +15,7 @@ from typing import Any
 from contimg.config import Config
 from contimg.errors import ConfigError
 from contimg.store.files import checksum
+from contimg.telescope import DSA110, TELESCOPE
 
 INDEXED = (".sqlite", ".sqlite3")  # endings of sky catalogues in their indexed form
 SOFTWARE = "CONTIMG_SOFTWARE"  # version and commit, found once for all jobs of a run
@@ -80,6 +81,8 @@ def science_digest(config: Config) -> str:
     for name in ("allow", "deny"):
         values["calibration"][name] = sorted(values["calibration"][name])
     values["catalogues"] = catalogue_checksums(config)
+    if TELESCOPE != DSA110:
+        values["telescope"] = TELESCOPE.model_dump(mode="json")
     values["imaging"]["beam_file"] = config.imaging.beam_file and _of_file(config.imaging.beam_file)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -5,17 +5,30 @@ from collections import Counter
 from typing import Any
 from urllib.parse import urlencode
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
+from sqlalchemy.orm import aliased
 
 from contimg.paths import DATE_PATTERN, GROUP_PATTERN
 from contimg.products.tables import Image, QaArtifact
 from contimg.queue.tables import Group
 from contimg.store import db
-from contimg.web.reader import MOST_ROWS, Reader
+from contimg.web.reader import Reader
 
 PAGE = 60  # images on one
+_MOST_A_DAY = 86400  # groups are named by the second
 _HALF_STRIP_DEG = 0.5  # a strip's declination of date and its images' in ICRS differ by less
-_SHOWN = (Image.type.in_(("pbcor", "quick_pbcor")), Image.deleted_at.is_(None))
+_FULL = aliased(Image)
+# One a group: a quick look only where there is no full image.
+_SHOWN = (
+    Image.deleted_at.is_(None),
+    (Image.type == "pbcor")
+    | (
+        (Image.type == "quick_pbcor")
+        & ~exists().where(
+            _FULL.group_id == Image.group_id, _FULL.type == "pbcor", _FULL.deleted_at.is_(None)
+        )
+    ),
+)
 
 
 def latest(read: Reader, limit: int, *conditions: Any) -> list[dict]:
@@ -30,7 +43,7 @@ def listed(
     """A page of images, the latest first, of a day (or the beginning of a group's name), a verdict,
     a declination; and how many there are."""
     conditions = [
-        *([Image.group_id.startswith(day)] if day else []),
+        *([Image.group_id.startswith(day, autoescape=True)] if day else []),
         *([Image.verdict == verdict] if verdict else []),
         *([func.abs(Image.centre_dec_deg - dec) <= _HALF_STRIP_DEG] if dec is not None else []),
     ]
@@ -42,7 +55,7 @@ def listed(
 def of_day(read: Reader, day: str) -> dict[str, Any]:
     """A day's images, calibration sets, groups that have none, and the days beside it that have
     images."""
-    images = latest(read, MOST_ROWS, Image.group_id.startswith(day))
+    images = latest(read, _MOST_A_DAY, Image.group_id.startswith(day))
     with db.reading(read.paths.ingest_db) as session:
         rows = (
             []
@@ -99,7 +112,7 @@ def found(read: Reader, words: str) -> str:
     with db.reading(read.paths.ingest_db) as session:
         query = select(Group.group_id).where(Group.group_id.startswith(words, autoescape=True))
         some = [] if session is None else session.scalars(query.limit(2)).all()
-    return f"/groups/{some[0]}" if len(some) == 1 else f"/images?day={words}"
+    return f"/groups/{some[0]}" if len(some) == 1 else f"/images?{urlencode({'day': words})}"
 
 
 def elsewhere(path: str, carta_url: str | None) -> dict[str, str]:

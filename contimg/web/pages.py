@@ -49,7 +49,7 @@ _FOR_MAPS = (
     " blob:; script-src 'self' 'wasm-unsafe-eval' blob:; worker-src 'self' blob:; connect-src "
     "'self' data: blob:; font-src 'self' data:"
 )
-_GROUP = re.compile(rf"{GROUP_PATTERN}(?!_sb)")  # no file's name
+_GROUP = re.compile(rf"{GROUP_PATTERN}(?!_sb|[+.Z])")  # no file's name, no time
 _MOSAICS = 500
 _THUMBNAILS, _FOOTPRINTS, _DAYS = 12, 2000, 60
 _CANDIDATES, _DRAWN, _NEIGHBOURS, _NEIGHBOURS_DEG = 100, 3000, 10, 0.25
@@ -145,9 +145,9 @@ def add_pages(app: FastAPI, read: "Reader", can_reprocess: bool) -> None:
     @app.get("/images", response_class=HTMLResponse, include_in_schema=False)
     def images_page(
         request: Request,
-        day: str | None = None,
-        verdict: str | None = None,
-        dec: str | None = None,
+        day: Annotated[str | None, Query(max_length=40)] = None,
+        verdict: Annotated[str | None, Query(max_length=20)] = None,
+        dec: Annotated[str | None, Query(max_length=20)] = None,
         page: Annotated[int, Query(ge=1, le=10**6)] = 1,
     ):
         try:

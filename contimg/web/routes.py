@@ -25,7 +25,7 @@ from sqlalchemy import func, select, text
 
 from contimg.calibration import registry
 from contimg.clock import now
-from contimg.concerns import FAIL, WARN, concerns
+from contimg.concerns import concerns
 from contimg.findings import LEVELS
 from contimg.paths import GROUP_PATTERN
 from contimg.products import tables as product_tables
@@ -136,10 +136,12 @@ def metrics(read: Read) -> Response:
         values["disk_hours_left"] = (hours, "Hours of observing that the disk does for")
     for name, (value, what) in values.items():
         Gauge(f"contimg_{name}", what, registry=collected).set(float(value))
-    wrong = Gauge("contimg_wrong", "Causes of something wrong", ["level"], registry=collected)
-    levels = Counter(one.level for one in concerns(read.config, found))
-    for level in (WARN, FAIL):
-        wrong.labels(level).set(levels[level])
+    words = "Causes of something wrong"
+    wrong = Gauge("contimg_wrong", words, ["level", "kind"], registry=collected)
+    for (level, kind), number in Counter(
+        (one.level, one.kind) for one in concerns(read.config, found)
+    ).items():
+        wrong.labels(level, kind).set(number)
     _instrument_metrics(read, collected)
     return PlainTextResponse(generate_latest(collected), media_type="text/plain; version=0.0.4")
 

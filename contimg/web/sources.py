@@ -91,6 +91,9 @@ def sources(
     cone: Cone = None,
     strip: Annotated[str | None, Query(pattern=r"^[+-]\d\d\.\d$")] = None,
     variable: Annotated[bool, Query(description="candidates only")] = False,
+    name: Annotated[
+        str | None, Query(max_length=80, description="of this name, in any strip")
+    ] = None,
     order: Literal[catalogue.ORDERS] = "ra_deg",
     limit: Limit = 100,
     offset: Offset = 0,
@@ -98,6 +101,7 @@ def sources(
 ) -> Any:
     """Sources that have light curves, and the numbers of these."""
     chosen: dict[str, Any] = {"cone": cone_of(cone), "strip": strip, "variable": variable}
+    chosen["name"] = name
     if format != "json":
         rows, _ = catalogue.sources(read.paths, **chosen, order=order)
         return _as_file(rows, format, "sources")

@@ -153,6 +153,8 @@ def test_files_of_the_dsa_110_are_refused_there(imaged, incoming):
         ({"dish_diameter_m": -6}, "dish_diameter_m: Input should be greater than 0"),
         ({"latitude_deg": 3}, "latitude_deg: Extra inputs"),
         ({"longitude_rad": 21.43}, "longitude_rad: Input should be less than"),
+        ({"name": "Queen's"}, "name: String should match pattern"),
+        ({"group_s": float("inf")}, "group_s: Input should be a finite number"),
         ({"file_names": []}, "file_names: Tuple should have at least 1 item"),
     ],
 )

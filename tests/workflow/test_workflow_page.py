@@ -280,7 +280,7 @@ def test_the_api_tells_what_the_databases_know(api, site):
     metrics = api.get("/metrics").text
     assert 'contimg_groups{state="failed"} 1.0' in metrics
     assert "contimg_disk_free_bytes" in metrics
-    assert 'contimg_wrong{level="fail"} 1.0' in metrics
+    assert 'contimg_wrong{kind="failed",level="fail"} 1.0' in metrics
     rules = (ROOT / "docs" / "contimg-alerts.yml").read_text()
     asked = set(re.findall(r"contimg_\w+", rules))
     assert asked <= set(re.findall(r"^contimg_\w+", metrics, re.M)), "alerts on what is not there"
@@ -843,6 +843,7 @@ def test_images_are_found_by_day_verdict_declination_and_name(api, site):
         (TARGET_START[:10], f"/days/{TARGET_START[:10]}"),
         (TARGET_START[:16].replace("T", " "), f"/groups/{TARGET_START}"),
         ("2020-01", "/images?day=2020-01"),
+        ("a&verdict=fail#%", "/images?day=a%26verdict%3Dfail%23%25"),
     ):
         assert api.get("/find", params={"group": typed}).headers["location"] == there
     page = api.get(f"/groups/{TARGET_START}").text
@@ -896,7 +897,9 @@ def test_pages_have_no_serious_fault_for_who_cannot_see_them_and_fit(browser, ap
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     look = "const done = arguments[0]; axe.run().then((r) => done(r.violations))"
     try:
-        for page in PAGES:
+        some = api.get("/api/sources?limit=1").json()["items"][0]
+        source = f"/sources/{quote(some['strip'])}/{quote(some['source'])}"
+        for page in (*PAGES, source):
             browser.get(f"{api.base_url}{page}")
             browser.execute_script(AXE)
             found = [
