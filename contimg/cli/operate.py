@@ -107,7 +107,8 @@ def run(
     command += ["--", *(str(paths.result(g, LAST)) for g in groups)] if groups else []
     outcome = subprocess.run(command, check=False).returncode
     if not dry_run:
-        _show_status(report.status(config))
+        found = report.status(config)
+        _show_status(found, concerns(config, found))
     raise typer.Exit(outcome)
 
 

@@ -42,9 +42,12 @@ def test_a_field_across_0_h_is_at_both_ends_of_the_chart():
         {"centre_ra_deg": ra, "centre_dec_deg": 16.0, "diameter_deg": 4.0, "group_id": str(ra)}
         for ra in (0.5, 359.0, 180.0)
     ]
-    chart = footprints(fields)
+    chart = footprints(fields, whole=True)
     assert chart["images"] == 3
     assert sorted(round(c["x"]) for c in chart["circles"]) == [-2, 4, 720, 1438, 1444]
+    near = footprints(fields[:2])  # what they cover: 0 h is in the middle, once
+    assert [round(c["x"]) for c in near["circles"]] == [564, 876]
+    assert [hour for _, hour in near["ra"]] == ["23h50m", "23h55m", "0h", "0h05m", "0h10m"]
 
 
 def measurement_set(group, **more):

@@ -325,7 +325,9 @@ def test_a_service_account_without_a_home_works_as_the_unit_says(site):
             ROOT,
             program,
             symlinks=True,
-            ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "docs", "bench", "build"),
+            ignore=shutil.ignore_patterns(
+                ".*", "__pycache__", "tests", "docs", "bench", "build", "site"
+            ),
         )
         subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", program], check=True)
         (program / "incoming").mkdir()

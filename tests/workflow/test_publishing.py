@@ -122,7 +122,7 @@ def wheel(tmp_path_factory):
     shutil.copytree(
         ROOT,
         clone,
-        ignore=shutil.ignore_patterns(".venv", ".snakemake", "data", "build", "*.egg-info"),
+        ignore=shutil.ignore_patterns("site", ".venv", ".snakemake", "data", "build", "*.egg-info"),
     )
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w"]
     subprocess.run([*command, folder, clone], check=True, capture_output=True)

@@ -206,7 +206,7 @@ def test_a_wrong_catalogue_fails_the_image_and_not_the_group(copy_of, tmp_path):
     assert "publishable  no: its verdict is fail" in why
     assert "1 image must not be used" in site.contimg("status").stdout
     with TestClient(make_app(site.config)) as client:
-        assert "1 image must not be used" in client.get("/").text
+        assert "<b>1</b> image must not be used" in client.get("/").text
         page = client.get(f"/groups/{TARGET_START}").text
         assert "Must not be published:" in page
         assert "fail beyond 50 %" in page
@@ -254,7 +254,7 @@ def test_a_set_that_is_retired_marks_its_images_at_once(copy_of, tmp_path):
         assert (row["publishable"], row["set_status"]) == (False, "retired: 3C454.3 flared")
         assert row["unpublishable"] == "its calibration set is retired: 3C454.3 flared"
         assert "This set is retired: 3C454.3 flared" in client.get(f"/groups/{TARGET_START}").text
-        assert "2 images must not be used" in client.get("/").text
+        assert "<b>2</b> images must not be used" in client.get("/").text
         assert client.get("/api/status").json()["must_not_be_used"] == 2
     assert len(obscore(site, tmp_path)) == 0
     assert (
