@@ -423,6 +423,7 @@ def test_jobs_that_end_in_any_way_and_a_killed_submitter_lose_nothing_and_do_not
     assert not [name for name in on_the_node("ls", "/dev/shm").split() if site.paths.tag in name]
 
 
+@pytest.mark.long
 def test_a_job_over_its_memory_fails_with_a_reason_and_more_memory_mends_it(site, tmp_path):
     """Both attempts fail for want of memory, and the reason says so; with the usual memory an
     operator's retry succeeds."""

@@ -103,6 +103,7 @@ def _casa_applies_the_same(site, group):
         assert table.getkeyword("VisCal") == "G Jones"
 
 
+@pytest.mark.long
 def test_exchanged_cables_and_polarisations_are_named_where_people_look(sky, tmp_path):
     more = {"exchanged": ((18, 37),), "exchanged_polarisations": (27,), "moved_deg": 10.0}
     site, found = run(tmp_path, sky, more)

@@ -164,7 +164,7 @@ def check(night: Night, site: Site, found: dict) -> Counter:
     [
         pytest.param(0, 0.0, id="undisturbed", marks=pytest.mark.long),
         pytest.param(10, 0.0, id="killed-ten-times", marks=pytest.mark.long),
-        pytest.param(0, 0.05, id="twentieth-fails"),
+        pytest.param(0, 0.05, id="twentieth-fails", marks=pytest.mark.long),
     ],
 )
 def test_a_replay(site, tmp_path, figure, kills, failing):
