@@ -161,7 +161,8 @@ def draw_gains(table: caltables.Solutions, names: Mapping[int, str], chosen: Map
     upper.set_ylabel("Gain amplitude, after bandpass")
     lower.set_ylabel("Gain phase, after bandpass (deg)")
     upper.set_xlabel("")
-    if np.ptp(np.abs(table.gain[~table.flags])) < _CONSTANT:
+    amplitudes = np.abs(table.gain[~table.flags])
+    if amplitudes.size and np.ptp(amplitudes) < _CONSTANT:
         words = "amplitudes are in the bandpass; a phase for the whole band, to the reference"
         upper.text(0.01, 0.05, words, transform=upper.transAxes, fontsize=9, color="0.4")
     upper.set_title(

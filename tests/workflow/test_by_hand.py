@@ -74,6 +74,7 @@ def everything_of(site):
     return found
 
 
+@pytest.mark.long
 def test_a_quick_look_at_a_group_in_any_state(site, tmp_path):
     """Raw, finished, pruned, being worked on, and with nothing left: nothing of it is touched."""
 

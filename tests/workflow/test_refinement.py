@@ -120,6 +120,7 @@ def test_exchanged_cables_and_polarisations_are_named_where_people_look(sky, tmp
     assert table.flags[table.antenna == 17].all()
 
 
+@pytest.mark.long
 def test_without_a_catalogue_the_image_is_its_own(sky, tmp_path, figure):
     """Close to thermal noise, fluxes right to 2 %; and it says so."""
     table = pd.read_csv(CATALOGUES / "nvss_ra344_dec16.csv")
@@ -142,6 +143,7 @@ def test_without_a_catalogue_the_image_is_its_own(sky, tmp_path, figure):
     assert header["REFSKY"] == "own image"
 
 
+@pytest.mark.long
 def test_cas_a_and_cyg_a_leave_and_antennas_stay(sky, tmp_path, figure):
     """Once five healthy antennas of one arm were dead, and 24 % of the data flagged."""
     far = {"far": ("Cas A", "Cyg A"), "moved_deg": 10.0}
