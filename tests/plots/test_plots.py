@@ -4,7 +4,7 @@ it describes."""
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from contimg.calibration import tables as caltables
@@ -112,6 +112,8 @@ def solutions(antennas, channels, value, flagged, intervals=1):
     flagged=st.booleans(),
     intervals=st.integers(1, 3),
 )
+@example(antennas=0, channels=1, value=1, flagged=False, intervals=1)  # nothing to draw
+@example(antennas=2, channels=1, value=1, flagged=True, intervals=1)
 def test_tables(tmp_path, antennas, channels, value, flagged, intervals):
     names = {a: str(a) for a in range(antennas)}
     freq_mhz = np.linspace(1311, 1498, channels)
