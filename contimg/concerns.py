@@ -4,7 +4,7 @@ headline, `contimg status` and messages. Read-only."""
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -119,14 +119,21 @@ def _data(config: Config, status: Mapping) -> Iterator[Concern]:
 
 def _groups(config: Config) -> Iterator[Concern]:
     """Failed groups, by cause."""
+    known = [(one["group"], one["error"] or "") for one in failed(config)]
+    for key, group, others, why in _by_cause("failed", known):
+        mend = how_to_mend(config, group).get("mend", "the next look says")
+        yield Concern(key, FAIL, f"{group}{others} failed: {why}", mend)
+
+
+def _by_cause(kind: str, known: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str, str]]:
+    """Of groups and why each is wrong, in order: for each cause its key, its last group, how many
+    more, and why."""
     causes = defaultdict(list)
-    for group in failed(config):
-        causes[_key("failed", group["error"] or "")].append(group)
+    for group, why in known:
+        causes[_key(kind, why)].append((group, why))
     for key, mine in causes.items():
-        last = mine[-1] | how_to_mend(config, mine[-1]["group"])
-        others = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
-        words = f"{last['group']}{others} failed: {last['error']}"
-        yield Concern(key, FAIL, words, last.get("mend", "the next look says"))
+        group, why = mine[-1]
+        yield key, group, f" and {len(mine) - 1} more" if len(mine) > 1 else "", why
 
 
 def _images(config: Config) -> Iterator[Concern]:
@@ -135,13 +142,9 @@ def _images(config: Config) -> Iterator[Concern]:
     bad = (Image.type == "pbcor", Image.deleted_at.is_(None), Image.unpublishable.is_not(None))
     query = select(Image.group_id, Image.unpublishable).where(*bad, Image.created_at >= since)
     with db.reading(Paths.of(config).products_db) as session:
-        found = [] if session is None else session.execute(query.order_by(Image.group_id)).all()
-    causes = defaultdict(dict)
-    for group, why in found:
-        causes[_key("image", why)][group] = why
-    for key, mine in causes.items():
-        group, why = list(mine.items())[-1]
-        others = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
+        rows = () if session is None else session.execute(query.order_by(Image.group_id))
+        known = [(row.group_id, row.unpublishable) for row in rows]
+    for key, group, others, why in _by_cause("image", known):
         words = f"the image of {group}{others} must not be used: {why}"
         mend = f"contimg why {group} says why"
         yield Concern(key, WARN, words, mend, ends=False)

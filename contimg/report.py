@@ -255,12 +255,13 @@ def story(config: Config, group: str) -> dict | None:
             {"subband": f.subband_idx, "path": f.path, "size": f.size, "reason": f.reason}
             for f in session.scalars(recorded)
         ]
-    if chosen := results_of(paths, group).get("caltables"):
+    results = results_of(paths, group)
+    if chosen := results.get("caltables"):
         known["calibrated_by"] = (
             f"{chosen['set_name']} on {chosen['cal_field']} ({chosen['flux_scale']}): "
             f"{chosen['reason']}"
         )
-    if changed := changed_since(results_of(paths, group).get("convert", {}).get("seen", {})):
+    if changed := changed_since(results.get("convert", {}).get("seen", {})):
         known["changed_since_read"] = (
             f"{', '.join(changed)}; to use what they hold now: contimg reprocess {group}"
         )

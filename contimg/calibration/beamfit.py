@@ -121,10 +121,8 @@ def tapered(east_deg, north_deg, terms: np.ndarray, freq_hz: float) -> np.ndarra
     away = np.hypot(
         np.sin(np.radians(east_deg - east)) / wide, np.sin(np.radians(north_deg - north)) / high
     )
-    return (
-        _voltage(np.pi * TELESCOPE.dish_diameter_m * freq_hz / SPEED_OF_LIGHT_M_S * away, taper)
-        ** 2
-    )
+    x = np.pi * TELESCOPE.dish_diameter_m * freq_hz / SPEED_OF_LIGHT_M_S * away
+    return _voltage(x, taper) ** 2
 
 
 def _response(of: Measured, terms: np.ndarray, freq_hz: float, track: np.ndarray) -> np.ndarray:

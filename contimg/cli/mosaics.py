@@ -56,10 +56,9 @@ def tracts(
             f"{one['coverage']:.0%}",
             one["verdict"],
         )
-    asked = f"of {name} " * bool(name) + f"at {at}" * bool(at)
-    console_of().print(
-        table if rows else f"no mosaic {asked}".rstrip() if asked else "there are no mosaics yet"
-    )
+    asked = [f"of {name}"] * bool(name) + [f"at {at}"] * bool(at)
+    none = " ".join(["no mosaic", *asked]) if asked else "there are no mosaics yet"
+    console_of().print(table if rows else none)
     for one in rows if name else ():
         for group, input_ in one["inputs"].items():
             if not input_["used"]:

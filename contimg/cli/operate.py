@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -314,9 +313,12 @@ def why(
             console.print(f"[bold]{name}[/bold]  {escape(_in_words(key, value))}", soft_wrap=True)
     for file in files:
         file["path"] = Path(file["path"]).name
-    for before, one in pairwise([{}, *(dict(row) for row in history)]):
-        if one["error"] and one["error"] == before.get("error"):
-            history[history.index(one)]["error"] = "the same"
+    said = None
+    for move in history:
+        error = move["error"]
+        if error and error == said:
+            move["error"] = "the same"
+        said = error
     for title, rows in (("files", files), ("history", history)):
         if rows:
             table = Table(title=title, title_justify="left")

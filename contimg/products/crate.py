@@ -45,6 +45,11 @@ class _Step:
     read: tuple[_Item, ...]
     made: tuple[_Item, ...]
 
+    @property
+    def id(self) -> str:
+        """As a part of an address."""
+        return self.stage.replace(" ", "-")
+
 
 def write_crate(paths: Paths, found: Mapping[str, Any], output: Path) -> list[str]:
     """Write a crate of what `contimg.products.provenance.provenance` found of a group's image: a
@@ -123,7 +128,7 @@ def _crate(paths: Paths, found: Mapping[str, Any], folder: Path):
         )
     for step in steps:
         action = named(
-            f"#{step.stage.replace(' ', '-')}",
+            f"#{step.id}",
             "CreateAction",
             name=step.stage,
             description=f"{step.stage}, for group {found['group']}",
@@ -164,10 +169,7 @@ def _steps(paths: Paths, found: Mapping[str, Any], folder: Path) -> list[_Step]:
     name = Path(shown["path"]).name.replace(":", "-")  # for archives on any system
     image = _Item(name, _words(shown), _FITS, shown["checksum"], Path(shown["path"]))
     outside = {
-        "raw": [
-            _Item(_uri(one["path"]), f"raw subband {one['subband']:02d}", _HDF5, one["sha256"])
-            for one in found["raw_files"]
-        ],
+        "raw": _raw(found["raw_files"]),
         "tables": [
             _Item(
                 _uri(one["path"]), f"calibration table, kind {one['kind']}", _TABLE, one["sha256"]
@@ -179,12 +181,8 @@ def _steps(paths: Paths, found: Mapping[str, Any], folder: Path) -> list[_Step]:
     calibration = found["calibration"]
     others = calibration["raw_files"]
     if outside["tables"] and calibration["solved"] and others and isinstance(others, list):
-        read = [
-            _Item(_uri(one["path"]), f"raw subband {one['subband']:02d}", _HDF5, one["sha256"])
-            for one in others
-        ]
         of_set = f"calibration of {calibration['set']}"
-        steps.append(_step(of_set, calibration["solved"], read, outside["tables"]))
+        steps.append(_step(of_set, calibration["solved"], _raw(others), outside["tables"]))
     for one in found["stages"]:
         stage = one["stage"]
         path = paths.result(found["group"], stage)
@@ -202,6 +200,13 @@ def _step(name: str, when: Mapping, read: Iterable[_Item], made: Iterable[_Item]
     return _Step(name, end - timedelta(seconds=when["seconds"]), end, tuple(read), tuple(made))
 
 
+def _raw(files: Iterable[Mapping]) -> list[_Item]:
+    return [
+        _Item(_uri(one["path"]), f"raw subband {one['subband']:02d}", _HDF5, one["sha256"])
+        for one in files
+    ]
+
+
 def _uri(path: str) -> str:
     return Path(path).absolute().as_uri()
 
@@ -216,7 +221,7 @@ def _prov(steps: list[_Step], version: str) -> str:
         ours["software"], {"prov:type": "prov:SoftwareAgent", ours["v"]: version}
     )
     for step in steps:
-        activity = document.activity(ours[step.stage.replace(" ", "-")], step.begin, step.end)
+        activity = document.activity(ours[step.id], step.begin, step.end)
         document.wasAssociatedWith(activity, agent)
         for item in (*step.read, *step.made):
             about: dict = {"prov:label": Path(item.id).name}

@@ -54,6 +54,7 @@ def provenance(config: Config, name: str, at: tuple[float, float] | None = None)
     chosen = results.get("caltables", {})
     refined = found_json(paths.result(group, "refine")) or {}
     calibrator = chosen.get("set_name", "").removesuffix(FAST_SUFFIX)
+    of_calibrator = results_of(paths, calibrator) if calibrator else {}
     sums = chosen.get("checksums", [])
     other = rows[0]["mode"] != results.get("image", {}).get("mode")
     return {
@@ -77,10 +78,10 @@ def provenance(config: Config, name: str, at: tuple[float, float] | None = None)
                 {"kind": kind, "path": path, "sha256": sha}
                 for (kind, path), sha in zip(chosen.get("tables", {}).items(), sums, strict=False)
             ],
-            "raw_files": _raw_files(results_of(paths, calibrator))
+            "raw_files": _raw_files(of_calibrator)
             if calibrator not in ("", group)
             else "those above",
-            "solved": _when(results_of(paths, calibrator).get("solve", {})) if calibrator else {},
+            "solved": _when(of_calibrator.get("solve", {})),
         },
         "stages": [
             {"stage": s} | {key: results[s].get(key) for key in _OF_STAGE}

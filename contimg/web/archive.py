@@ -14,7 +14,7 @@ from contimg.queue.tables import Group
 from contimg.store import db
 from contimg.web.reader import Reader
 
-PAGE = 60  # images on one
+_PAGE = 60  # images on one
 _MOST_A_DAY = 86400  # groups are named by the second
 _HALF_STRIP_DEG = 0.5  # a strip's declination of date and its images' in ICRS differ by less
 _FULL = aliased(Image)
@@ -48,8 +48,8 @@ def listed(
         *([func.abs(Image.centre_dec_deg - dec) <= _HALF_STRIP_DEG] if dec is not None else []),
     ]
     query = select(Image).where(*_SHOWN, *conditions)
-    found = read.images(query, (Image.start_mjd.desc(),), PAGE, PAGE * (page - 1))
-    return found | {"pages": -(-found["total"] // PAGE)}
+    found = read.images(query, (Image.start_mjd.desc(),), _PAGE, _PAGE * (page - 1))
+    return found | {"pages": -(-found["total"] // _PAGE)}
 
 
 def of_day(read: Reader, day: str) -> dict[str, Any]:
